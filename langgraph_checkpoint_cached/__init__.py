@@ -1,0 +1,1 @@
+"""A LangGraph checkpointer that keeps threads in Postgres and serves them from Redis."""

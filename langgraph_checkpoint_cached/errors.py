@@ -1,0 +1,27 @@
+"""What this package raises. Everything derives from `CachedSaverError`.
+
+Errors of Postgres itself are not wrapped: a caller sees what `AsyncPostgresSaver` would have raised.
+Errors of Redis never reach a caller of a saver.
+"""
+
+from __future__ import annotations
+
+
+class CachedSaverError(Exception):
+    """Base of every error of this package."""
+
+
+class ArgumentError(CachedSaverError, ValueError):
+    """An argument, or a key of a `RunnableConfig`, has a value that cannot work. Nothing was written."""
+
+
+class ArgumentTypeError(CachedSaverError, TypeError):
+    """An argument, or a key of a `RunnableConfig`, has the wrong type. Nothing was written."""
+
+
+class UnsupportedServerError(CachedSaverError):
+    """A server is too old for what this package needs of it."""
+
+
+class WrongThreadError(CachedSaverError, RuntimeError):
+    """A method was called on a thread or event loop where it would deadlock or corrupt a connection."""
