@@ -6,6 +6,8 @@ Errors of Redis never reach a caller of a saver.
 
 from __future__ import annotations
 
+import asyncio
+
 
 class CachedSaverError(Exception):
     """Base of every error of this package."""
@@ -23,5 +25,8 @@ class UnsupportedServerError(CachedSaverError):
     """A server is too old for what this package needs of it."""
 
 
-class WrongThreadError(CachedSaverError, RuntimeError):
-    """A method was called on a thread or event loop where it would deadlock or corrupt a connection."""
+class WrongThreadError(CachedSaverError, asyncio.InvalidStateError):
+    """A method was called on a thread or event loop where it would deadlock or corrupt a connection.
+
+    The stock saver raises `asyncio.InvalidStateError` there, and so this is one.
+    """

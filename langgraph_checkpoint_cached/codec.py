@@ -1,0 +1,136 @@
+"""Between LangGraph's objects and stored records. Pure.
+
+Values are encoded once, by the saver's serializer; both tiers hold those same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    get_serializable_checkpoint_metadata,
+    writes_sort_key,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
+
+from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.records import Put, PutWrites, Record, Value, Write
+
+
+def encode_put(
+    namespace: Namespace,
+    config: RunnableConfig,
+    checkpoint: Checkpoint,
+    metadata: CheckpointMetadata,
+    new_versions: ChannelVersions,
+    serde: SerializerProtocol,
+) -> Put:
+    """The rows of `aput`, split as the stock saver splits them: simple values inline, others outside."""
+    inline: dict[str, Any] = {}
+    outside: dict[str, Any] = {}
+    for channel, value in checkpoint["channel_values"].items():
+        if isinstance(value, _DeltaSnapshot):
+            outside[channel], inline[channel] = value, True
+        elif value is None or isinstance(value, (str, int, float, bool)):
+            inline[channel] = value
+        else:
+            outside[channel] = value
+    return Put(
+        namespace=namespace,
+        checkpoint_id=checkpoint["id"],
+        parent_id=config["configurable"].get("checkpoint_id"),
+        checkpoint_json=json.dumps({**checkpoint, "channel_values": inline}),
+        metadata_json=json.dumps(get_serializable_checkpoint_metadata(config, metadata)),
+        values=tuple(
+            Value(channel, *_dump(serde, outside[channel])) for channel in new_versions if channel in outside
+        ),
+        versions=dict(checkpoint["channel_versions"]),
+        new_versions=dict(new_versions),
+        format=checkpoint["v"],
+    )
+
+
+def encode_writes(
+    namespace: Namespace,
+    checkpoint_id: str,
+    writes: Sequence[tuple[str, Any]],
+    task_id: str,
+    task_path: str,
+    serde: SerializerProtocol,
+) -> PutWrites:
+    """The rows of `aput_writes`."""
+    return PutWrites(
+        namespace=namespace,
+        checkpoint_id=checkpoint_id,
+        replace=all(channel in WRITES_IDX_MAP for channel, _ in writes),
+        writes=tuple(
+            Write(
+                checkpoint_id,
+                task_id,
+                WRITES_IDX_MAP.get(channel, position),
+                channel,
+                *_dump(serde, value),
+                task_path,
+            )
+            for position, (channel, value) in enumerate(writes)
+        ),
+    )
+
+
+def _dump(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
+    kind, blob = serde.dumps_typed(value)
+    return kind, bytes(blob)  # a bytearray comes back as itself, and its owner may change it
+
+
+def decode(record: Record, serde: SerializerProtocol, first_version: Callable[[], Any]) -> CheckpointTuple:
+    """What the stock saver returns for these rows.
+
+    Args:
+        record: The rows.
+        serde: The serializer of the saver that was asked; its allowlist holds for every value.
+        first_version: Makes a channel's first version, for migrated pending sends that have nothing to follow.
+    """
+    checkpoint = {
+        **record.checkpoint,
+        "channel_values": {
+            **(record.checkpoint.get("channel_values") or {}),
+            **{
+                v.channel: serde.loads_typed((v.type, cast("bytes", v.blob)))
+                for v in record.values
+                if v.type != "empty"
+            },
+        },
+    }
+    if record.sends:
+        versions = dict(checkpoint["channel_versions"])
+        versions[TASKS] = max(versions.values()) if versions else first_version()
+        checkpoint["channel_versions"] = versions
+        checkpoint["channel_values"][TASKS] = [serde.loads_typed(send) for send in record.sends]
+    writes = sorted(record.writes, key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
+    return CheckpointTuple(
+        config=config_of(record.namespace, record.checkpoint_id),
+        checkpoint=cast("Checkpoint", checkpoint),
+        metadata=json.loads(record.metadata_json),
+        parent_config=config_of(record.namespace, record.parent_id) if record.parent_id else None,
+        pending_writes=[(w.task_id, w.channel, serde.loads_typed((w.type, w.blob))) for w in writes],
+    )
+
+
+def config_of(namespace: Namespace, checkpoint_id: str) -> RunnableConfig:
+    """The config that names a checkpoint."""
+    return {
+        "configurable": {
+            "thread_id": namespace.thread_id,
+            "checkpoint_ns": namespace.checkpoint_ns,
+            "checkpoint_id": checkpoint_id,
+        }
+    }

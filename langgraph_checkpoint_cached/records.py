@@ -1,0 +1,93 @@
+"""Checkpoints as they are stored, nothing in them decoded: what moves between Postgres and Redis."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, cast
+
+from langgraph_checkpoint_cached.keys import Namespace
+
+TASKS_CHANNEL_FORMAT = 4
+"""Checkpoints of an older format keep their pending sends among their parent's writes."""
+
+
+class Value(NamedTuple):
+    """A channel's value outside the checkpoint's own JSON: a row of `checkpoint_blobs`."""
+
+    channel: str
+    type: str
+    blob: bytes | None
+
+
+class Write(NamedTuple):
+    """A pending write: a row of `checkpoint_writes`. Its envelope has the fields in this order."""
+
+    checkpoint_id: str
+    task_id: str
+    idx: int
+    channel: str
+    type: str
+    blob: bytes
+    task_path: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A checkpoint as it is stored, nothing in it decoded."""
+
+    namespace: Namespace
+    checkpoint_id: str
+    parent_id: str | None
+    checkpoint_json: bytes
+    metadata_json: bytes
+    values: tuple[Value, ...]
+    writes: tuple[Write, ...]
+    sends: tuple[tuple[str, bytes], ...] = ()
+    """Pending sends (type, blob) of a parent, for checkpoints from before they had a channel."""
+
+    @cached_property
+    def checkpoint(self) -> dict[str, Any]:
+        """The checkpoint's own JSON, without the values that stand outside."""
+        return cast("dict[str, Any]", json.loads(self.checkpoint_json))
+
+    @property
+    def predates_tasks_channel(self) -> bool:
+        """Whether pending sends, if any, are with the parent's writes."""
+        return bool(self.checkpoint.get("v", 0) < TASKS_CHANNEL_FORMAT)
+
+
+@dataclass(frozen=True)
+class Latest:
+    """What Postgres holds for a namespace: its latest checkpoint, and writes for checkpoints yet to come."""
+
+    record: Record | None
+    early_writes: tuple[Write, ...] = ()
+
+
+@dataclass(frozen=True)
+class Put:
+    """A checkpoint to store."""
+
+    namespace: Namespace
+    checkpoint_id: str
+    parent_id: str | None
+    checkpoint_json: str
+    metadata_json: str
+    values: tuple[Value, ...]
+    versions: dict[str, Any]
+    """Version of every channel of the checkpoint."""
+    new_versions: dict[str, Any]
+    format: int
+
+
+@dataclass(frozen=True)
+class PutWrites:
+    """Pending writes to store, of one task for one checkpoint."""
+
+    namespace: Namespace
+    checkpoint_id: str
+    replace: bool
+    """Whether they replace what is there (all are special writes), or what is there stays."""
+    writes: tuple[Write, ...]
