@@ -1,0 +1,29 @@
+-- What COMMIT does for every kind of write.
+--
+-- ARGV: 4 token, 5 owner
+
+local token, owner = ARGV[4], ARGV[5]
+
+-- Releases the fence. Returns the entry's checkpoint id if the change may be applied to it. Returns nil when
+-- there is nothing more to do: this write was applied before, or the entry had to go because nothing is there
+-- to build on, another process is writing, the fence did not hold to the end, or Redis is full.
+local function settle()
+  local full = redis.pcall('HSETNX', thread, 'g', incarnation() .. ':' .. random)
+  keep(thread, life_ms)
+  local fenced = redis.call('HDEL', thread, 'f:' .. token) == 1
+  local generation = current_generation()
+  local others = look_at_fences(owner)
+  local entry = redis.call('HMGET', namespace, 'g', 'i', 'a')
+  local stands = entry[1] == generation and entry[2] and not others
+  if stands and entry[3] == token then return nil end
+  if stands and fenced and type(full) == 'number' then return entry[2] end
+  drop_entry()
+  return nil
+end
+
+local function applied()
+  redis.call('HSET', namespace, 'a', token)
+  redis.call('PEXPIRE', namespace, life_ms)
+  keep(thread, life_ms)
+  return 1
+end

@@ -1,0 +1,32 @@
+-- COMMIT of pending writes: releases the fence and adds them to the entry if they are of its checkpoint or of a
+-- later one, whose own put may still come. Answers 1 if the entry was advanced.
+--
+-- ARGV: 6 checkpoint id, 7 '1' if they replace what is there and '0' if what is there stays,
+--       then task path, field, value, ... for each write
+
+local id, replace = ARGV[6], ARGV[7] == '1'
+local CHECKSUM_BYTES, TASK_PATH = 4, 8 -- where the codec puts them
+
+local latest = settle()
+if not latest then return 0 end
+if not redis.call('HGET', namespace, 'v') or not (latest == '' or comparable(latest, id)) then
+  drop_entry()
+  return 0
+end
+if id < latest then return 0 end
+
+for i = 8, #ARGV, 3 do
+  local path, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  if replace then
+    local old = redis.call('HGET', namespace, field)
+    -- Postgres replaces the value of such a row, not its task path.
+    if old and cmsgpack.unpack(string.sub(old, CHECKSUM_BYTES + 1))[TASK_PATH] ~= path then
+      drop_entry()
+      return 0
+    end
+    redis.call('HSET', namespace, field, value)
+  else
+    redis.call('HSETNX', namespace, field, value)
+  end
+end
+return applied()

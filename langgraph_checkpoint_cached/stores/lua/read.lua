@@ -1,0 +1,38 @@
+-- READ. Serves the entry if nobody is writing; else says what the reader is to do:
+--   hit, fields     the entry
+--   load, g         the ticket is yours: load from Postgres, then FILL for generation g
+--   wait            somebody else has the ticket
+--   fenced          a write is in flight: go to Postgres and fill nothing
+--   absent          (by id only) no entry, or that of another checkpoint
+--
+-- ARGV: 4 ticket, 5 its life in ms, 6 '1' if a hit extends the entry's life, 7 a checkpoint id or ''
+
+local ticket, ticket_ms, refresh, wanted = ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7]
+
+-- A server that refuses writes cannot hear of newer ones: it must not serve reads either. This removes nothing.
+redis.call('HDEL', namespace, '-')
+
+local others, own = look_at_fences('')
+if others or own then return { 'fenced' } end
+
+local generation = current_generation()
+local entry = redis.call('HMGET', namespace, 'g', 'i', 't')
+if entry[1] == generation and entry[2] then
+  if wanted ~= '' and wanted ~= entry[2] then return { 'absent' } end
+  if refresh and entry[2] ~= '' then
+    redis.call('PEXPIRE', namespace, life_ms)
+    keep(thread, life_ms)
+  end
+  return { 'hit', redis.call('HGETALL', namespace) }
+end
+if wanted ~= '' then return { 'absent' } end
+
+local now = now_ms()
+if entry[3] then
+  local deadline, of = string.match(entry[3], '^(%d+) (%S+) ')
+  if of == generation and tonumber(deadline) > now then return { 'wait' } end
+end
+drop_entry()
+redis.call('HSET', namespace, 't', string.format('%d %s %s', now + ticket_ms, generation, ticket))
+redis.call('PEXPIRE', namespace, ticket_ms)
+return { 'load', generation }

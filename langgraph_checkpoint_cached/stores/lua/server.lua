@@ -1,0 +1,13 @@
+-- What every script asks of the server it runs on. Tests put a clock and an incarnation of their own here.
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- The replication id is drawn anew at every start and at every promotion. A run_id would not do: it is the
+-- same when a server loses its mastership to a replica and gets it back, with that replica's stale data.
+local function incarnation()
+  local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
+  return id or error('this server does not tell its master_replid')
+end

@@ -1,0 +1,134 @@
+"""Clients made from connection strings: a Postgres pool and a Redis client, opened and closed together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
+from langgraph_checkpoint_cached.stores.clients import AnyRedis
+
+Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
+
+CHECK_AFTER_IDLE_SECONDS = 5.0
+"""A connection that was checked or used less than this ago is handed out as it is."""
+
+
+def postgres_pool(
+    uri: str,
+    *,
+    min_size: int,
+    max_size: int,
+    timeout_seconds: float,
+    max_idle_seconds: float,
+    max_lifetime_seconds: float,
+) -> Pool:
+    """A pool, not yet open, whose connections are set up as the stock saver needs them.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: `postgres_uri` or a pool size cannot work. No secret is in the message.
+    """
+    if not isinstance(uri, str):
+        raise ArgumentTypeError(f"postgres_uri must be a str, not {type(uri).__name__}")
+    try:
+        conninfo_to_dict(uri)
+    except psycopg.ProgrammingError:
+        raise ArgumentError(
+            "postgres_uri does not parse: use postgresql://user:password@host:5432/database, with special "
+            "characters of the password percent-encoded"
+        ) from None  # its text repeats the string, password and all
+    _check_count("pool_min_size", min_size, least=0)
+    _check_count("pool_max_size", max_size, least=max(1, min_size))
+    return AsyncConnectionPool(
+        uri,
+        open=False,
+        min_size=min_size,
+        max_size=max_size,
+        timeout=timeout_seconds,
+        max_idle=max_idle_seconds,
+        max_lifetime=max_lifetime_seconds,
+        configure=_prepare_unless_pooled,
+        check=_CheckIdle(),
+        kwargs={"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row},
+    )
+
+
+def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> Redis:
+    """A client whose calls cannot outlast `timeout_seconds` by much, whatever the server does.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: `redis_url` or `redis_max_connections` cannot work.
+    """
+    if not isinstance(url, str):
+        raise ArgumentTypeError(f"redis_url must be a str, not {type(url).__name__}")
+    _check_count("redis_max_connections", max_connections, least=1)
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=max_connections,
+            timeout=timeout_seconds,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            retry=Retry(NoBackoff(), 1),  # once: a connection may have died while it was idle
+        )
+    except ValueError as exc:
+        raise ArgumentError(
+            "redis_url does not parse: use redis://user:password@host:6379/0, rediss:// for TLS, or unix://path"
+        ) from exc
+    return Redis.from_pool(pool)
+
+
+@asynccontextmanager
+async def opened(pool: Pool, client: AnyRedis) -> AsyncIterator[None]:
+    """Opens the pool for the block, and closes both after it. Redis is connected to when it is first used."""
+    try:
+        await pool.open(wait=True)
+        yield
+    finally:
+        await client.aclose()
+        await pool.close()
+
+
+async def _prepare_unless_pooled(conn: AsyncConnection[Any]) -> None:
+    """Turns prepared statements off where a pooler may run each transaction on another server connection.
+
+    A pooler answers the connection itself, with a process id that is not the server's.
+    """
+    row = await (await conn.execute("select pg_backend_pid() as pid")).fetchone()
+    if row["pid"] != conn.info.backend_pid:  # type: ignore[index]
+        conn.prepare_threshold = None
+
+
+class _CheckIdle:
+    """The pool's check of a connection that it hands out, left out when there was one a moment ago.
+
+    On a busy pool a check for each operation would be a round trip for each operation.
+    """
+
+    def __init__(self) -> None:
+        self._seen: WeakKeyDictionary[AsyncConnection[Any], float] = WeakKeyDictionary()
+
+    async def __call__(self, conn: AsyncConnection[Any]) -> None:
+        now = time.monotonic()
+        if now - self._seen.get(conn, 0.0) > CHECK_AFTER_IDLE_SECONDS:
+            await AsyncConnectionPool.check_connection(conn)
+        self._seen[conn] = now
+
+
+def _check_count(name: str, value: object, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < least:
+        raise ArgumentError(f"{name} must be at least {least}, not {value}")

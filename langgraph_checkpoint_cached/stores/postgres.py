@@ -1,0 +1,266 @@
+"""L2: the stock saver's tables, through the stock saver's own SQL, without its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import psycopg
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from psycopg import AsyncCursor
+from psycopg.adapt import Buffer, Loader
+from psycopg.pq import Format
+from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
+from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
+
+JSONB_OID = 3802
+REPLACED_METHODS = ("aget_tuple", "alist", "aput", "aput_writes")
+CONNECTION_LOST_STATES = ("08", "57P", "40003")
+"""SQLSTATEs of a connection that ended in mid-transaction, which may or may not have committed."""
+
+
+class PostgresStore:
+    """Loads and stores rows. Over a pool its operations run side by side, each on a connection of its own.
+
+    Over a single connection, or one in pipeline mode, they take turns under the stock saver's own lock, which
+    anybody who uses that saver directly takes too.
+    """
+
+    def __init__(self, stock: AsyncPostgresSaver) -> None:
+        self._stock = _without_lock(stock) if isinstance(stock.conn, AsyncConnectionPool) else stock
+
+    def stock(self, serde: SerializerProtocol) -> AsyncPostgresSaver:
+        """The stock saver, decoding with `serde`: for what it already does well."""
+        view = copy.copy(self._stock)
+        view.serde = serde
+        return view
+
+    async def latest(self, namespace: Namespace) -> Latest:
+        """The namespace's latest checkpoint, and the writes of checkpoints that are not there yet."""
+        where = (namespace.thread_id, namespace.checkpoint_ns)
+        async with self._stock._cursor() as cur:
+            await _execute_raw(cur, _latest_sql(self._stock.SELECT_SQL), (*where, *where))
+            [row] = await cur.fetchall()
+            early = tuple(_early_write(w) for w in row["early_writes"] or ())
+            if row["checkpoint_id"] is None:
+                return Latest(None, early)
+            [record] = await self._records(cur, [row])
+            return Latest(record, early)
+
+    async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Record | None:
+        """One checkpoint, or None if it does not exist."""
+        found = await self._select(
+            "WHERE thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s",
+            (namespace.thread_id, namespace.checkpoint_ns, checkpoint_id),
+        )
+        return found[0] if found else None
+
+    async def search(
+        self,
+        config: RunnableConfig | None,
+        filter: dict[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> list[Record]:
+        """What `alist` of the stock saver finds, newest first. The connection is free again on return."""
+        where, args = self._stock._search_where(config, filter, before)
+        where += " ORDER BY checkpoint_id DESC"
+        if limit is not None:
+            where, args = where + " LIMIT %s", [*args, int(limit)]
+        return await self._select(where, args)
+
+    async def put(self, put: Put) -> bool:
+        """Stores a checkpoint in one transaction. Returns whether every value was new.
+
+        False means that Postgres had a value for one of those channels and versions, and kept it.
+        """
+        namespace, inserts = put.namespace, []
+        async with self._stock._cursor(pipeline=True) as cur:
+            for value in put.values:
+                insert = cur.connection.cursor()
+                inserts.append(insert)
+                version = put.new_versions[value.channel]
+                await insert.execute(
+                    self._stock.UPSERT_CHECKPOINT_BLOBS_SQL,
+                    (
+                        namespace.thread_id,
+                        namespace.checkpoint_ns,
+                        value.channel,
+                        version,
+                        value.type,
+                        value.blob,
+                    ),
+                )
+            await cur.execute(
+                self._stock.UPSERT_CHECKPOINTS_SQL,
+                (
+                    namespace.thread_id,
+                    namespace.checkpoint_ns,
+                    put.checkpoint_id,
+                    put.parent_id,
+                    _jsonb(put.checkpoint_json),
+                    _jsonb(put.metadata_json),
+                ),
+            )
+        return all(insert.rowcount == 1 for insert in inserts)
+
+    async def put_writes(self, put: PutWrites) -> None:
+        """Stores pending writes in one transaction."""
+        sql = self._stock.UPSERT_CHECKPOINT_WRITES_SQL if put.replace else self._stock.INSERT_CHECKPOINT_WRITES_SQL
+        namespace = put.namespace
+        async with self._stock._cursor(pipeline=True) as cur:
+            await cur.executemany(
+                sql,
+                [
+                    (
+                        namespace.thread_id,
+                        namespace.checkpoint_ns,
+                        write.checkpoint_id,
+                        write.task_id,
+                        write.task_path,
+                        write.idx,
+                        write.channel,
+                        write.type,
+                        write.blob,
+                    )
+                    for write in put.writes
+                ],
+            )
+
+    async def _select(self, where: str, args: Sequence[Any]) -> list[Record]:
+        async with self._stock._cursor() as cur:
+            await _execute_raw(cur, self._stock.SELECT_SQL + where, args)
+            return await self._records(cur, await cur.fetchall())
+
+    async def _records(self, cur: AsyncCursor[DictRow], rows: Sequence[DictRow]) -> list[Record]:
+        """The rows as records, with the pending sends of those that keep them with their parent."""
+        records = [_record(row) for row in rows]
+        parents = [r.parent_id for r in records if r.parent_id and r.predates_tasks_channel]
+        if not parents:
+            return records
+        await cur.execute(
+            self._stock.SELECT_PENDING_SENDS_SQL, (records[0].namespace.thread_id, parents), binary=True
+        )
+        sends: dict[str, tuple[tuple[str, bytes], ...]] = defaultdict(tuple)
+        for row in await cur.fetchall():
+            sends[row["checkpoint_id"]] = tuple((kind.decode(), blob) for kind, blob in row["sends"])
+        return [
+            _record(row, sends[record.parent_id]) if record.parent_id and record.predates_tasks_channel else record
+            for row, record in zip(rows, records, strict=True)
+        ]
+
+
+def check_stock(saver: object) -> AsyncPostgresSaver:
+    """`saver`, if it is one whose tables and statements this store knows.
+
+    Raises:
+        ArgumentTypeError: it is not an `AsyncPostgresSaver`, or one that stores or reads in a way of its own.
+        ArgumentError: its single connection is not in autocommit mode, so that nothing it stores is durable.
+    """
+    if not isinstance(saver, AsyncPostgresSaver):
+        raise ArgumentTypeError(f"postgres must be an AsyncPostgresSaver, not {type(saver).__qualname__}")
+    for method in REPLACED_METHODS:
+        if getattr(type(saver), method) is not getattr(AsyncPostgresSaver, method):
+            raise ArgumentTypeError(
+                f"postgres is a {type(saver).__qualname__} with its own {method}(), which would not be called"
+            )
+    if not isinstance(saver.conn, AsyncConnectionPool) and not saver.conn.autocommit:
+        raise ArgumentError("postgres: its connection must be opened with autocommit=True")
+    return saver
+
+
+def may_still_commit(error: BaseException) -> bool:
+    """Whether nobody can tell what became of the transaction: its connection was lost, or its task was ended.
+
+    Any other error means that the transaction is over, and that reading Postgres tells how.
+    """
+    if not isinstance(error, Exception):
+        return True
+    if isinstance(error, (PoolTimeout, PoolClosed, TooManyRequests)):
+        return False  # it never had a connection
+    if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return not error.sqlstate or error.sqlstate.startswith(CONNECTION_LOST_STATES)
+    return False
+
+
+def _without_lock(stock: AsyncPostgresSaver) -> AsyncPostgresSaver:
+    unlocked = copy.copy(stock)
+    unlocked.lock = contextlib.nullcontext()  # type: ignore[assignment]
+    return unlocked
+
+
+class _JsonBytes(Loader):
+    """JSONB as its bytes: most rows go to Redis as they are, and are decoded once at most."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> bytes:
+        return bytes(data[1:])  # the first byte is the version of the binary format
+
+
+async def _execute_raw(cur: AsyncCursor[DictRow], sql: str, args: Sequence[Any]) -> None:
+    cur.adapters.register_loader(JSONB_OID, _JsonBytes)
+    await cur.execute(sql, args, binary=True)
+
+
+@cache
+def _latest_sql(select: str) -> str:
+    template = resources.files(__package__).joinpath("sql", "latest.sql").read_text(encoding="utf-8")
+    statement = "\n".join(line for line in template.splitlines() if not line.startswith("--"))
+    return statement.replace("/* the stock saver's SELECT_SQL */", select)
+
+
+def _jsonb(text: str) -> Jsonb:
+    return Jsonb(text, dumps=lambda encoded: encoded)
+
+
+def _record(row: Mapping[str, Any], sends: tuple[tuple[str, bytes], ...] = ()) -> Record:
+    checkpoint_id = row["checkpoint_id"]
+    return Record(
+        namespace=Namespace(row["thread_id"], row["checkpoint_ns"]),
+        checkpoint_id=checkpoint_id,
+        parent_id=row["parent_checkpoint_id"],
+        checkpoint_json=row["checkpoint"],
+        metadata_json=row["metadata"],
+        values=tuple(
+            Value(channel.decode(), kind.decode(), blob) for channel, kind, blob in row["channel_values"] or ()
+        ),
+        writes=tuple(
+            Write(
+                checkpoint_id,
+                task_id.decode(),
+                int(index),
+                channel.decode(),
+                kind.decode(),
+                blob,
+                path.decode(),
+            )
+            for task_id, channel, kind, blob, path, index in row["pending_writes"] or ()
+        ),
+        sends=sends,
+    )
+
+
+def _early_write(columns: Sequence[bytes]) -> Write:
+    checkpoint_id, task_id, channel, kind, blob, path, index = columns
+    return Write(
+        checkpoint_id.decode(),
+        task_id.decode(),
+        int(index),
+        channel.decode(),
+        kind.decode(),
+        blob,
+        path.decode(),
+    )

@@ -1,0 +1,105 @@
+"""What has to be there before the first read: recent enough servers, and the stock saver's tables."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg_pool import AsyncConnectionPool
+
+from langgraph_checkpoint_cached.errors import UnsupportedServerError
+from langgraph_checkpoint_cached.stores.guard import Guard, RedisUnavailable
+from langgraph_checkpoint_cached.stores.scripts import Script
+
+logger = logging.getLogger("langgraph_checkpoint_cached")
+
+POSTGRES_VERSION_MIN = 120_000
+REDIS_VERSION_MIN = (6, 2)
+MIGRATION_LOCK = 7_211_945_316_402_881_113
+"""Key of the advisory lock under which tables are migrated; drawn at random, once."""
+LOCK_POLL_SECONDS = 0.1
+
+_SERVER_INFO = Script("return redis.call('INFO', 'server')")
+
+
+async def check_redis(guard: Guard) -> None:
+    """Raises `UnsupportedServerError` if Redis is too old. A Redis that cannot be reached may come back."""
+    try:
+        info = await guard.run(_SERVER_INFO, [guard.probe_key], [])
+    except RedisUnavailable as exc:
+        logger.warning("setup() could not look at Redis: %s", exc)
+        return
+    found = re.search(rb"redis_version:(\d+)\.(\d+)", info)
+    if found and (int(found[1]), int(found[2])) < REDIS_VERSION_MIN:
+        raise UnsupportedServerError(
+            f"Redis {found[0].decode().partition(':')[2]} is too old: 6.2 or later is needed, or Valkey"
+        )
+
+
+async def migrate(stock: AsyncPostgresSaver) -> None:
+    """Runs the stock saver's migrations that are missing, in one process at a time.
+
+    Raises:
+        UnsupportedServerError: Postgres is too old.
+    """
+    if await _is_migrated(stock):
+        return
+    async with _one_at_a_time(stock):
+        if not await _is_migrated(stock):
+            await stock.setup()
+
+
+async def _is_migrated(stock: AsyncPostgresSaver) -> bool:
+    async with stock._cursor() as cur:
+        if (version := cur.connection.info.server_version) < POSTGRES_VERSION_MIN:
+            raise UnsupportedServerError(
+                f"PostgreSQL {version // 10_000} is too old: {POSTGRES_VERSION_MIN // 10_000} or later is needed"
+            )
+        await cur.execute("select to_regclass('checkpoint_migrations') as migrations")
+        row = await cur.fetchone()
+        if row is None or row["migrations"] is None:
+            return False
+        await cur.execute("select max(v) as v from checkpoint_migrations")
+        row = await cur.fetchone()
+        return row is not None and row["v"] is not None and row["v"] >= len(stock.MIGRATIONS) - 1
+
+
+@asynccontextmanager
+async def _one_at_a_time(stock: AsyncPostgresSaver) -> AsyncIterator[None]:
+    """Holds the advisory lock for the block.
+
+    It is polled for, not waited for: a statement that waits has a snapshot, and the migrations' CREATE INDEX
+    CONCURRENTLY waits for every older snapshot, so the two would wait for each other. Over a pool a transaction
+    of another connection holds it, for behind PgBouncer a session's lock may never be given back.
+    """
+    pool = stock.conn
+    if isinstance(pool, AsyncConnectionPool) and pool.max_size > 1:
+        async with pool.connection() as conn:
+            while True:
+                async with conn.transaction():
+                    if await _try_lock(conn.cursor(), "pg_try_advisory_xact_lock"):
+                        yield
+                        return
+                await asyncio.sleep(LOCK_POLL_SECONDS)
+    while True:
+        async with stock._cursor() as cur:
+            if await _try_lock(cur, "pg_try_advisory_lock"):
+                break
+        await asyncio.sleep(LOCK_POLL_SECONDS)
+    try:
+        yield
+    finally:
+        async with stock._cursor() as cur:
+            await cur.execute("select pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
+
+
+async def _try_lock(cur: psycopg.AsyncCursor[Any], function: str) -> bool:
+    await cur.execute(f"select {function}(%s) as locked", (MIGRATION_LOCK,))
+    row = await cur.fetchone()
+    return bool(row["locked"] if isinstance(row, dict) else row[0])  # type: ignore[index]

@@ -1,0 +1,44 @@
+"""Work that its caller cannot interrupt half-way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Tasks:
+    """Runs each coroutine in a task of its own: a cancelled caller goes, the work goes on to its end.
+
+    That keeps a cancellation from leaving a reply on a connection, a fence without an owner, or a waiter
+    without an answer.
+    """
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Starts the work and keeps it alive. An error nobody waits for any more is not reported again."""
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs the work to its end; returns or raises what it does."""
+        return await asyncio.shield(self.start(work))
+
+    async def drain(self) -> None:
+        """Waits until nothing runs any more. Errors of the work are its callers' to see."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks it as seen
