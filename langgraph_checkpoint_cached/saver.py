@@ -1,0 +1,414 @@
+"""The saver: what LangGraph calls. Configs in, tuples out; how the tiers work together is theirs to know."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+)
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.postgres.base import PRUNE_STRATEGIES
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from langgraph_checkpoint_cached import codec, configs, lifetimes
+from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, WrongThreadError
+from langgraph_checkpoint_cached.keys import check_prefix
+from langgraph_checkpoint_cached.lifetimes import Lifetime, seconds_of
+from langgraph_checkpoint_cached.records import Record
+from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.stores import opening, setup
+from langgraph_checkpoint_cached.stores.clients import AnyRedis, check_client
+from langgraph_checkpoint_cached.stores.entries import RedisEntries
+from langgraph_checkpoint_cached.stores.guard import Guard
+from langgraph_checkpoint_cached.stores.postgres import PostgresStore, check_stock
+from langgraph_checkpoint_cached.tiers.reader import Reader
+from langgraph_checkpoint_cached.tiers.writer import Writer
+from langgraph_checkpoint_cached.utilities.tasks import Tasks
+
+T = TypeVar("T")
+Mode = Literal["write_through"]
+
+REDIS_TIMEOUT_SECONDS = 0.5
+
+
+class CachedPostgresSaver(BaseCheckpointSaver[str]):
+    """LangGraph checkpoints in Postgres, the latest of each thread served from Redis.
+
+    It answers as `AsyncPostgresSaver` does and writes the rows it would write. A write returns once Postgres
+    has committed it and no process can be served anything older. Without Redis it goes on with Postgres alone.
+
+    The async methods belong to the event loop that `postgres` was made on, the sync ones to any other thread.
+    Copies made by `with_allowlist` share everything but the serializer.
+
+    Args:
+        redis: A `redis.asyncio` client: `Redis`, `RedisCluster` or what a `Sentinel` gives for its master.
+            Never closed here. Redis 6.2 or later, or Valkey; no modules.
+        postgres: The stock saver, over a pool (recommended) or a single connection. Never closed here.
+        ttl: How long an entry lives in Redis, in seconds or as a `timedelta`.
+        refresh_on_read: Whether reading an entry starts its `ttl` anew.
+        prefix: What every Redis key starts with. Services with different databases need different prefixes;
+            services on one database must use the same.
+        serde: The serializer; that of `postgres` by default.
+        mode: `"write_through"`.
+        redis_timeout: How long one call to Redis may take, in seconds or as a `timedelta`, before the saver
+            goes on with Postgres.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: an argument cannot work; the message names it.
+    """
+
+    def __init__(
+        self,
+        redis: AnyRedis,
+        postgres: AsyncPostgresSaver,
+        *,
+        ttl: float | timedelta = lifetimes.CHECKPOINT.seconds,
+        refresh_on_read: bool = lifetimes.CHECKPOINT.sliding,
+        prefix: str = "langgraph",
+        serde: SerializerProtocol | None = None,
+        mode: Mode = "write_through",
+        redis_timeout: float | timedelta = REDIS_TIMEOUT_SECONDS,
+    ) -> None:
+        self._redis = check_client(redis)
+        self._stock = check_stock(postgres)
+        super().__init__(serde=serde or postgres.serde)
+        life = Lifetime(seconds_of(ttl, "ttl"), sliding=bool(refresh_on_read))
+        check_prefix(prefix)
+        check_mode(mode)
+        self._loop = postgres.loop
+        self._stats = Stats()
+        self._guard = Guard(self._redis, prefix, seconds_of(redis_timeout, "redis_timeout"), self._stats)
+        entries = RedisEntries(self._guard, prefix, life)
+        self._postgres = PostgresStore(postgres)
+        self._reader = Reader(entries, self._postgres, self._stats)
+        self._writer = Writer(entries, self._postgres, self._stats)
+        self._guard.before_reopening = self._writer.void_suspects
+        self._tasks = Tasks()
+
+    @classmethod
+    @asynccontextmanager
+    async def from_conn_string(
+        cls,
+        postgres_uri: str,
+        redis_url: str,
+        *,
+        ttl: float | timedelta = lifetimes.CHECKPOINT.seconds,
+        refresh_on_read: bool = lifetimes.CHECKPOINT.sliding,
+        prefix: str = "langgraph",
+        serde: SerializerProtocol | None = None,
+        mode: Mode = "write_through",
+        redis_timeout: float | timedelta = REDIS_TIMEOUT_SECONDS,
+        pool_min_size: int = 1,
+        pool_max_size: int = 10,
+        pool_timeout: float | timedelta = 30.0,
+        pool_max_idle: float | timedelta = 600.0,
+        pool_max_lifetime: float | timedelta = 3600.0,
+        redis_max_connections: int = 32,
+    ) -> AsyncIterator[CachedPostgresSaver]:
+        """A saver with a connection pool and a Redis client of its own, closed at the end of the block.
+
+        Connections to Postgres are checked before use when they have been idle, replaced when they are old, and
+        use prepared statements unless a pooler such as PgBouncer stands in between, which is found out.
+
+        Args:
+            postgres_uri: A libpq connection string or URI.
+            redis_url: `redis://`, `rediss://` or `unix://`.
+            ttl, refresh_on_read, prefix, serde, mode, redis_timeout: As for the class.
+            pool_min_size: Connections to Postgres that are kept open.
+            pool_max_size: The most that are open at once.
+            pool_timeout: How long an operation waits for a connection.
+            pool_max_idle: After how long an unused connection beyond `pool_min_size` is closed.
+            pool_max_lifetime: After how long a connection is replaced.
+            redis_max_connections: The most connections to Redis that are open at once.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: an argument cannot work; the message names it.
+            UnsupportedServerError: Postgres or Redis is too old.
+            psycopg.OperationalError, psycopg_pool.PoolTimeout: Postgres cannot be reached.
+        """
+        life = Lifetime(seconds_of(ttl, "ttl"), sliding=bool(refresh_on_read))
+        check_prefix(prefix)
+        check_mode(mode)
+        timeout = seconds_of(redis_timeout, "redis_timeout")
+        pool = opening.postgres_pool(
+            postgres_uri,
+            min_size=pool_min_size,
+            max_size=pool_max_size,
+            timeout_seconds=seconds_of(pool_timeout, "pool_timeout"),
+            max_idle_seconds=seconds_of(pool_max_idle, "pool_max_idle"),
+            max_lifetime_seconds=seconds_of(pool_max_lifetime, "pool_max_lifetime"),
+        )
+        client = opening.redis_client(redis_url, max_connections=redis_max_connections, timeout_seconds=timeout)
+        async with opening.opened(pool, client):
+            saver = cls(
+                client,
+                AsyncPostgresSaver(pool, serde=serde),
+                ttl=life.seconds,
+                refresh_on_read=life.sliding,
+                prefix=prefix,
+                mode=mode,
+                redis_timeout=timeout,
+            )
+            try:
+                yield saver
+            finally:
+                await saver.aclose()
+
+    async def setup(self) -> None:
+        """Creates or migrates the stock saver's tables. Any number of processes may call it at once.
+
+        Where the tables are up to date it only reads, so that it needs no right to create any.
+
+        Raises:
+            UnsupportedServerError: Postgres or Redis is too old. Redis is not asked if it cannot be reached.
+        """
+        self._check_loop("setup")
+        await setup.check_redis(self._guard)
+        await setup.migrate(self._stock)
+
+    async def aclose(self) -> None:
+        """Waits for what is under way, after which the clients may be closed. They are not closed here."""
+        await self._tasks.drain()
+        await self._guard.aclose()
+
+    def stats(self) -> dict[str, int]:
+        """Counters since this saver was made, by name; `Stats` says what each counts."""
+        return self._stats.as_dict()
+
+    # -- reads -----------------------------------------------------------------------------------------------
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The checkpoint that `config` names, or the latest one of its namespace; None if there is none."""
+        namespace, checkpoint_id = configs.namespace_of(config), configs.checkpoint_id_of(config)
+        if checkpoint_id is None:
+            record = await self._run("get_tuple", self._reader.latest(namespace))
+        else:
+            record = await self._run("get_tuple", self._reader.by_id(namespace, checkpoint_id))
+        return None if record is None else self._decode(record)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """Checkpoints from Postgres, newest first. No connection is held between two items.
+
+        Args:
+            config: Thread, and optionally namespace and checkpoint, to list; None for all threads.
+            filter: Metadata that has to be there.
+            before: Only checkpoints older than the one it names.
+            limit: The most to return.
+        """
+        for record in await self._run("list", self._search(config, filter, before, limit)):
+            yield self._decode(record)
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """What each `DeltaChannel` is rebuilt from, read from Postgres by the stock saver."""
+        configs.namespace_of(config)
+        stock = self._postgres.stock(self.serde)
+        return await self._run(
+            "get_delta_channel_history", stock.aget_delta_channel_history(config=config, channels=channels)
+        )
+
+    # -- writes ----------------------------------------------------------------------------------------------
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Stores a checkpoint as the child of the one that `config` names. Returns the config that names it.
+
+        Everything is encoded before this first waits, so values may change afterwards. A caller that is
+        cancelled does not stop the write.
+        """
+        namespace = configs.namespace_of(config, required=True)
+        configs.checkpoint_id_of(config)
+        configs.check_checkpoint(checkpoint)
+        put = codec.encode_put(namespace, config, checkpoint, metadata, new_versions, self.serde)
+        await self._run("put", self._writer.put(put))
+        return codec.config_of(namespace, checkpoint["id"])
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Stores what a task wrote, for the checkpoint that `config` names. As for `aput`."""
+        namespace = configs.namespace_of(config, required=True)
+        checkpoint_id = configs.checkpoint_id_of(config)
+        if checkpoint_id is None:
+            raise ArgumentError('config["configurable"] has no "checkpoint_id": writes belong to a checkpoint')
+        if not writes:
+            return
+        put = codec.encode_writes(namespace, checkpoint_id, writes, task_id, task_path, self.serde)
+        await self._run("put_writes", self._writer.put_writes(put))
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Deletes all checkpoints and writes of a thread."""
+        stock, thread_id = self._postgres.stock(self.serde), str(thread_id)
+        await self._run(
+            "delete_thread",
+            self._writer.change_threads([thread_id], lambda: stock.adelete_thread(thread_id)),
+        )
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Prunes threads, as the stock saver does: see its `prune` for what each strategy keeps.
+
+        Raises:
+            ArgumentTypeError: `thread_ids` is a single string.
+            ArgumentError: `strategy` is unknown.
+            NotImplementedError: `"keep_latest"` for a thread that uses a `DeltaChannel`.
+        """
+        if isinstance(thread_ids, str):
+            raise ArgumentTypeError("thread_ids must be a sequence of thread IDs, not a str")
+        if strategy not in PRUNE_STRATEGIES:
+            raise ArgumentError(f"strategy must be one of {PRUNE_STRATEGIES}, not {strategy!r}")
+        stock, names = self._postgres.stock(self.serde), [str(t) for t in thread_ids]
+        await self._run(
+            "prune", self._writer.change_threads(names, lambda: stock.aprune(names, strategy=strategy))
+        )
+
+    # -- the same from other threads -------------------------------------------------------------------------
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """`aget_tuple`, from any thread but the event loop's."""
+        return self._wait("get_tuple", lambda: self.aget_tuple(config))
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """`alist`, from any thread but the event loop's. It may be left at any item."""
+        records = self._wait("list", lambda: self._search(config, filter, before, limit))
+        return map(self._decode, records)
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """`aput`, from any thread but the event loop's."""
+        return self._wait("put", lambda: self.aput(config, checkpoint, metadata, new_versions))
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """`aput_writes`, from any thread but the event loop's."""
+        self._wait("put_writes", lambda: self.aput_writes(config, writes, task_id, task_path))
+
+    def delete_thread(self, thread_id: str) -> None:
+        """`adelete_thread`, from any thread but the event loop's."""
+        self._wait("delete_thread", lambda: self.adelete_thread(thread_id))
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """`aprune`, from any thread but the event loop's."""
+        self._wait("prune", lambda: self.aprune(thread_ids, strategy=strategy))
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """`aget_delta_channel_history`, from any thread but the event loop's."""
+        return self._wait(
+            "get_delta_channel_history",
+            lambda: self.aget_delta_channel_history(config=config, channels=channels),
+        )
+
+    # -- the rest of the stock saver's face ------------------------------------------------------------------
+
+    @property
+    def config_specs(self) -> Any:
+        """Those of the stock saver."""
+        return self._stock.config_specs
+
+    def get_next_version(self, current: str | None, channel: None) -> str:
+        """The stock saver's next version of a channel."""
+        return self._stock.get_next_version(current, channel)
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _decode(self, record: Record) -> CheckpointTuple:
+        return codec.decode(record, self.serde, lambda: self.get_next_version(None, None))
+
+    def _search(
+        self,
+        config: RunnableConfig | None,
+        filter: dict[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> Coroutine[Any, Any, Sequence[Record]]:
+        configs.check_search(config, before, filter, limit)
+        return self._postgres.search(config, filter, before, limit)
+
+    async def _run(self, method: str, work: Coroutine[Any, Any, T]) -> T:
+        """Runs the work on this saver's loop, to its end even if the caller is cancelled."""
+        try:
+            self._check_loop(f"a{method}")
+        except WrongThreadError:
+            work.close()
+            raise
+        return await self._tasks.finish(work)
+
+    def _wait(self, method: str, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Runs a coroutine on this saver's loop and blocks this thread until it is done."""
+        if _running_loop() is self._loop:
+            raise WrongThreadError(
+                f"{method}() would block the event loop it needs. Use `await saver.a{method}(...)` and the "
+                "graph's async methods here, or call it from another thread."
+            )
+        if not self._loop.is_running():
+            raise WrongThreadError(
+                f"{method}() needs this saver's event loop, which is not running. In a script without one, "
+                "use SyncCachedPostgresSaver."
+            )
+        return asyncio.run_coroutine_threadsafe(start(), self._loop).result()
+
+    def _check_loop(self, method: str) -> None:
+        if _running_loop() is not self._loop:
+            raise WrongThreadError(
+                f"{method}() was awaited on another event loop than the one this saver's connections belong to. "
+                "Make a saver per event loop, or call the sync method from here."
+            )
+
+
+def check_mode(mode: object) -> None:
+    """Raises `ArgumentError` if there is no such mode."""
+    if mode != "write_through":
+        raise ArgumentError(f'mode must be "write_through", not {mode!r}')
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

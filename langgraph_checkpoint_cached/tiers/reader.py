@@ -1,0 +1,124 @@
+"""Reads: the entry if it may be served, else Postgres, and back into the entry if that is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from langgraph_checkpoint_cached.envelope import DamagedEntry, decode_entry
+from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.records import Latest, Record
+from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.stores.entries import (
+    Hit,
+    Load,
+    ReadAnswer,
+    RedisEntries,
+    RedisUnavailable,
+    new_token,
+)
+from langgraph_checkpoint_cached.stores.postgres import PostgresStore
+
+logger = logging.getLogger("langgraph_checkpoint_cached")
+
+WAIT_SECONDS_MAX = 2.0
+"""How long a reader waits for another one's load before it reads Postgres itself."""
+POLL_SECONDS_MIN = 0.002
+POLL_SECONDS_MAX = 0.05
+
+
+class Reader:
+    """Reads of checkpoints through both tiers.
+
+    The interleaving that must not happen, and what prevents it:
+
+    1. a reader misses and takes the ticket;
+    2. it loads checkpoint 1 from Postgres;
+    3. a writer begins, commits checkpoint 2 to Postgres, and has that confirmed by Redis;
+    4. the reader fills checkpoint 1, and every later read is stale.
+
+    BEGIN in step 3 voided the ticket, so the FILL in step 4 is refused. (Leases: Nishtala et al., *Scaling
+    Memcache at Facebook*, NSDI 2013.) The ticket is also what makes many readers of a cold thread load it once.
+    """
+
+    def __init__(
+        self,
+        entries: RedisEntries,
+        postgres: PostgresStore,
+        stats: Stats,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._entries, self._postgres, self._stats, self._clock = entries, postgres, stats, clock
+
+    async def latest(self, namespace: Namespace) -> Record | None:
+        """The namespace's latest checkpoint, or None if it has none."""
+        try:
+            answer = await self._wait_for_turn(namespace, ticket := new_token())
+            if isinstance(answer, Hit):
+                entry = await self._entry(namespace, answer)
+                if entry is not None:
+                    return entry.record
+            elif isinstance(answer, Load):
+                return await self._load(namespace, ticket, answer)
+            self._stats.bypasses += 1
+        except RedisUnavailable:
+            self._stats.degraded_reads += 1
+        return (await self._postgres.latest(namespace)).record
+
+    async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Record | None:
+        """One checkpoint, or None if it does not exist. Served by the entry when that is the one."""
+        try:
+            answer = await self._entries.read(namespace, new_token(), checkpoint_id)
+            if isinstance(answer, Hit):
+                entry = await self._entry(namespace, answer)
+                if entry is not None:
+                    return entry.record
+            self._stats.bypasses += 1
+        except RedisUnavailable:
+            self._stats.degraded_reads += 1
+        return await self._postgres.by_id(namespace, checkpoint_id)
+
+    async def _wait_for_turn(self, namespace: Namespace, ticket: str) -> ReadAnswer:
+        """Asks for the entry until it is there, the ticket is ours, or it is time to go to Postgres."""
+        deadline = self._clock() + WAIT_SECONDS_MAX
+        pause = POLL_SECONDS_MIN
+        answer = await self._entries.read(namespace, ticket)
+        if answer == "wait":
+            self._stats.waits += 1
+        while answer == "wait" and self._clock() < deadline:
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the waiters
+            pause = min(2 * pause, POLL_SECONDS_MAX)
+            answer = await self._entries.read(namespace, ticket)
+        return answer
+
+    async def _entry(self, namespace: Namespace, hit: Hit) -> Latest | None:
+        """The entry that was hit, or None when it has to be asked of Postgres."""
+        try:
+            entry = decode_entry(namespace, hit.fields)
+        except DamagedEntry as exc:
+            self._stats.damaged += 1
+            logger.warning("dropped what Redis held: %s", exc)
+            await self._entries.discard(namespace)
+            return None
+        self._stats.hits += entry is not None
+        return entry
+
+    async def _load(self, namespace: Namespace, ticket: str, load: Load) -> Record | None:
+        self._stats.loads += 1
+        try:
+            latest = await self._postgres.latest(namespace)
+        except BaseException:
+            with contextlib.suppress(RedisUnavailable):
+                await self._entries.give_back(namespace, ticket, load)  # so that others need not wait it out
+            raise
+        try:
+            filled = await self._entries.fill(namespace, ticket, load, latest)
+            self._stats.fills += filled
+            self._stats.fills_refused += not filled
+        except RedisUnavailable:
+            pass  # loaded all the same, and the ticket runs out
+        return latest.record
