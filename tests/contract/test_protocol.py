@@ -1,0 +1,241 @@
+"""The package's own scripts, on a real Redis, through the interleavings of the model, step by step with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import coherence_model as model
+import pytest
+import redis
+
+from langgraph_checkpoint_cached import envelope
+from langgraph_checkpoint_cached.keys import Namespace, namespace_key, thread_key
+from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
+from langgraph_checkpoint_cached.stores import entries
+from langgraph_checkpoint_cached.stores.scripts import Script, lua
+
+pytestmark = pytest.mark.integration
+
+SEEDS = int(os.environ.get("PROTOCOL_SEEDS", "400"))
+LIFE_MS = 600_000
+NAMESPACE = Namespace("thread", "ns")
+CHANNELS = ("a", "b")
+
+
+class BothRedis(model.Redis):
+    """The model's Redis and a real one, side by side: every answer is compared."""
+
+    def __init__(self, client: redis.Redis, prefix: str) -> None:
+        super().__init__(on=lambda rule: True)
+        self.client = client
+        self.keys = [thread_key(prefix, "thread"), namespace_key(prefix, NAMESPACE)]
+        self.incarnation_key = f"{prefix}:incarnation"
+        self.client.delete(*self.keys)
+        self.client.set(self.incarnation_key, self.replication_id)
+
+    def run(self, script: Script, fresh: int, *arguments: Any, thread_only: bool = False) -> Any:
+        # Which incarnation the server is has to be in our hand; nothing else of the scripts is changed.
+        text = script.text.replace(
+            lua("server"),
+            "local function now_ms() return redis.call('TIME')[1] * 1000 end\n"
+            f"local function incarnation() return redis.call('GET', '{self.incarnation_key}') end",
+        )
+        keys = self.keys[:1] if thread_only else self.keys
+        name = "" if thread_only else "ns"
+        return self.client.eval(text, len(keys), *keys, name, f"fresh{fresh}", LIFE_MS, *arguments)
+
+    # -- scripts ---------------------------------------------------------------------------------------------
+
+    def read(self, ticket: int, fresh: int) -> Any:
+        kind, expected = super().read(ticket, fresh)
+        answer = self.run(entries.READ, fresh, ticket, LIFE_MS, "1", "")
+        assert answer[0].decode() == kind
+        if kind == "load":
+            assert answer[1].decode() == generation_text(expected)
+        if kind == "hit":
+            fields = dict(zip(answer[1][::2], answer[1][1::2], strict=True))
+            assert state_of(fields) == expected
+        return kind, expected
+
+    def fill(self, ticket: int, generation: tuple[int, int], state: model.State, fresh: int) -> bool:
+        expected = super().fill(ticket, generation, state, fresh)
+        fields = envelope.entry_fields(latest_of(state))
+        assert self.run(entries.FILL, fresh, ticket, generation_text(generation), *fields) == expected
+        return expected
+
+    def begin(self, token: int, owner: int, fresh: int) -> None:
+        super().begin(token, owner, fresh)
+        self.run(entries.BEGIN, fresh, token, owner, LIFE_MS)
+
+    def commit_put(self, token: int, owner: int, parent: int, new: model.State, channel: int, fresh: int) -> bool:
+        expected = super().commit_put(token, owner, parent, new, channel, fresh)
+        versions = versions_of(new)
+        name = CHANNELS[channel]
+        put = Put(
+            namespace=NAMESPACE,
+            checkpoint_id=id_of(new.id),
+            parent_id=id_of(parent) or None,
+            checkpoint_json=checkpoint_json(new),
+            metadata_json="{}",
+            values=(Value(name, "number", str(new.id).encode()),),
+            versions=versions,
+            new_versions={name: versions[name]},
+            format=4,
+        )
+        arguments = envelope.advance_arguments(put)
+        assert arguments is not None
+        assert self.run(entries.COMMIT_PUT, fresh, token, owner, *arguments) == expected
+        return expected
+
+    def commit_writes(self, token: int, owner: int, of: int, slot: int, write: int, fresh: int) -> bool:
+        expected = super().commit_writes(token, owner, of, slot, write, fresh)
+        put = PutWrites(NAMESPACE, id_of(of), slot == model.REPLACES, (write_of(of, slot, write),))
+        arguments = envelope.writes_arguments(put)
+        assert arguments is not None
+        assert self.run(entries.COMMIT_WRITES, fresh, token, owner, *arguments) == expected
+        return expected
+
+    def commit_drop(self, token: int, owner: int, fresh: int) -> None:
+        super().commit_drop(token, owner, fresh)
+        self.run(entries.COMMIT_DROP, fresh, token, owner)
+
+    def begin_thread(self, token: int, fresh: int) -> None:
+        super().begin_thread(token, fresh)
+        self.run(entries.BEGIN_THREAD, fresh, token, 0, LIFE_MS, thread_only=True)
+
+    def end_thread(self, token: int, fresh: int) -> None:
+        super().end_thread(token, fresh)
+        self.run(entries.END_THREAD, fresh, token, thread_only=True)
+
+    # -- what happens to it ----------------------------------------------------------------------------------
+
+    def evict_entry(self) -> None:
+        super().evict_entry()
+        self.client.delete(self.keys[1])
+
+    def evict_thread(self) -> None:
+        super().evict_thread()
+        self.client.delete(self.keys[0])
+
+    def snapshot(self) -> model.Redis:
+        copy = model.Redis(self.on, generation=self.generation, ticket=self.ticket)
+        copy.fences = {token: model.Fence(f.owner, f.late) for token, f in self.fences.items()}
+        copy.entry = self.entry
+        copy.dumps = [self.client.dump(key) for key in self.keys]  # type: ignore[attr-defined]
+        return copy
+
+    def come_back_from(self, snapshot: model.Redis, *, run_id: int, replication_id: int) -> None:
+        super().come_back_from(snapshot, run_id=run_id, replication_id=replication_id)
+        self.client.set(self.incarnation_key, replication_id)
+        self.client.delete(*self.keys)
+        for key, dump in zip(self.keys, snapshot.dumps, strict=True):  # type: ignore[attr-defined]
+            if dump is not None:
+                self.client.restore(key, LIFE_MS, dump)
+
+    def pass_deadlines(self, tokens: set[int] | None = None) -> None:
+        super().pass_deadlines(tokens)
+        for token, fence in self.fences.items():
+            if fence.late:
+                over = "ns" if fence.owner else "*"
+                self.client.hset(self.keys[0], f"f:{token}", f"1 {fence.owner} {over}")
+        if tokens is None:
+            self.client.hdel(self.keys[1], "t")
+
+
+# -- the model's numbers as the package's records ------------------------------------------------------------
+
+
+def id_of(number: int) -> str:
+    return f"{number:08x}-0000-6000-8000-000000000000" if number else ""
+
+
+def number_of(checkpoint_id: str) -> int:
+    return int(checkpoint_id[:8], 16) if checkpoint_id else model.NOTHING
+
+
+def versions_of(state: model.State) -> dict[str, Any]:
+    return {c: f"{n:032}.0.{n:016}" for c, n in zip(CHANNELS, state.values, strict=True) if n}
+
+
+def checkpoint_json(state: model.State) -> str:
+    return json.dumps({"v": 4, "id": id_of(state.id), "channel_versions": versions_of(state)})
+
+
+def write_of(of: int, slot: int, write: int) -> Write:
+    return Write(id_of(of), "task", -slot, "channel", "number", str(write).encode(), "")
+
+
+def latest_of(state: model.State) -> Latest:
+    writes = [write_of(of, slot, w) for of, slots in state.writes.items() for slot, w in slots.items()]
+    if state.id == model.NOTHING:
+        return Latest(None, tuple(writes))
+    own = tuple(w for w in writes if w.checkpoint_id == id_of(state.id))
+    record = Record(
+        namespace=NAMESPACE,
+        checkpoint_id=id_of(state.id),
+        parent_id=None,
+        checkpoint_json=checkpoint_json(state).encode(),
+        metadata_json=b"{}",
+        values=tuple(
+            Value(c, "number", str(n).encode()) for c, n in zip(CHANNELS, state.values, strict=True) if n
+        ),
+        writes=own,
+    )
+    return Latest(record, tuple(w for w in writes if w not in own))
+
+
+def state_of(fields: dict[bytes, bytes]) -> model.State:
+    """The state that an entry's fields hold, the writes of later checkpoints included."""
+    entry = envelope.decode_entry(NAMESPACE, fields)
+    assert entry is not None
+    writes: model.Writes = {}
+    for field, value in fields.items():
+        if field.startswith(b"w:"):
+            write = Write(*envelope._unpack(value))
+            writes.setdefault(number_of(write.checkpoint_id), {})[-write.idx] = int(write.blob)
+    if entry.record is None:
+        return model.State(model.NOTHING, (0, 0), writes)
+    values = {v.channel: int(v.blob or b"0") for v in entry.record.values}
+    assert entry.record.checkpoint["id"] == entry.record.checkpoint_id
+    assert {c: int(v.partition(".")[0]) for c, v in entry.record.checkpoint["channel_versions"].items()} == values
+    return model.State(number_of(entry.record.checkpoint_id), (values.get("a", 0), values.get("b", 0)), writes)
+
+
+def generation_text(generation: tuple[int, int]) -> str:
+    return f"{generation[0]}:fresh{generation[1]}"
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+def test_scripts_do_what_the_model_does(client: redis.Redis, redis_prefix: str) -> None:
+    totals: dict[str, int] = {}
+    for seed in range(SEEDS):
+        try:
+            counts = model.explore(seed, redis=BothRedis(client, redis_prefix))
+        except AssertionError as exc:
+            raise AssertionError(f"seed {seed}: {exc}") from exc
+        for what, count in counts.items():
+            totals[what] = totals.get(what, 0) + count
+    # The comparison means something only if all of it happened.
+    assert all(totals.values()), totals
+
+
+def test_no_script_leaves_a_key_without_expiry(client: redis.Redis, redis_prefix: str) -> None:
+    both = BothRedis(client, redis_prefix)
+    original: Callable[..., Any] = both.run
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        answer = original(*args, **kwargs)
+        assert all(client.ttl(key) != -1 for key in both.keys)
+        return answer
+
+    both.run = run  # type: ignore[method-assign]
+    for seed in range(20):
+        model.explore(seed, redis=both)
