@@ -1,0 +1,156 @@
+"""Real servers for the tests, throw-away databases in them, and ways to break them. See `servers.py`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from typing import NoReturn
+
+import pytest
+import redis as redis_py
+import redis.asyncio
+import servers
+from pgbouncer import PgBouncer
+from proxy import Proxy
+
+from langgraph_checkpoint_cached.embedded import EmbeddedServerError, RedisServer
+
+USED = pytest.StashKey[list[servers.Server]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[USED] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout pytest` leaves no servers behind either
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses a server is an integration test, wherever it stands."""
+    for item in items:
+        if {"postgres_url", "redis_url", "redis_servers"}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.integration)
+
+
+def pytest_report_header() -> str:
+    forced = os.environ.get("TEST_SERVERS")
+    return f"servers: {forced} (TEST_SERVERS)" if forced else f"servers: first of {', '.join(servers.KINDS)}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if used := config.stash[USED]:
+        line = ", ".join(f"{server.version} ({server.kind})" for server in used)
+        terminalreporter.write_line(f"servers: {line}")
+
+
+def missing(reason: object, *, required: bool = False) -> NoReturn:
+    """A server is not there: that fails in CI, or where TEST_SERVERS asked for it, and skips elsewhere."""
+    if required or os.environ.get("CI"):
+        pytest.fail(str(reason), pytrace=False)
+    pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The tests' Postgres, as a user who may create databases."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(servers.postgres())
+        except servers.ServerUnavailable as exc:
+            missing(exc, required="TEST_SERVERS" in os.environ)
+        request.config.stash[USED].append(server)
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The tests' Redis, which other tests use too: see `redis_prefix`."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(servers.redis_server())
+        except servers.ServerUnavailable as exc:
+            missing(exc, required="TEST_SERVERS" in os.environ)
+        request.config.stash[USED].append(server)
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def databases(postgres_url: str) -> Iterator[servers.Databases]:
+    """Makes databases; most tests want `database_url` or `migrated_database_url`."""
+    databases = servers.Databases(postgres_url)
+    yield databases
+    databases.close()
+
+
+@pytest.fixture(scope="session")
+def migrated_template_url(databases: servers.Databases) -> Iterator[str]:
+    with databases.fresh_migrated() as url:
+        yield url
+
+
+@pytest.fixture
+def database_url(databases: servers.Databases) -> Iterator[str]:
+    """An empty database of the test's own."""
+    with databases.fresh() as url:
+        yield url
+
+
+@pytest.fixture
+def migrated_database_url(databases: servers.Databases, migrated_template_url: str) -> Iterator[str]:
+    """A database of the test's own, with the stock saver's tables and no rows."""
+    with databases.fresh(migrated_template_url) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_prefix(redis_url: str) -> Iterator[str]:
+    """A prefix of the test's own for keys in the shared Redis; keys that start with it are removed after."""
+    prefix = f"test-{uuid.uuid4().hex[:12]}"
+    yield prefix
+    with redis_py.Redis.from_url(redis_url) as client:
+        if keys := list(client.scan_iter(match=f"{prefix}*", count=1000)):
+            client.unlink(*keys)
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[redis_py.asyncio.Redis]:
+    """A client of the shared Redis, closed after."""
+    async with redis_py.asyncio.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def redis_servers() -> Iterator[Callable[..., RedisServer]]:
+    """Starts Redis servers for the test to stop, kill and start again: `redis_servers("--maxmemory", "5mb")`.
+
+    See also `servers.fill_redis`.
+    """
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> RedisServer:
+            try:
+                return stack.enter_context(RedisServer(*arguments))
+            except EmbeddedServerError as exc:
+                missing(exc)
+
+        yield start
+
+
+@pytest.fixture
+def proxies() -> Iterator[Callable[[str], Proxy]]:
+    """Starts a proxy in front of the server of a URL, for the test to break: `proxies(redis_url)`."""
+    with ExitStack() as stack:
+        yield lambda url: stack.enter_context(Proxy(url))
+
+
+@pytest.fixture
+def pgbouncer_url(migrated_database_url: str) -> Iterator[str]:
+    """`migrated_database_url` through a PgBouncer in transaction mode."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(PgBouncer(migrated_database_url))
+        except EmbeddedServerError as exc:
+            missing(exc)
+        yield server.url

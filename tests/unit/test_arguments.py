@@ -1,0 +1,131 @@
+"""Bad input gets an error that names the argument, before anything is written."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from langgraph_checkpoint_cached import SyncCachedPostgresSaver
+from langgraph_checkpoint_cached.configs import check_checkpoint, check_search, checkpoint_id_of, namespace_of
+from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
+from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.lifetimes import Lifetime, seconds_of
+
+POSTGRES = "postgresql://localhost/db"
+REDIS = "redis://localhost"
+
+
+def config(**configurable: Any) -> dict[str, Any]:
+    return {"configurable": configurable}
+
+
+def test_a_config_names_a_thread_and_a_namespace() -> None:
+    assert namespace_of(config(thread_id="t")) == Namespace("t", "")
+    assert namespace_of(config(thread_id="t", checkpoint_ns="a|b"), required=True) == Namespace("t", "a|b")
+
+
+@pytest.mark.parametrize("bad", [None, {}, {"configurable": None}, "t"])
+def test_a_config_has_to_be_one(bad: object) -> None:
+    with pytest.raises(ArgumentTypeError, match="configurable"):
+        namespace_of(bad)
+
+
+def test_what_a_config_lacks_is_named() -> None:
+    with pytest.raises(ArgumentError, match="thread_id"):
+        namespace_of(config(checkpoint_ns=""))
+    with pytest.raises(ArgumentError, match="checkpoint_ns"):
+        namespace_of(config(thread_id="t"), required=True)
+
+
+@pytest.mark.parametrize("key", ["thread_id", "checkpoint_ns"])
+@pytest.mark.parametrize("value", [1, None, b"t", ["t"]])
+def test_wrong_types_in_a_config_are_named(key: str, value: object) -> None:
+    with pytest.raises(ArgumentTypeError, match=f'"{key}".*{type(value).__name__}'):
+        namespace_of({"configurable": {"thread_id": "t", "checkpoint_ns": "", key: value}})
+
+
+def test_a_checkpoint_id_is_a_str_or_nothing() -> None:
+    assert checkpoint_id_of(config(checkpoint_id="c")) == "c"
+    assert checkpoint_id_of(config()) is checkpoint_id_of(config(checkpoint_id=None)) is None
+    with pytest.raises(ArgumentTypeError, match="checkpoint_id"):
+        checkpoint_id_of(config(checkpoint_id=7))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((config(thread_id=1), None, None, None), "thread_id"),
+        ((None, config(checkpoint_id=1), None, None), "checkpoint_id"),
+        ((None, None, ["x"], None), "filter"),
+        ((None, None, None, "10"), "limit"),
+        ((None, None, None, True), "limit"),
+    ],
+)
+def test_what_cannot_be_searched_for_is_named(arguments: tuple[Any, ...], named: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=named):
+        check_search(*arguments)
+
+
+def test_a_search_may_leave_everything_out() -> None:
+    check_search(None, None, None, None)
+    check_search(config(thread_id="t"), config(checkpoint_id="c"), {"source": "loop"}, 10)
+
+
+@pytest.mark.parametrize("key", ["v", "id", "channel_values", "channel_versions"])
+def test_a_checkpoint_that_could_not_be_read_again_is_refused(key: str) -> None:
+    checkpoint: dict[str, Any] = {"v": 4, "id": "c", "channel_values": {}, "channel_versions": {}}
+    check_checkpoint(checkpoint)
+    with pytest.raises(ArgumentTypeError, match=f'checkpoint\\["{key}"\\]'):
+        check_checkpoint({**checkpoint, key: None})
+    del checkpoint[key]
+    with pytest.raises(ArgumentError, match=f'no "{key}"'):
+        check_checkpoint(checkpoint)
+
+
+def test_seconds_may_be_given_as_a_timedelta() -> None:
+    assert seconds_of(timedelta(minutes=5), "ttl") == seconds_of(300, "ttl") == 300.0
+    assert Lifetime(0.0001).milliseconds == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), timedelta(0)])
+def test_a_time_that_is_not_positive_is_refused(value: Any) -> None:
+    with pytest.raises(ArgumentError, match="ttl"):
+        seconds_of(value, "ttl")
+
+
+@pytest.mark.parametrize("value", ["60", None, True])
+def test_a_time_of_another_type_is_refused(value: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match="ttl"):
+        seconds_of(value, "ttl")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"ttl": 0}, "ttl"),
+        ({"prefix": "{x}"}, "prefix"),
+        ({"mode": "write_around"}, "mode"),
+        ({"redis_timeout": -1}, "redis_timeout"),
+        ({"pool_min_size": 5, "pool_max_size": 2}, "pool_max_size"),
+        ({"pool_max_size": "10"}, "pool_max_size"),
+        ({"pool_max_idle": 0}, "pool_max_idle"),
+        ({"redis_max_connections": 0}, "redis_max_connections"),
+        ({"postgres_uri": "postgres//user:secret@host"}, "postgres_uri"),
+        ({"postgres_uri": 5}, "postgres_uri"),
+        ({"redis_url": "http://user:secret@host"}, "redis_url"),
+        ({"redis_url": None}, "redis_url"),
+    ],
+)
+def test_options_that_cannot_work_are_named_and_no_secret_with_them(options: dict[str, Any], named: str) -> None:
+    arguments = {"postgres_uri": POSTGRES, "redis_url": REDIS, **options}
+    with (
+        pytest.raises((ArgumentError, ArgumentTypeError), match=named) as caught,
+        SyncCachedPostgresSaver.from_conn_string(**arguments),
+    ):
+        pass
+    chain = caught.value
+    while chain is not None:
+        assert "secret" not in str(chain)
+        chain = chain.__cause__

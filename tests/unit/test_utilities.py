@@ -1,0 +1,128 @@
+"""Breaker, turns, tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+
+from langgraph_checkpoint_cached.utilities.breaker import Breaker
+from langgraph_checkpoint_cached.utilities.tasks import Tasks
+from langgraph_checkpoint_cached.utilities.turns import Turns
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_breaker_allows_one_probe_at_a_time_and_only_when_it_is_due() -> None:
+    clock = Clock()
+    breaker = Breaker(retry_seconds=1, clock=clock)
+    assert breaker.fail()  # this one opened it
+    assert not breaker.fail()
+    assert not breaker.take_probe()
+    clock.now += 1
+    assert breaker.take_probe()
+    assert not breaker.take_probe()
+    breaker.end_probe(succeeded=True)
+    assert breaker.closed
+    assert not breaker.take_probe()
+
+
+def test_a_breaker_waits_longer_after_each_failed_probe_up_to_a_bound() -> None:
+    clock = Clock()
+    breaker = Breaker(retry_seconds=1, retry_seconds_max=4, clock=clock)
+    breaker.fail()
+    waits = []
+    for _ in range(5):
+        waited = 0
+        while not breaker.take_probe():
+            clock.now += 1
+            waited += 1
+        breaker.end_probe(succeeded=False)
+        waits.append(waited)
+    assert waits == [1, 2, 4, 4, 4]
+
+
+def test_failures_while_open_do_not_put_the_probe_off() -> None:
+    clock = Clock()
+    breaker = Breaker(retry_seconds=1, clock=clock)
+    breaker.fail()
+    clock.now += 0.9
+    breaker.fail()
+    clock.now += 0.1
+    assert breaker.take_probe()
+
+
+async def test_turns_of_one_key_come_in_order_and_of_another_at_once() -> None:
+    turns, order = Turns(), []
+    gate = asyncio.Event()
+
+    async def work(key: str, name: str) -> None:
+        async with turns.of(key):
+            order.append(name)
+            if name == "first":
+                await gate.wait()
+
+    tasks = [asyncio.ensure_future(work("a", n)) for n in ("first", "second", "third")]
+    await asyncio.sleep(0)
+    await work("b", "other")
+    assert order == ["first", "other"]
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert order == ["first", "other", "second", "third"]
+
+
+async def test_turns_forget_keys_that_nobody_wants_even_after_a_cancellation() -> None:
+    turns = Turns()
+    async with turns.of("a"):
+        waiting = asyncio.ensure_future(turns.of("a").__aenter__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert len(turns) == 1
+    assert len(turns) == 0
+
+
+async def test_work_goes_on_when_its_caller_is_cancelled() -> None:
+    tasks, gate, done = Tasks(), asyncio.Event(), []
+
+    async def work() -> None:
+        await gate.wait()
+        done.append(True)
+
+    caller = asyncio.ensure_future(tasks.finish(work()))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert len(tasks) == 1
+    gate.set()
+    await tasks.drain()
+    assert done == [True]
+    assert len(tasks) == 0
+
+
+async def test_an_error_that_nobody_waits_for_any_more_is_not_reported_by_the_loop() -> None:
+    tasks, gate, reports = Tasks(), asyncio.Event(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reports.append(context))
+
+    async def work() -> None:
+        await gate.wait()
+        raise ValueError("late")
+
+    caller = asyncio.ensure_future(tasks.finish(work()))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    gate.set()
+    await tasks.drain()
+    gc.collect()
+    assert reports == []
