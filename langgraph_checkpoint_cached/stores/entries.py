@@ -99,6 +99,7 @@ class RedisEntries:
                 FILL, namespace, ticket, load.generation, *entry_fields(latest), life_ms=life_ms
             )
         except RedisFull:
+            await self.give_back(namespace, ticket, load)  # nobody else is to wait for this
             return False
         if answer:
             self._guard.has_room()
@@ -134,16 +135,14 @@ class RedisEntries:
         """Removes the entry and the ticket, as an eviction would."""
         await self._run(COMMIT_DROP, namespace, new_token(), self._owner)
 
-    async def void(self, thread_ids: Iterable[str] | None) -> None:
-        """Voids every entry of these threads, or of all threads, even while the guard lets no call through."""
-        if thread_ids is None:
-            pattern = glob_escape(self._prefix) + ":{*}:thread"
-            async for key in self._guard.keys(pattern):
-                await self._guard.force(END_THREAD, [key], self._thread_arguments(new_token()))
-            return
-        for thread_id in thread_ids:
-            key = thread_key(self._prefix, thread_id)
-            await self._guard.force(END_THREAD, [key], self._thread_arguments(new_token()))
+    async def void_thread(self, thread_id: str, tokens: Iterable[str]) -> None:
+        """Voids every entry of a thread and removes these fences, even while the guard lets no call through."""
+        await self._guard.force(END_THREAD, [thread_key(self._prefix, thread_id)], self._thread_arguments(*tokens))
+
+    async def void_all(self) -> None:
+        """Voids every entry of every thread, by a scan, even while the guard lets no call through."""
+        async for key in self._guard.keys(glob_escape(self._prefix) + ":{*}:thread"):
+            await self._guard.force(END_THREAD, [key], self._thread_arguments())
 
     async def _run(self, script: Script, namespace: Namespace, *arguments: Any, life_ms: int | None = None) -> Any:
         keys = [thread_key(self._prefix, namespace.thread_id), namespace_key(self._prefix, namespace)]

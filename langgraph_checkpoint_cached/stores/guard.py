@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.clients import AnyRedis
@@ -19,6 +19,7 @@ from langgraph_checkpoint_cached.utilities.tasks import Tasks
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
 PROBE_LIFE_MS = 1000
+FULL = "command not allowed when used memory > 'maxmemory'"
 SCAN_COUNT = 1000
 
 
@@ -102,10 +103,10 @@ class Guard:
         # When a call is cut short, redis-py closes its connection: no reply is left there for the next one.
         try:
             return await asyncio.wait_for(call, self._timeout_seconds)
-        except (OutOfMemoryError, ResponseError) as exc:
+        except ResponseError as exc:
             self._stats.redis_errors += 1
-            kind = RedisFull if "OOM command not allowed" in str(exc) else RedisUnavailable
-            raise kind(f"it answered: {exc}") from exc
+            full = FULL in str(exc)  # Redis 6.2 gives a script's error no class of its own
+            raise (RedisFull if full else RedisUnavailable)(f"it answered: {exc}") from exc
         except asyncio.TimeoutError as exc:
             self._stats.redis_errors += 1
             raise RedisUnavailable(f"no answer in {self._timeout_seconds} seconds") from exc

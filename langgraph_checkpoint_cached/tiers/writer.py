@@ -28,6 +28,8 @@ COMMIT_ATTEMPTS_MAX = 3
 FENCE_SECONDS_TO_SPARE = FENCE_MS / 1000 / 2
 """A fence with less than this left is taken anew before Postgres is asked to commit."""
 SUSPECTS_MAX = 100_000
+TOKENS_MAX = 100
+"""Of one suspect thread. A fence whose token is forgotten ends at its deadline."""
 THREADS_AT_ONCE_MAX = 16
 
 T = TypeVar("T")
@@ -52,7 +54,7 @@ class Writer:
         self._entries, self._postgres, self._stats, self._clock = entries, postgres, stats, clock
         self._turns = Turns()
         self._tasks = Tasks()
-        self._suspects: set[str] = set()
+        self._suspects: dict[str, list[str]] = {}  # thread -> tokens of the writes that Redis was not told of
         self._too_many_suspects = False
 
     async def put(self, put: Put) -> None:
@@ -89,12 +91,14 @@ class Writer:
     async def void_suspects(self) -> None:
         """Voids what Redis may hold of suspect threads. Raises `RedisUnavailable` if it cannot."""
         if self._too_many_suspects:
-            await self._entries.void(None)
+            await self._entries.void_all()
             self._too_many_suspects = False
         while self._suspects:
-            thread_id = next(iter(self._suspects))
-            await self._entries.void([thread_id])
-            self._suspects.discard(thread_id)
+            thread_id, tokens = next(iter(self._suspects.items()))
+            known = list(tokens)
+            await self._entries.void_thread(thread_id, known)
+            if tokens == known:  # not one more meanwhile
+                del self._suspects[thread_id]
 
     async def _write(self, namespace: Namespace, store: Callable[[], Awaitable[Change]]) -> None:
         token = new_token()
@@ -111,30 +115,33 @@ class Writer:
                 change = await store()
             except BaseException as exc:
                 if not may_still_commit(exc):  # else the fence stays to its deadline
-                    await self._tell(namespace.thread_id, lambda: self._entries.commit(namespace, token, None))
+                    await self._tell(
+                        namespace.thread_id, token, lambda: self._entries.commit(namespace, token, None)
+                    )
                 raise
             self._stats.writes += 1
             advanced = await self._tell(
-                namespace.thread_id, lambda: self._entries.commit(namespace, token, change)
+                namespace.thread_id, token, lambda: self._entries.commit(namespace, token, change)
             )
             self._stats.advances += bool(advanced)
             self._stats.degraded_writes += advanced is None
 
-    async def _tell(self, thread_id: str, step: Callable[[], Awaitable[T]]) -> T | None:
+    async def _tell(self, thread_id: str, token: str, step: Callable[[], Awaitable[T]]) -> T | None:
         """Repeats an idempotent step until Redis confirms it. None if it does not: the thread is a suspect."""
         for _ in range(COMMIT_ATTEMPTS_MAX):
             try:
                 return await step()
             except RedisUnavailable:
                 continue
-        if len(self._suspects) < SUSPECTS_MAX:
-            self._suspects.add(thread_id)
+        if thread_id in self._suspects or len(self._suspects) < SUSPECTS_MAX:
+            self._suspects.setdefault(thread_id, []).append(token)
+            del self._suspects[thread_id][:-TOKENS_MAX]
         else:
             self._too_many_suspects = True
         return None
 
     async def _end_thread(self, thread_id: str, token: str) -> None:
-        await self._tell(thread_id, lambda: self._entries.end_thread(thread_id, token))
+        await self._tell(thread_id, token, lambda: self._entries.end_thread(thread_id, token))
 
     async def _on_threads(self, thread_ids: Sequence[str], step: Callable[[str], Awaitable[None]]) -> None:
         """Takes the step for every thread, a few at a time."""
