@@ -86,9 +86,9 @@ def states(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     caplog.set_level(logging.DEBUG, "langgraph_checkpoint_cached")
 
     def found() -> list[str]:
-        words = (" is full", " has memory", " is unusable", " is usable")
         messages = [r.getMessage() for r in caplog.records if r.name == "langgraph_checkpoint_cached"]
-        return [word.strip() for message in messages for word in words if word in message]
+        states = ("is full", "has memory", "is unusable", "is usable")
+        return [state for message in messages for state in states if message.startswith(f"Redis {state}")]
 
     return found
 
