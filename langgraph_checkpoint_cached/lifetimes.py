@@ -39,11 +39,7 @@ def seconds_of(value: float | timedelta, name: str) -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ArgumentTypeError(
-            f"{name} must be a number of seconds or a timedelta, not {type(value).__name__}"
-        )
+        raise ArgumentTypeError(f"{name} must be a number of seconds or a timedelta, not {type(value).__name__}")
     if not 0 < value <= LONGEST_SECONDS:  # also refuses NaN
-        raise ArgumentError(
-            f"{name} must be more than 0 and at most {LONGEST_SECONDS} seconds, not {value!r}"
-        )
+        raise ArgumentError(f"{name} must be more than 0 and at most {LONGEST_SECONDS} seconds, not {value!r}")
     return float(value)

@@ -28,7 +28,10 @@ class Tasks:
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs the work to its end; returns or raises what it does."""
-        return await asyncio.shield(self.start(work))
+        task = self.start(work)
+        # Not `asyncio.shield`: on Python 3.14 it reports an error that comes after its caller was cancelled.
+        await asyncio.wait((task,))
+        return task.result()
 
     async def drain(self) -> None:
         """Waits until nothing runs any more. Errors of the work are its callers' to see."""
