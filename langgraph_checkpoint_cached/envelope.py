@@ -30,7 +30,7 @@ FORMAT = 1
 CHECKSUM_BYTES = 4
 ENTRY_BYTES_MAX = 16 * 1024 * 1024
 
-UNIQUE_VERSION = re.compile(r"\d{32}\.0\.\d{6,}")
+UNIQUE_VERSION = re.compile(r"\d{32}\.[0-9.e-]{16,}")
 """What `get_next_version` of the Postgres savers makes: a counter and a random fraction, never made twice."""
 
 Fields: TypeAlias = "list[str | bytes]"

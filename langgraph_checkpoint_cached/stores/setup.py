@@ -100,6 +100,8 @@ async def _one_at_a_time(stock: AsyncPostgresSaver) -> AsyncIterator[None]:
 
 
 async def _try_lock(cur: psycopg.AsyncCursor[Any], function: str) -> bool:
-    await cur.execute(f"select {function}(%s) as locked", (MIGRATION_LOCK,))
+    # Without parameters, so by the simple protocol: the portal of the extended one would keep its snapshot for
+    # as long as the transaction lasts, and the migrations would wait for that.
+    await cur.execute(f"select {function}({MIGRATION_LOCK}) as locked", prepare=False)
     row = await cur.fetchone()
     return bool(row["locked"] if isinstance(row, dict) else row[0])  # type: ignore[index]

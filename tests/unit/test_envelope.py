@@ -7,6 +7,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langgraph.checkpoint.postgres.base import BasePostgresSaver
 
 from langgraph_checkpoint_cached import envelope
 from langgraph_checkpoint_cached.envelope import (
@@ -130,6 +131,13 @@ def test_an_entry_is_advanced_by_unique_versions_only() -> None:
     assert advance_arguments(put()) is not None
     for versions in ({"messages": "2"}, {"messages": 2}, {"messages": 2.5}):
         assert advance_arguments(put(versions=versions, new_versions=versions)) is None
+
+
+def test_every_version_of_the_stock_saver_is_unique() -> None:
+    """Its random part may be short, and then is padded, or so small that it is written with an exponent."""
+    made = [BasePostgresSaver.get_next_version(None, current, None) for current in [None, "7.5", 99] * 3000]  # type: ignore[arg-type]
+    made += [f"{1:032}.{fraction:016}" for fraction in (0.5, 4.7067e-05, 1e-300)]
+    assert [version for version in made if not envelope.UNIQUE_VERSION.fullmatch(version)] == []
 
 
 def test_an_entry_is_not_advanced_by_versions_that_the_checkpoint_does_not_name() -> None:

@@ -1,0 +1,1 @@
+"""What `langgraph-cached demo` plays: a support desk on LangGraph, and what may happen to its servers."""

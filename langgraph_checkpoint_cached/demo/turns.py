@@ -1,0 +1,98 @@
+"""One turn of a conversation, measured: how long it took, and what was read from where."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from langchain_core.messages import AnyMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.types import Command
+
+from langgraph_checkpoint_cached.demo.graph import Graph
+from langgraph_checkpoint_cached.saver import CachedPostgresSaver
+
+TTL_SECONDS = 3600
+REDIS_TIMEOUT_SECONDS = 2.0  # patient: on a busy machine, slow must not look like gone
+
+
+class WatchedSaver(CachedPostgresSaver):
+    """A `CachedPostgresSaver` that adds up how long its reads take."""
+
+    reading_seconds = 0.0
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """As in the base class."""
+        started = time.perf_counter()
+        try:
+            return await super().aget_tuple(config)
+        finally:
+            self.reading_seconds += time.perf_counter() - started
+
+
+@asynccontextmanager
+async def open_saver(postgres_uri: str, redis_url: str, prefix: str) -> AsyncIterator[WatchedSaver]:
+    """A saver for the block."""
+    options = {"prefix": prefix, "ttl": TTL_SECONDS, "redis_timeout": REDIS_TIMEOUT_SECONDS}
+    async with WatchedSaver.from_conn_string(postgres_uri, redis_url, **options) as saver:  # type: ignore[arg-type]
+        yield cast(WatchedSaver, saver)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one call of the graph did."""
+
+    tools: list[str]  # those that answered
+    question: str | None
+    reply: str
+    milliseconds: float
+    reading_milliseconds: float
+    from_redis: int
+    from_postgres: int
+
+
+def config_of(thread_id: str) -> RunnableConfig:
+    """What names a thread to a graph and to a saver."""
+    return {"configurable": {"thread_id": thread_id}}
+
+
+async def play_turn(
+    graph: Graph, saver: WatchedSaver, thread_id: str, says: str | None = None, *, approval: str | None = None
+) -> Turn:
+    """Calls the graph with what the customer says, or somebody's approval, or to go on where it was."""
+    given: Any = None
+    if says is not None:
+        given = {"messages": [HumanMessage(says)]}
+    elif approval is not None:
+        given = Command(resume=approval)
+    before, reading_before, started = reads_of(saver), saver.reading_seconds, time.perf_counter()
+    updates = [update async for update in graph.astream(given, config_of(thread_id), stream_mode="updates")]
+    seconds, after = time.perf_counter() - started, reads_of(saver)
+    questions = [asked.value for update in updates for asked in update.get("__interrupt__", ())]
+    messages = [message for update in updates for message in _messages_of(update)]
+    return Turn(
+        tools=[str(message.name) for message in messages if isinstance(message, ToolMessage)],
+        question=questions[0] if questions else None,
+        reply=messages[-1].text if messages else "",
+        milliseconds=1000 * seconds,
+        reading_milliseconds=1000 * (saver.reading_seconds - reading_before),
+        from_redis=after[0] - before[0],
+        from_postgres=after[1] - before[1],
+    )
+
+
+def reads_of(saver: CachedPostgresSaver) -> tuple[int, int]:
+    """How many reads Redis has served so far, and how many Postgres."""
+    stats = saver.stats()
+    return stats["hits"], stats["loads"] + stats["bypasses"] + stats["degraded_reads"]
+
+
+def _messages_of(update: dict[str, Any]) -> list[AnyMessage]:
+    """What the nodes of an update said, in this call of the graph: not what a resumed run had before."""
+    if update.get("__metadata__", {}).get("cached"):
+        return []
+    return [message for node, said in update.items() if node != "__interrupt__" for message in said["messages"]]
