@@ -1,7 +1,7 @@
 """Between stored records and the fields of a Redis hash. Pure.
 
 Each part stands in an envelope: a CRC-32 of the rest, then a msgpack array that starts with a format version.
-`lua/commit_writes.lua` knows the place of one part, a write's task path.
+A write's task path stands before its envelope, ended by NUL, for `lua/commit_writes.lua` to compare.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def entry_fields(latest: Latest) -> Fields:
     """
     record = latest.record
     if record is None:
-        return EMPTY + [part for w in latest.early_writes for part in (write_field(w), _pack(w))]
+        return EMPTY + [part for w in latest.early_writes for part in (write_field(w), _pack_write(w))]
     opaque: Fields = ["i", record.checkpoint_id]
     if record.predates_tasks_channel:
         return opaque
@@ -73,7 +73,7 @@ def entry_fields(latest: Latest) -> Fields:
     for value in record.values:
         fields += (f"c:{value.channel}", _pack(value))
     for write in (*record.writes, *latest.early_writes):
-        fields += (write_field(write), _pack(write))
+        fields += (write_field(write), _pack_write(write))
     return fields if sum(map(len, fields)) <= ENTRY_BYTES_MAX else opaque
 
 
@@ -114,7 +114,7 @@ def writes_arguments(put: PutWrites) -> Fields | None:
     """What `commit_writes.lua` takes from its 6th argument on, or None when they are too many bytes."""
     arguments: Fields = [put.checkpoint_id, "1" if put.replace else "0"]
     for write in put.writes:
-        arguments += (write.task_path, write_field(write), _pack(write))
+        arguments += (write.task_path, write_field(write), _pack_write(write))
     return arguments if sum(map(len, arguments)) <= ENTRY_BYTES_MAX else None
 
 
@@ -137,7 +137,7 @@ def decode_entry(namespace: Namespace, fields: Mapping[bytes, bytes]) -> Latest 
             checkpoint_id,
         ):
             raise DamagedEntry(f"an entry of {namespace} holds another checkpoint")
-        writes = (Write(*_unpack(fields[f])) for f in fields if f.startswith(b"w:"))
+        writes = (_unpack_write(fields[f]) for f in fields if f.startswith(b"w:"))
         return Latest(
             Record(
                 namespace=namespace,
@@ -166,6 +166,18 @@ def _pack_versions(versions: Mapping[str, Any]) -> bytes:
     return cast(
         "bytes", msgpack.packb({c: v if isinstance(v, str) else json.dumps(v) for c, v in versions.items()})
     )
+
+
+def _pack_write(write: Write) -> bytes:
+    return write.task_path.encode() + b"\0" + _pack(write)
+
+
+def _unpack_write(packed: bytes) -> Write:
+    path, _, envelope = packed.partition(b"\0")
+    write = Write(*_unpack(envelope))
+    if write.task_path.encode() != path:
+        raise DamagedEntry("a write's task path is damaged")
+    return write
 
 
 def _pack(fields: Iterable[Any]) -> bytes:

@@ -194,7 +194,7 @@ def state_of(fields: dict[bytes, bytes]) -> model.State:
     writes: model.Writes = {}
     for field, value in fields.items():
         if field.startswith(b"w:"):
-            write = Write(*envelope._unpack(value))
+            write = envelope._unpack_write(value)
             writes.setdefault(number_of(write.checkpoint_id), {})[-write.idx] = int(write.blob)
     if entry.record is None:
         return model.State(model.NOTHING, (0, 0), writes)

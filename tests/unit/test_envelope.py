@@ -160,6 +160,8 @@ def test_channels_with_a_new_version_and_no_value_are_told() -> None:
 
 
 def test_the_script_finds_the_task_path_where_it_looks() -> None:
-    """`lua/commit_writes.lua` takes it for the 8th element, after the checksum."""
-    packed = envelope._pack(Write("c1", "task", 0, "channel", "msgpack", b"\xc0", "the path"))
-    assert msgpack.unpackb(packed[envelope.CHECKSUM_BYTES :])[8 - 1] == "the path"
+    write = Write("c1", "task", 0, "channel", "msgpack", b"\xc0", "the path")
+    arguments = envelope.writes_arguments(PutWrites(NAMESPACE, "c1", True, (write,)))
+    assert arguments is not None
+    assert arguments[2] == "the path"
+    assert bytes(arguments[4]).startswith(b"the path\0")  # type: ignore[arg-type]

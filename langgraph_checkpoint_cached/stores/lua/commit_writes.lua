@@ -5,7 +5,6 @@
 --       then task path, field, value, ... for each write
 
 local id, replace = ARGV[6], ARGV[7] == '1'
-local CHECKSUM_BYTES, TASK_PATH = 4, 8 -- where the codec puts them
 
 local latest = settle()
 if not latest then return 0 end
@@ -20,7 +19,7 @@ for i = 8, #ARGV, 3 do
   if replace then
     local old = redis.call('HGET', namespace, field)
     -- Postgres replaces the value of such a row, not its task path.
-    if old and cmsgpack.unpack(string.sub(old, CHECKSUM_BYTES + 1))[TASK_PATH] ~= path then
+    if old and string.sub(old, 1, #path + 1) ~= path .. '\0' then
       drop_entry()
       return 0
     end
