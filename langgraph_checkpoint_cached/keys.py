@@ -47,9 +47,14 @@ def name_of(text: str) -> str:
 
 def thread_key(prefix: str, thread_id: str) -> str:
     """Key of the thread's hash: its generation and its fences."""
-    return f"{prefix}:{{{name_of(thread_id)}}}:thread"
+    return f"{prefix}:{_tag(thread_id)}:thread"
 
 
 def namespace_key(prefix: str, namespace: Namespace) -> str:
     """Key of the namespace's hash, its entry and ticket: in the Cluster slot of its thread's."""
-    return f"{prefix}:{{{name_of(namespace.thread_id)}}}:ns:{name_of(namespace.checkpoint_ns)}"
+    return f"{prefix}:{_tag(namespace.thread_id)}:ns:{name_of(namespace.checkpoint_ns)}"
+
+
+def _tag(thread_id: str) -> str:
+    """The part of a key by which Redis Cluster chooses its slot. An empty one would not count as a tag."""
+    return f"{{{name_of(thread_id) or '!'}}}"

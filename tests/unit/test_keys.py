@@ -25,7 +25,7 @@ def test_keys_of_a_thread_have_its_hash_tag_and_no_other_special_character(threa
     keys = thread_key("p", thread), namespace_key("p", Namespace(thread, ns))
     tags = {key[key.index("{") + 1 : key.index("}")] for key in keys}
     assert len(tags) == 1
-    assert tags != {""} or thread == ""
+    assert tags != {""}
     for key in keys:
         assert key.count("{") == key.count("}") == 1
         assert not set(key) & set("*?[]\\ \n")
