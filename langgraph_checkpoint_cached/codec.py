@@ -23,7 +23,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
 from langgraph_checkpoint_cached.keys import Namespace
-from langgraph_checkpoint_cached.records import Put, PutWrites, Record, Value, Write
+from langgraph_checkpoint_cached.records import Blob, Put, PutWrites, Record, Value, Write
 
 
 def encode_put(
@@ -44,15 +44,14 @@ def encode_put(
             inline[channel] = value
         else:
             outside[channel] = value
+    values = tuple(Value(name, *_dump(serde, outside[name])) for name in new_versions if name in outside)
     return Put(
         namespace=namespace,
         checkpoint_id=checkpoint["id"],
         parent_id=config["configurable"].get("checkpoint_id"),
         checkpoint_json=json.dumps({**checkpoint, "channel_values": inline}),
         metadata_json=json.dumps(get_serializable_checkpoint_metadata(config, metadata)),
-        values=tuple(
-            Value(channel, *_dump(serde, outside[channel])) for channel in new_versions if channel in outside
-        ),
+        values=values,
         versions=dict(checkpoint["channel_versions"]),
         new_versions=dict(new_versions),
         format=checkpoint["v"],
@@ -86,9 +85,11 @@ def encode_writes(
     )
 
 
-def _dump(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
+def _dump(serde: SerializerProtocol, value: Any) -> tuple[str, Blob]:
     kind, blob = serde.dumps_typed(value)
-    return kind, bytes(blob)  # a bytearray comes back as itself, and its owner may change it
+    # A bytearray comes back as itself, and its owner may change it. Text is what a serializer of the caller's may
+    # make, though it should not: Postgres then has its own way to read it.
+    return kind, blob if isinstance(blob, str) else bytes(blob)
 
 
 def decode(record: Record, serde: SerializerProtocol, first_version: Callable[[], Any]) -> CheckpointTuple:
@@ -114,14 +115,17 @@ def decode(record: Record, serde: SerializerProtocol, first_version: Callable[[]
         versions = dict(checkpoint["channel_versions"])
         versions[TASKS] = max(versions.values()) if versions else first_version()
         checkpoint["channel_versions"] = versions
-        checkpoint["channel_values"][TASKS] = [serde.loads_typed(send) for send in record.sends]
+        sends = [serde.loads_typed(send) for send in record.sends]
+        checkpoint["channel_values"][TASKS] = serde.loads_typed(serde.dumps_typed(sends))
     writes = sorted(record.writes, key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
     return CheckpointTuple(
         config=config_of(record.namespace, record.checkpoint_id),
         checkpoint=cast("Checkpoint", checkpoint),
         metadata=json.loads(record.metadata_json),
         parent_config=config_of(record.namespace, record.parent_id) if record.parent_id else None,
-        pending_writes=[(w.task_id, w.channel, serde.loads_typed((w.type, w.blob))) for w in writes],
+        pending_writes=[
+            (w.task_id, w.channel, serde.loads_typed((w.type, cast("bytes", w.blob)))) for w in writes
+        ],
     )
 
 

@@ -37,6 +37,10 @@ Fields: TypeAlias = "list[str | bytes]"
 """Field, value, field, value, ... of a Redis hash."""
 
 
+NO_SUCH_ID = "-"
+"""Id of an opaque entry where there is no checkpoint: no other id is compared with it."""
+
+
 class DamagedEntry(Exception):
     """Bytes from Redis are not what this version writes. The caller takes it for a miss."""
 
@@ -52,6 +56,8 @@ def entry_fields(latest: Latest) -> Fields:
     says "ask Postgres".
     """
     record = latest.record
+    if any(map(_only_postgres_can_read, latest.early_writes)):
+        return ["i", record.checkpoint_id if record else NO_SUCH_ID]
     if record is None:
         return EMPTY + [part for w in latest.early_writes for part in (write_field(w), _pack_write(w))]
     opaque: Fields = ["i", record.checkpoint_id]
@@ -81,10 +87,10 @@ def advance_arguments(put: Put) -> Fields | None:
     """What `commit_put.lua` takes from its 6th argument on, or None when the entry has to be dropped.
 
     Dropped, because only Postgres knows what the checkpoint then holds: versions that may exist already,
-    which the stock SQL would leave as they are, or that the checkpoint does not name; a format older than the
-    tasks channel; too many bytes.
+    which the stock SQL would leave as they are, or that the checkpoint does not name; values that come back
+    otherwise than they went; a format older than the tasks channel; too many bytes.
     """
-    if put.format < TASKS_CHANNEL_FORMAT:
+    if put.format < TASKS_CHANNEL_FORMAT or any(map(_only_postgres_can_read, put.values)):
         return None
     for channel, version in put.new_versions.items():
         if put.versions.get(channel) != version:
@@ -111,7 +117,9 @@ def advance_arguments(put: Put) -> Fields | None:
 
 
 def writes_arguments(put: PutWrites) -> Fields | None:
-    """What `commit_writes.lua` takes from its 6th argument on, or None when they are too many bytes."""
+    """What `commit_writes.lua` takes from its 6th argument on, or None when the entry has to be dropped."""
+    if any(map(_only_postgres_can_read, put.writes)):
+        return None
     arguments: Fields = [put.checkpoint_id, "1" if put.replace else "0"]
     for write in put.writes:
         arguments += (write.task_path, write_field(write), _pack_write(write))
@@ -151,6 +159,15 @@ def decode_entry(namespace: Namespace, fields: Mapping[bytes, bytes]) -> Latest 
         )
     except (KeyError, ValueError, TypeError) as exc:
         raise DamagedEntry(f"the entry of {namespace} cannot be read: {type(exc).__name__}") from exc
+
+
+def _only_postgres_can_read(row: Value | Write) -> bool:
+    """Whether the stock SQL gives this row back otherwise than it was stored.
+
+    It casts names from text to bytea, where a backslash starts an escape; and so Postgres reads a blob of text.
+    """
+    names = (row.channel, row.type, row.task_id if isinstance(row, Write) else "")
+    return isinstance(row.blob, str) or any("\\" in name for name in names)
 
 
 def write_field(write: Write) -> str:

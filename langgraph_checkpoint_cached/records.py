@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from langgraph_checkpoint_cached.keys import Namespace
 
@@ -13,12 +13,16 @@ TASKS_CHANNEL_FORMAT = 4
 """Checkpoints of an older format keep their pending sends among their parent's writes."""
 
 
+Blob: TypeAlias = "bytes | str"
+"""What a serializer makes: `bytes`, or text if it does not keep to its protocol."""
+
+
 class Value(NamedTuple):
     """A channel's value outside the checkpoint's own JSON: a row of `checkpoint_blobs`."""
 
     channel: str
     type: str
-    blob: bytes | None
+    blob: Blob | None
 
 
 class Write(NamedTuple):
@@ -29,7 +33,7 @@ class Write(NamedTuple):
     idx: int
     channel: str
     type: str
-    blob: bytes
+    blob: Blob
     task_path: str
 
 

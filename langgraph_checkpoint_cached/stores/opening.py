@@ -94,7 +94,7 @@ def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> R
 async def opened(pool: Pool, client: AnyRedis) -> AsyncIterator[None]:
     """Opens the pool for the block, and closes both after it. Redis is connected to when it is first used."""
     try:
-        await pool.open(wait=True)
+        await pool.open(wait=True, timeout=pool.timeout)
         yield
     finally:
         await client.aclose()
@@ -106,7 +106,7 @@ async def _prepare_unless_pooled(conn: AsyncConnection[Any]) -> None:
 
     A pooler answers the connection itself, with a process id that is not the server's.
     """
-    row = await (await conn.execute("select pg_backend_pid() as pid")).fetchone()
+    row = await (await conn.execute("select pg_backend_pid() as pid", prepare=False)).fetchone()
     if row["pid"] != conn.info.backend_pid:  # type: ignore[index]
         conn.prepare_threshold = None
 

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
@@ -78,9 +79,8 @@ async def _one_at_a_time(stock: AsyncPostgresSaver) -> AsyncIterator[None]:
     CONCURRENTLY waits for every older snapshot, so the two would wait for each other. Over a pool a transaction
     of another connection holds it, for behind PgBouncer a session's lock may never be given back.
     """
-    pool = stock.conn
-    if isinstance(pool, AsyncConnectionPool) and pool.max_size > 1:
-        async with pool.connection() as conn:
+    if isinstance(stock.conn, AsyncConnectionPool):
+        async with _second_connection(stock.conn) as conn:
             while True:
                 async with conn.transaction():
                     if await _try_lock(conn.cursor(), "pg_try_advisory_xact_lock"):
@@ -97,6 +97,16 @@ async def _one_at_a_time(stock: AsyncPostgresSaver) -> AsyncIterator[None]:
     finally:
         async with stock._cursor() as cur:
             await cur.execute("select pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
+
+
+@asynccontextmanager
+async def _second_connection(pool: AsyncConnectionPool[Any]) -> AsyncIterator[AsyncConnection[Any]]:
+    """A connection beside the one that migrates, even if the pool has only one."""
+    async with AsyncExitStack() as stack:
+        if pool.max_size == 1:
+            like_it = AsyncConnectionPool(pool.conninfo, kwargs=pool.kwargs, min_size=1, max_size=1, open=False)
+            pool = await stack.enter_async_context(like_it)
+        yield await stack.enter_async_context(pool.connection())
 
 
 async def _try_lock(cur: psycopg.AsyncCursor[Any], function: str) -> bool:

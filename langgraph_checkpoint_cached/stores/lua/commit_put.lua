@@ -32,8 +32,19 @@ if latest ~= parent then
   return 0
 end
 
+-- A channel without a value has none in Postgres either if its version was never used before. Versions count up
+-- along a lineage, so one that is higher than all of the parent's was not.
+local newest = ''
+for _, version in pairs(old) do
+  local counter = string.match(version, '^%d+')
+  -- Others than the stock saver's, which have 32 digits, do not compare.
+  newest = counter and #counter == 32 and (counter > newest and counter or newest) or '~'
+  if newest == '~' then break end
+end
 local valueless = {}
-for _, channel in ipairs(cmsgpack.unpack(ARGV[10])) do valueless[channel] = true end
+for _, channel in ipairs(cmsgpack.unpack(ARGV[10])) do
+  valueless[channel] = newest ~= '~' and string.sub(new[channel], 1, 32) > newest
+end
 local gone = {}
 for channel, version in pairs(new) do
   if not values[channel] and old[channel] ~= version then
