@@ -1,0 +1,387 @@
+"""The two sides of the comparison, and how a history is applied to both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from chains import Chain, value_of
+from histories import (
+    PODS,
+    SLOTS,
+    Damage,
+    Delete,
+    DeltaHistory,
+    Early,
+    Evict,
+    History,
+    Prune,
+    Put,
+    PutWrites,
+    Read,
+    Rewrite,
+    Search,
+    Step,
+    Superstep,
+    Turn,
+)
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg.rows import dict_row, tuple_row
+from psycopg.types.json import set_json_loads
+from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import Redis
+from same import difference
+
+from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.keys import Namespace, namespace_key, thread_key
+
+ROWS = {
+    "checkpoints": "thread_id, checkpoint_ns, checkpoint_id",
+    "checkpoint_blobs": "thread_id, checkpoint_ns, channel, version",
+    "checkpoint_writes": "thread_id, checkpoint_ns, checkpoint_id, task_id, idx",
+}
+"""The stock saver's tables and their primary keys."""
+
+Call = Callable[[BaseCheckpointSaver[str]], Awaitable[Any]]
+
+
+@dataclass(repr=False)
+class Sides:
+    """The stock saver on one database; ours, as several pods with one Redis, on another."""
+
+    stock: AsyncPostgresSaver
+    pods: Sequence[CachedPostgresSaver]
+    stock_pool: AsyncConnectionPool[Any]
+    cached_pool: AsyncConnectionPool[Any]
+    redis: Redis
+    prefix: str
+    counts: Counter[str] = field(default_factory=Counter, repr=False)
+    names: Any = field(default_factory=count, repr=False)
+
+    def stats(self) -> Counter[str]:
+        """The counters of all pods together."""
+        return sum((Counter(pod.stats()) for pod in self.pods), Counter())
+
+    async def forget(self, *namespaces: Namespace) -> None:
+        """Removes every key of these from Redis."""
+        keys = {namespace_key(self.prefix, n) for n in namespaces}
+        keys |= {thread_key(self.prefix, n.thread_id) for n in namespaces}
+        await self.redis.delete(*keys)
+
+    async def forget_values(self, version: str) -> None:
+        """Removes the values of one version from the stock saver's database, where no checkpoint names them."""
+        async with self.stock_pool.connection() as conn:
+            await conn.execute("delete from checkpoint_blobs where version = %s", (version,))
+
+    async def check_rows(self, threads: Sequence[str]) -> None:
+        """Fails unless both databases have the same rows of these threads, byte for byte."""
+        stock, cached = await asyncio.gather(rows_of(self.stock_pool, threads), rows_of(self.cached_pool, threads))
+        for table in ROWS:
+            missing = [row for row in stock[table] if row not in cached[table]]
+            surplus = [row for row in cached[table] if row not in stock[table]]
+            assert stock[table] == cached[table], f"{table}: only stock has {missing}, only ours has {surplus}"
+
+
+@asynccontextmanager
+async def open_sides(
+    stock_url: str, cached_url: str, redis_url: str, prefix: str, **options: Any
+) -> AsyncIterator[Sides]:
+    """Both sides, on databases that have the tables."""
+    async with AsyncExitStack() as stack:
+        stock_pool, *pools = [
+            await stack.enter_async_context(_pool(url)) for url in (stock_url, *[cached_url] * PODS)
+        ]
+        clients = [
+            await stack.enter_async_context(Redis.from_url(redis_url, single_connection_client=False))
+            for _ in range(PODS)
+        ]
+        serde = options.get("serde")
+        pods = [
+            CachedPostgresSaver(client, AsyncPostgresSaver(pool, serde=serde), prefix=prefix, redis_timeout=5)
+            for client, pool in zip(clients, pools, strict=True)
+        ]
+        for pod in pods:
+            stack.push_async_callback(pod.aclose)
+        stock = AsyncPostgresSaver(stock_pool, serde=serde)
+        yield Sides(stock, pods, stock_pool, pools[0], clients[0], prefix)
+
+
+def _pool(url: str) -> AsyncConnectionPool[Any]:
+    options = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+    return AsyncConnectionPool(url, open=False, min_size=1, max_size=5, kwargs=options)
+
+
+async def rows_of(pool: AsyncConnectionPool[Any], threads: Sequence[str]) -> dict[str, list[tuple[Any, ...]]]:
+    """Every column of every row of these threads, by table; JSONB as its text."""
+    found = {}
+    async with pool.connection() as conn, conn.cursor(row_factory=tuple_row) as cur:
+        set_json_loads(_as_text, cur)
+        for table, key in ROWS.items():
+            await cur.execute(f"SELECT * FROM {table} WHERE thread_id = ANY(%s) ORDER BY {key}", (list(threads),))
+            found[table] = await cur.fetchall()
+    return found
+
+
+def _as_text(json: str | bytes) -> str:
+    return json if isinstance(json, str) else bytes(json).decode()
+
+
+async def outcome(work: Awaitable[Any]) -> tuple[str, Any]:
+    """What came of it: an answer, or an error's exact type."""
+    try:
+        return "answered", await work
+    except Exception as exc:  # noqa: BLE001 - any error is an outcome, to be compared
+        return "raised", exc
+
+
+def check_outcomes(stock: tuple[str, Any], cached: tuple[str, Any], what: object) -> None:
+    """Fails unless both are the same answer or the same type of error."""
+    if stock[0] == cached[0] == "raised":
+        # Ours may say more, as a subclass: its ArgumentError is a ValueError.
+        assert isinstance(cached[1], type(stock[1])), f"{what}: stock raised {stock[1]!r}, ours {cached[1]!r}"
+        return
+    assert stock[0] == cached[0], f"{what}: stock {stock[0]} {stock[1]!r}, ours {cached[0]} {cached[1]!r}"
+    found = difference(stock[1], cached[1])
+    assert found is None, f"{what}: stock and ours differ: {found}"
+
+
+@dataclass(frozen=True)
+class End:
+    """A comparison at the end of a history."""
+
+    how: str
+
+
+class World:
+    """One history under way."""
+
+    def __init__(self, sides: Sides, history: History) -> None:
+        self.sides, self.number = sides, next(sides.names)
+        self.chains = [
+            Chain(
+                Namespace(f"{self.number}/{thread}", ns),
+                lambda version: sides.stock.get_next_version(version, None),
+            )
+            for thread, ns in history.places
+        ]
+        self.threads = sorted({chain.namespace.thread_id for chain in self.chains})
+
+    # -- the same on both sides --------------------------------------------------------------------------------
+
+    async def compare(self, pod: int, call: Call, what: object) -> Any:
+        """Calls the stock saver and a pod; fails unless both answer alike. Returns the answer, or None."""
+        stock, cached = await asyncio.gather(outcome(call(self.sides.stock)), outcome(call(self.sides.pods[pod])))
+        check_outcomes(stock, cached, what)
+        self.sides.counts[f"{type(what).__name__} {stock[0]}"] += 1
+        return stock[1] if stock[0] == "answered" else None
+
+    async def read(self, chain: Chain, pod: int, what: object) -> CheckpointTuple | None:
+        return await self.compare(pod, lambda saver: saver.aget_tuple(chain.config()), what)  # type: ignore[no-any-return]
+
+    async def finish(self) -> None:
+        """Whatever the cache holds now, with everything in it lost, and with it filled again: all as stock."""
+        touched = [chain for chain in self.chains if chain.touched]
+        for chain in touched:
+            for pod in range(PODS):
+                await self.read(chain, pod, End("warm"))
+            for point in chain.puts[-3:]:
+                config = chain.config(point.id)
+                await self.compare(0, lambda saver, c=config: saver.aget_tuple(c), End("by id"))
+        await self.sides.forget(*(chain.namespace for chain in self.chains))
+        for chain in touched:
+            for pod in range(PODS):
+                await self.read(chain, pod, End("cold" if pod == 0 else "filled"))
+        for thread in sorted({chain.namespace.thread_id for chain in touched}):
+            config = {"configurable": {"thread_id": thread}}
+            await self.compare(0, lambda saver, c=config: _listed(saver.alist(c)), End("all"))
+        await self.sides.check_rows(self.threads)
+        await self.sides.forget(*(chain.namespace for chain in self.chains))
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    async def apply(self, step: Step) -> None:
+        """Takes one step on both sides."""
+        self.sides.counts["steps"] += 1
+        await getattr(self, f"_{type(step).__name__.lower()}")(step)
+
+    async def _put(self, step: Put) -> None:
+        chain = self._chain(step.place)
+        if step.look:
+            await self.read(chain, step.pod, step)
+        parent = None if step.parent is None else chain.back(step.parent)
+        point, config, checkpoint, new_versions = chain.plan(step.changes, parent, step.slot, step.format)
+        config["configurable"] = {**step.configurable, **config["configurable"]}
+        config["metadata"] = step.config_metadata
+        metadata: Any = {**step.metadata, "history": self.number}
+        self.sides.counts[f"Put {step.slot if step.slot in SLOTS else 'text id'}"] += 1
+        done = await self.compare(
+            step.pod, lambda saver: saver.aput(config, checkpoint, metadata, new_versions), step
+        )
+        if done is not None:
+            chain.puts.append(point)
+        if step.look:
+            await self.read(chain, 1 - step.pod, step)
+
+    async def _putwrites(self, step: PutWrites) -> None:
+        chain = self._chain(step.place)
+        config = chain.config(chain.id_of(step.target))
+        values = [(channel, value_of(name)) for channel, name in step.writes]
+        await self.compare(
+            step.pod, lambda saver: saver.aput_writes(config, values, f"task-{step.task}", step.path), step
+        )
+        if step.look:
+            await self.read(chain, 1 - step.pod, step)
+
+    async def _early(self, step: Early) -> None:
+        chain = self._chain(step.place)
+        before = chain.back(0)
+        point, config, checkpoint, new_versions = chain.plan(step.changes, before, "reserved", 4)
+        writes = [(channel, value_of(name)) for channel, name in step.writes]
+        own = chain.config(point.id)
+        await self.compare(step.pod, lambda saver: saver.aput_writes(own, writes, "task"), step)
+        if step.forget:
+            await self.sides.forget(chain.namespace)
+        if step.reader:
+            await self.read(chain, 1 - step.pod, step)
+        metadata: Any = {"history": self.number}
+        await self.compare(step.pod, lambda saver: saver.aput(config, checkpoint, metadata, new_versions), step)
+        chain.puts.append(point)
+        await self.read(chain, 1 - step.pod, step)
+
+    async def _rewrite(self, step: Rewrite) -> None:
+        chain = self._chain(step.place)
+        config = chain.config(chain.id_of(0))
+        for path, writes in (("", step.first), (step.second_path, step.second)):
+            values = [(channel, value_of(name)) for channel, name in writes]
+            await self.read(chain, step.pod, step)
+            await self.compare(
+                step.pod, lambda saver, v=values, p=path: saver.aput_writes(config, v, "task", p), step
+            )
+        await self.read(chain, 1 - step.pod, step)
+
+    async def _turn(self, step: Turn) -> None:
+        chain = self._chain(step.place)
+        await self.read(chain, step.pod, step)
+        for number, superstep in enumerate(step.supersteps):
+            await self._superstep(chain, step.pod, number, superstep)
+        await self.read(chain, step.pod, step)
+
+    async def _superstep(self, chain: Chain, pod: int, number: int, superstep: Superstep) -> None:
+        """On our side all at once, as a run does in the background, and perhaps somebody reads meanwhile."""
+        before = chain.back(0)
+        point, config, checkpoint, new_versions = chain.plan(superstep.changes, before, "new", 4)
+        metadata: Any = {"source": "loop", "step": number, "parents": {}, "history": self.number}
+        own = chain.config(point.id)
+        writes = [(channel, value_of(name)) for channel, name in superstep.writes]
+
+        def calls(saver: BaseCheckpointSaver[str]) -> list[Coroutine[Any, Any, Any]]:
+            put = saver.aput(config, checkpoint, metadata, new_versions)
+            tasks = [
+                saver.aput_writes(own, writes, f"task-{task}", f"~__pregel_pull, {task}")
+                for task in range(superstep.tasks)
+            ]
+            return [*tasks[:1], put, *tasks[1:]]
+
+        stock = [await outcome(call) for call in calls(self.sides.stock)]
+        cached = [outcome(call) for call in calls(self.sides.pods[pod])]
+        if superstep.reader:
+            reader = self.sides.pods[1 - pod].aget_tuple(chain.config())
+            *answers, (kind, seen) = await asyncio.gather(*cached, outcome(reader))
+            assert kind == "answered", f"a read beside writes failed: {seen!r}"
+        else:
+            answers = await asyncio.gather(*cached)
+        for theirs, ours in zip(stock, answers, strict=True):
+            check_outcomes(theirs, ours, superstep)
+        self.sides.counts["Superstep"] += 1
+        if stock[min(superstep.tasks, 1)][0] == "answered":
+            chain.puts.append(point)
+
+    async def _read(self, step: Read) -> None:
+        chain = self._chain(step.place)
+        config = chain.config(chain.id_of(step.which))
+        if step.whole:
+            await self.compare(step.pod, lambda saver: saver.aget_tuple(config), step)
+        else:
+            await self.compare(step.pod, lambda saver: saver.aget(config), step)
+
+    async def _search(self, step: Search) -> None:
+        chain = self._chain(step.place or 0)
+        config: dict[str, Any] | None = chain.config(chain.id_of(step.checkpoint))
+        wanted, limit = step.filter, step.limit
+        if not step.namespace:
+            del config["configurable"]["checkpoint_ns"]  # type: ignore[index]
+        if step.place is None:  # all threads of the database, and so only those of this history
+            config, wanted = None, {**(wanted or {}), "history": self.number}
+        if step.place is None or not step.namespace:
+            limit = None  # which of two equal ids comes first is for Postgres to choose
+        before = None if step.before is None else chain.config(chain.id_of(step.before))
+        await self.compare(
+            step.pod, lambda saver: _listed(saver.alist(config, filter=wanted, before=before, limit=limit)), step
+        )
+
+    async def _deltahistory(self, step: DeltaHistory) -> None:
+        chain = self._chain(step.place)
+        config = chain.config(chain.id_of(step.which))
+        await self.compare(
+            step.pod, lambda saver: saver.aget_delta_channel_history(config=config, channels=step.channels), step
+        )
+
+    async def _delete(self, step: Delete) -> None:
+        thread_id = self.chains[step.place].namespace.thread_id
+        await self.compare(step.pod, lambda saver: saver.adelete_thread(thread_id), step)
+
+    async def _prune(self, step: Prune) -> None:
+        threads = [self.chains[place].namespace.thread_id for place in step.places]
+        await self.compare(step.pod, lambda saver: saver.aprune(threads, strategy=step.strategy), step)
+
+    async def _evict(self, step: Evict) -> None:
+        namespace, prefix = self.chains[step.place].namespace, self.sides.prefix
+        if step.what == "all":
+            await self.sides.forget(*(chain.namespace for chain in self.chains))
+        if step.what in ("entry", "both"):
+            await self.sides.redis.delete(namespace_key(prefix, namespace))
+        if step.what in ("thread", "both"):
+            await self.sides.redis.delete(thread_key(prefix, namespace.thread_id))
+
+    async def _damage(self, step: Damage) -> None:
+        chain = self._chain(step.place)
+        await self.read(chain, step.pod, step)  # so that there is something to damage
+        key = namespace_key(self.sides.prefix, chain.namespace)
+        for name, value in sorted((await self.sides.redis.hgetall(key)).items()):
+            if value and name.startswith(step.part.encode()):
+                position = step.position % len(value)
+                changed = value[:position] + bytes([step.byte]) + value[position + 1 :]
+                await self.sides.redis.hset(key, name, changed)
+                self.sides.counts["damaged"] += changed != value
+                return
+
+    def _chain(self, place: int) -> Chain:
+        self.chains[place].touched = True
+        return self.chains[place]
+
+
+async def _listed(found: AsyncIterator[CheckpointTuple]) -> list[CheckpointTuple]:
+    """The items in the order they came, those with equal ids by name."""
+    items = [item async for item in found]
+    ids = [item.config["configurable"]["checkpoint_id"] for item in items]
+    return sorted(items, key=lambda item: (ids.index(item.config["configurable"]["checkpoint_id"]), _name(item)))
+
+
+def _name(item: CheckpointTuple) -> tuple[str, str]:
+    configurable = item.config["configurable"]
+    return configurable["thread_id"], configurable["checkpoint_ns"]
+
+
+async def run(sides: Sides, history: History) -> None:
+    """Applies a history to both sides and fails where they differ."""
+    world = World(sides, history)
+    for step in history.steps:
+        await world.apply(step)
+    await world.finish()
+    sides.counts["histories"] += 1
