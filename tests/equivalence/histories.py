@@ -102,7 +102,12 @@ class Superstep:
     changes: tuple[Change, ...]
     tasks: int
     writes: tuple[tuple[str, str], ...]
-    reader: bool
+    reader: bool = False
+    """Whether both pods read meanwhile."""
+    split: bool = False
+    """Whether the other pod writes too."""
+    forget: bool = False
+    """Whether Redis has forgotten all of it."""
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,13 @@ early = st.builds(
     reader=st.booleans(),
 )
 supersteps = st.builds(
-    Superstep, changes=plain_puts, tasks=st.integers(0, 3), writes=task_writes, reader=st.booleans()
+    Superstep,
+    changes=plain_puts,
+    tasks=st.integers(0, 3),
+    writes=task_writes,
+    reader=st.booleans(),
+    split=weighted((2, False), (1, True)),
+    forget=weighted((3, False), (1, True)),
 )
 turns = st.builds(Turn, place=places, pod=pods, supersteps=st.lists(supersteps, min_size=1, max_size=4).map(tuple))
 reads = st.builds(
@@ -243,7 +249,7 @@ beginnings = st.builds(
     place=st.just(0),
     pod=pods,
     supersteps=st.tuples(st.sampled_from(OUTSIDE), st.sampled_from(OUTSIDE), st.sampled_from(COMMON)).map(
-        lambda values: (Superstep(tuple(map(set_to, CHANNELS, values)), tasks=0, writes=(), reader=False),)
+        lambda values: (Superstep(tuple(map(set_to, CHANNELS, values)), tasks=0, writes=()),)
     ),
 )
 """Some state, for the rest to change."""

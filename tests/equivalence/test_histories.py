@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from itertools import product
 from typing import get_args
 
 import pytest
@@ -100,16 +101,17 @@ BEGINNING = Put(
 
 @pytest.mark.parametrize("first", get_args(How))
 def test_same_for_any_two_changes_of_a_channel(bench: Bench, first: How) -> None:
-    """Systematically, where chance would take long: what was there, one change, another one, and a plain one."""
-    for second in get_args(How):
-        for channel, before, after in (("x", "list", "dict"), ("x", "str", "list"), ("y", "dict", "true")):
-            puts = (Change(channel, first, before), Change(channel, second, after), Change("z", "set", "int"))
-            bench.run(
-                History(
-                    PLACES,
-                    (BEGINNING, *(Put(0, pod, (change,)) for pod, change in zip((0, 1, 0), puts, strict=True))),
-                )
-            )
+    """Systematically, where chance would take long: one change, another one, perhaps late, and a plain one."""
+    cases = product(
+        get_args(How), (("x", "list", "dict"), ("x", "str", "list"), ("y", "dict", "true")), SLOTS[::2]
+    )
+    for second, (channel, before, after), slot in cases:
+        puts = (
+            Put(0, 0, (Change(channel, first, before),)),
+            Put(0, 1, (Change(channel, second, after),), slot=slot),
+            Put(0, 0, (Change("z", "set", "int"),)),
+        )
+        bench.run(History(PLACES, (BEGINNING, *puts)))
 
 
 @pytest.mark.parametrize("slot", [*SLOTS, "B"])

@@ -48,7 +48,8 @@ ROWS = {
 }
 """The stock saver's tables and their primary keys."""
 
-Call = Callable[[BaseCheckpointSaver[str]], Awaitable[Any]]
+Saver = BaseCheckpointSaver[str]
+Call = Callable[[Saver], Awaitable[Any]]
 
 
 @dataclass(repr=False)
@@ -274,31 +275,34 @@ class World:
 
     async def _superstep(self, chain: Chain, pod: int, number: int, superstep: Superstep) -> None:
         """On our side all at once, as a run does in the background, and perhaps somebody reads meanwhile."""
-        before = chain.back(0)
-        point, config, checkpoint, new_versions = chain.plan(superstep.changes, before, "new", 4)
+        sides, latest = self.sides, chain.config()
+        point, config, checkpoint, new_versions = chain.plan(superstep.changes, chain.back(0), "new", 4)
         metadata: Any = {"source": "loop", "step": number, "parents": {}, "history": self.number}
         own = chain.config(point.id)
         writes = [(channel, value_of(name)) for channel, name in superstep.writes]
 
-        def calls(saver: BaseCheckpointSaver[str]) -> list[Coroutine[Any, Any, Any]]:
+        def calls(saver: Saver, second: Saver) -> list[Coroutine[Any, Any, Any]]:
             put = saver.aput(config, checkpoint, metadata, new_versions)
             tasks = [
-                saver.aput_writes(own, writes, f"task-{task}", f"~__pregel_pull, {task}")
+                (second if task else saver).aput_writes(own, writes, f"task-{task}", f"~__pregel_pull, {task}")
                 for task in range(superstep.tasks)
             ]
             return [*tasks[:1], put, *tasks[1:]]
 
-        stock = [await outcome(call) for call in calls(self.sides.stock)]
-        cached = [outcome(call) for call in calls(self.sides.pods[pod])]
-        if superstep.reader:
-            reader = self.sides.pods[1 - pod].aget_tuple(chain.config())
-            *answers, (kind, seen) = await asyncio.gather(*cached, outcome(reader))
-            assert kind == "answered", f"a read beside writes failed: {seen!r}"
-        else:
-            answers = await asyncio.gather(*cached)
-        for theirs, ours in zip(stock, answers, strict=True):
+        if superstep.forget:
+            await sides.forget(chain.namespace)
+        before = await outcome(sides.stock.aget_tuple(latest))
+        stock = [await outcome(call) for call in calls(sides.stock, sides.stock)]
+        after = await outcome(sides.stock.aget_tuple(latest))
+        second = sides.pods[1 - pod] if superstep.split else sides.pods[pod]
+        readers = [p.aget_tuple(latest) for p in (sides.pods if superstep.reader else ())]
+        cached = [outcome(call) for call in (*readers, *calls(sides.pods[pod], second))]
+        answers = await asyncio.gather(*cached)
+        for seen in answers[: len(readers)]:
+            assert _kind(seen) in (_kind(before), _kind(after)), f"{superstep}: a read beside it gave {seen[1]!r}"
+        for theirs, ours in zip(stock, answers[len(readers) :], strict=True):
             check_outcomes(theirs, ours, superstep)
-        self.sides.counts["Superstep"] += 1
+        sides.counts["Superstep"] += 1
         if stock[min(superstep.tasks, 1)][0] == "answered":
             chain.puts.append(point)
 
@@ -371,6 +375,13 @@ async def _listed(found: AsyncIterator[CheckpointTuple]) -> list[CheckpointTuple
     items = [item async for item in found]
     ids = [item.config["configurable"]["checkpoint_id"] for item in items]
     return sorted(items, key=lambda item: (ids.index(item.config["configurable"]["checkpoint_id"]), _name(item)))
+
+
+def _kind(seen: tuple[str, Any]) -> Any:
+    """The checkpoint that was read, or the type of the error."""
+    if isinstance(seen[1], CheckpointTuple):
+        return seen[1].config["configurable"]["checkpoint_id"]
+    return type(seen[1])
 
 
 def _name(item: CheckpointTuple) -> tuple[str, str]:
