@@ -227,6 +227,33 @@ def test_scripts_do_what_the_model_does(client: redis.Redis, redis_prefix: str) 
     assert all(totals.values()), totals
 
 
+@pytest.mark.parametrize("damaged", [b"", b"\xc1", b"\x81\xa1a", b"\x93\x01\x02\x03", b"\x81\xa1a\x05"])
+def test_a_damaged_entry_is_dropped_by_the_next_commit_and_its_fence_released(
+    client: redis.Redis, redis_prefix: str, damaged: bytes
+) -> None:
+    """A script that failed half-way would release the fence and leave the stale entry to every reader."""
+    both = BothRedis(client, redis_prefix)
+    _, generation = both.read(1, 1)
+    both.fill(1, generation, model.State(5, (5, 0), {}), 2)
+    client.hset(both.keys[1], "v", damaged)
+    both.begin(6, 1, 3)
+    assert client.hexists(both.keys[0], "f:6")
+    put = Put(
+        namespace=NAMESPACE,
+        checkpoint_id=id_of(7),
+        parent_id=id_of(5),
+        checkpoint_json=checkpoint_json(model.State(7, (5, 7), {})),
+        metadata_json="{}",
+        values=(Value("b", "number", b"7"),),
+        versions=versions_of(model.State(7, (5, 7), {})),
+        new_versions={"b": versions_of(model.State(7, (5, 7), {}))["b"]},
+        format=4,
+    )
+    assert both.run(entries.COMMIT_PUT, 4, 6, 1, *(envelope.advance_arguments(put) or [])) == 0
+    assert not client.hexists(both.keys[0], "f:6")
+    assert not client.exists(both.keys[1])
+
+
 class ExpiringRedis(BothRedis):
     """Checks after every script that each key expires."""
 

@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-import servers
 from redis import Redis as Sync
 from redis.asyncio import Redis
 
@@ -295,13 +294,13 @@ async def test_with_redis_stopped_each_message_in_flight_is_classified_once(
 async def test_a_full_redis_keeps_nothing_and_is_logged_once(
     redis_servers: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = redis_servers("--maxmemory", "5mb")
-    servers.fill_redis(server.url)
+    server = redis_servers()
     async with Redis.from_url(server.url) as redis:
+        await redis.config_set("maxmemory", 1)
         cache: IntentCache[str] = IntentCache(redis)
         for answer in ("first", "second"):
             assert await cache.get_or_classify(MESSAGE, Classifier(answer)) == answer
-        await redis.flushall()
+        await redis.config_set("maxmemory", 0)
         assert await cache.get_or_classify(MESSAGE, Classifier("third")) == "third"
         assert await cache.get_or_classify(MESSAGE, never) == "third"
     messages = [record.message.split(",")[0] for record in caplog.records]

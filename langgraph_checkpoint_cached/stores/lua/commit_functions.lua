@@ -21,7 +21,18 @@ local function settle()
   return nil
 end
 
-local function applied()
+-- Applies a change to the entry after that. `change` gets the entry's checkpoint id and returns whether it has
+-- advanced the entry, false if it let it stand, nil if it cannot be told what Postgres now holds: then the entry
+-- goes. It goes too when anything in `change` fails, as it does when the entry is damaged.
+local function apply(change)
+  local latest = settle()
+  if not latest then return 0 end
+  local worked, advanced = pcall(change, latest)
+  if not worked or advanced == nil then
+    drop_entry()
+    return 0
+  end
+  if not advanced then return 0 end
   redis.call('HSET', namespace, 'a', token)
   redis.call('PEXPIRE', namespace, life_ms)
   keep(thread, life_ms)

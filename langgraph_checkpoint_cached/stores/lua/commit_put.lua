@@ -7,68 +7,59 @@
 
 local id, parent, head, packed_versions = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 
-local latest = settle()
-if not latest then return 0 end
-
-local packed = redis.call('HGET', namespace, 'v')
-if not packed or latest == id or not (latest == '' or comparable(latest, id)) then
-  drop_entry()
-  return 0
-end
-local old, new = cmsgpack.unpack(packed), cmsgpack.unpack(packed_versions)
-
-local values = {}
-for i = 11, #ARGV, 2 do values[ARGV[i]] = ARGV[i + 1] end
-
-if latest ~= '' and id < latest then
-  -- An older checkpoint, late. It changes the latest one only by storing a value that one was missing.
-  for channel in pairs(values) do
-    if old[channel] == new[channel] then drop_entry() break end
+-- The highest counter of these versions. Others than the stock saver's, of 32 digits, do not compare: then nil.
+local function newest_of(versions)
+  local newest = ''
+  for _, version in pairs(versions) do
+    local counter = string.match(version, '^%d+')
+    if not counter or #counter ~= 32 then return nil end
+    if counter > newest then newest = counter end
   end
-  return 0
-end
-if latest ~= parent then
-  drop_entry()
-  return 0
+  return newest
 end
 
--- A channel without a value has none in Postgres either if its version was never used before. Versions count up
--- along a lineage, so one that is higher than all of the parent's was not.
-local newest = ''
-for _, version in pairs(old) do
-  local counter = string.match(version, '^%d+')
-  -- Others than the stock saver's, which have 32 digits, do not compare.
-  newest = counter and #counter == 32 and (counter > newest and counter or newest) or '~'
-  if newest == '~' then break end
-end
-local valueless = {}
-for _, channel in ipairs(cmsgpack.unpack(ARGV[10])) do
-  valueless[channel] = newest ~= '~' and string.sub(new[channel], 1, 32) > newest
-end
-local gone = {}
-for channel, version in pairs(new) do
-  if not values[channel] and old[channel] ~= version then
-    if not valueless[channel] then -- a version from elsewhere: only Postgres knows its value
-      drop_entry()
-      return 0
+return apply(function(latest)
+  local packed = redis.call('HGET', namespace, 'v')
+  if not packed or latest == id or not (latest == '' or comparable(latest, id)) then return nil end
+  local old, new = cmsgpack.unpack(packed), cmsgpack.unpack(packed_versions)
+
+  local values = {}
+  for i = 11, #ARGV, 2 do values[ARGV[i]] = ARGV[i + 1] end
+
+  if latest ~= '' and id < latest then
+    -- An older checkpoint, late. It changes the latest one only by storing a value that one was missing.
+    for channel in pairs(values) do
+      if old[channel] == new[channel] then return nil end
     end
-    gone[#gone + 1] = 'c:' .. channel
+    return false
   end
-end
-for channel in pairs(old) do
-  if not new[channel] then gone[#gone + 1] = 'c:' .. channel end
-end
-for _, field in ipairs(redis.call('HKEYS', namespace)) do
-  if string.sub(field, 1, 2) == 'w:' then
-    local of = string.match(field, '^w:([^%z]*)')
-    if not comparable(of, id) then
-      drop_entry()
-      return 0
+  if latest ~= parent then return nil end
+
+  -- A channel without a value has none in Postgres either if its version was never used before. Versions count
+  -- up along a lineage, so one that is higher than all of the parent's was not.
+  local newest, valueless, gone = newest_of(old), {}, {}
+  for _, channel in ipairs(cmsgpack.unpack(ARGV[10])) do
+    valueless[channel] = newest and string.sub(new[channel], 1, 32) > newest
+  end
+  for channel, version in pairs(new) do
+    if not values[channel] and old[channel] ~= version then
+      if not valueless[channel] then return nil end -- from elsewhere: only Postgres knows its value
+      gone[#gone + 1] = 'c:' .. channel
     end
-    if of < id then gone[#gone + 1] = field end
   end
-end
-for _, field in ipairs(gone) do redis.call('HDEL', namespace, field) end
-for channel, value in pairs(values) do redis.call('HSET', namespace, 'c:' .. channel, value) end
-redis.call('HSET', namespace, 'i', id, 'h', head, 'v', packed_versions)
-return applied()
+  for channel in pairs(old) do
+    if not new[channel] then gone[#gone + 1] = 'c:' .. channel end
+  end
+  for _, field in ipairs(redis.call('HKEYS', namespace)) do
+    if string.sub(field, 1, 2) == 'w:' then
+      local of = string.match(field, '^w:([^%z]*)')
+      if not comparable(of, id) then return nil end
+      if of < id then gone[#gone + 1] = field end
+    end
+  end
+
+  for _, field in ipairs(gone) do redis.call('HDEL', namespace, field) end
+  for channel, value in pairs(values) do redis.call('HSET', namespace, 'c:' .. channel, value) end
+  redis.call('HSET', namespace, 'i', id, 'h', head, 'v', packed_versions)
+  return true
+end)

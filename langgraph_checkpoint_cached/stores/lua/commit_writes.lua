@@ -6,26 +6,19 @@
 
 local id, replace = ARGV[6], ARGV[7] == '1'
 
-local latest = settle()
-if not latest then return 0 end
-if not redis.call('HGET', namespace, 'v') or not (latest == '' or comparable(latest, id)) then
-  drop_entry()
-  return 0
-end
-if id < latest then return 0 end
-
-for i = 8, #ARGV, 3 do
-  local path, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  if replace then
-    local old = redis.call('HGET', namespace, field)
-    -- Postgres replaces the value of such a row, not its task path.
-    if old and string.sub(old, 1, #path + 1) ~= path .. '\0' then
-      drop_entry()
-      return 0
+return apply(function(latest)
+  if not redis.call('HGET', namespace, 'v') or not (latest == '' or comparable(latest, id)) then return nil end
+  if id < latest then return false end
+  for i = 8, #ARGV, 3 do
+    local path, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+    if replace then
+      local old = redis.call('HGET', namespace, field)
+      -- Postgres replaces the value of such a row, not its task path.
+      if old and string.sub(old, 1, #path + 1) ~= path .. '\0' then return nil end
+      redis.call('HSET', namespace, field, value)
+    else
+      redis.call('HSETNX', namespace, field, value)
     end
-    redis.call('HSET', namespace, field, value)
-  else
-    redis.call('HSETNX', namespace, field, value)
   end
-end
-return applied()
+  return true
+end)
