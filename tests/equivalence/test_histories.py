@@ -22,7 +22,7 @@ from histories import SLOTS, Change, History, How, Put, PutWrites, Read, Rewrite
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from strategies import histories
 
-EXAMPLES = int(os.environ.get("EQUIVALENCE_EXAMPLES", "400"))
+EXAMPLES = int(os.environ.get("EQUIVALENCE_EXAMPLES", "300"))
 SEED = int(os.environ.get("EQUIVALENCE_SEED", secrets.randbelow(2**32)))
 MANY_EXAMPLES = 100
 """From how many on the share of cached reads says something."""
