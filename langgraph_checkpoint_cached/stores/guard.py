@@ -52,11 +52,6 @@ class Guard:
         self._tasks = Tasks()
         self.before_reopening: Callable[[], Awaitable[None]] | None = None
 
-    @property
-    def open_for_calls(self) -> bool:
-        """Whether calls are sent to Redis at the moment."""
-        return self._breaker.closed
-
     async def run(self, script: Script, keys: list[str], arguments: list[Any]) -> Any:
         """The script's answer.
 
@@ -121,7 +116,6 @@ class Guard:
     async def _probe(self) -> None:
         succeeded = False
         try:
-            # A plain write that needs memory, so that a replica or a loading server does not pass.
             # A plain write that needs memory, so that a replica or a loading server does not pass. A full one
             # does: it takes what frees memory, and that is enough to be coherent.
             with contextlib.suppress(RedisFull):

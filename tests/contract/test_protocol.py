@@ -254,6 +254,19 @@ def test_a_damaged_entry_is_dropped_by_the_next_commit_and_its_fence_released(
     assert not client.exists(both.keys[1])
 
 
+@pytest.mark.parametrize("damaged", [b"", b"junk", b"12", b"12 owner"])
+def test_a_damaged_fence_voids_the_thread_and_is_gone(
+    client: redis.Redis, redis_prefix: str, damaged: bytes
+) -> None:
+    both = BothRedis(client, redis_prefix)
+    _, generation = both.read(1, 1)
+    both.fill(1, generation, model.State(5, (5, 0), {}), 2)
+    client.hset(both.keys[0], "f:x", damaged)
+    [kind, new_generation] = both.run(entries.READ, 3, 4, LIFE_MS, "1", "")
+    assert (kind, client.hexists(both.keys[0], "f:x")) == (b"load", False)
+    assert new_generation.decode() != generation_text(generation)
+
+
 class ExpiringRedis(BothRedis):
     """Checks after every script that each key expires."""
 

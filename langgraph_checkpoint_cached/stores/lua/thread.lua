@@ -50,11 +50,11 @@ local function look_at_fences(owner)
   for i = 1, #fields, 2 do
     if string.sub(fields[i], 1, 2) == 'f:' then
       local deadline, by, over = string.match(fields[i + 1], '^(%d+) (%S+) (.*)$')
-      if over == name or over == '*' then
-        if tonumber(deadline) <= now then
+      if not deadline or over == name or over == '*' then -- a fence that cannot be read counts as one over all
+        if not deadline or tonumber(deadline) <= now then
           redis.call('HDEL', thread, fields[i])
           drop_entry()
-          if over == '*' then new_generation() end
+          if over ~= name then new_generation() end
         elseif by == owner and over ~= '*' then
           own = true
         else
