@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import servers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -25,8 +26,8 @@ VALUES = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def connection(postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
+def connection(databases: servers.Databases) -> Iterator[psycopg.Connection[Any]]:
+    with databases.fresh() as url, psycopg.connect(url, autocommit=True) as connection:
         yield connection
 
 
