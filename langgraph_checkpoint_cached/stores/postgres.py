@@ -84,7 +84,7 @@ class PostgresStore:
     async def put(self, put: Put) -> bool:
         """Stores a checkpoint in one transaction. Returns whether every value was new.
 
-        False means that Postgres had a value for one of those channels and versions, and kept it.
+        False means that Postgres had a value for one of the new channels and versions, and kept it.
         """
         namespace, inserts = put.namespace, []
         async with self._stock._cursor(pipeline=True) as cur:
@@ -114,7 +114,21 @@ class PostgresStore:
                     _jsonb(put.metadata_json),
                 ),
             )
-        return all(insert.rowcount == 1 for insert in inserts)
+            stored = {value.channel for value in put.values}
+            valueless = [(name, version) for name, version in put.new_versions.items() if name not in stored]
+            known = cur.connection.cursor()
+            if valueless:
+                await known.execute(
+                    "select from checkpoint_blobs where thread_id = %s and checkpoint_ns = %s"
+                    " and (channel, version) in (select * from unnest(%s::text[], %s::text[]))",
+                    (
+                        namespace.thread_id,
+                        namespace.checkpoint_ns,
+                        [name for name, _ in valueless],
+                        [str(version) for _, version in valueless],
+                    ),
+                )
+        return known.rowcount <= 0 and all(insert.rowcount == 1 for insert in inserts)
 
     async def put_writes(self, put: PutWrites) -> None:
         """Stores pending writes in one transaction."""

@@ -62,7 +62,7 @@ METADATA_VALUES = (
     {"a": {"": {"b": None}}, "ü": 1, "z": 1, "bb": -0.0},
     {"": "1ef", "child:1": "1f0"},
 )
-METADATA_REFUSED = (float("nan"), {"a": "\0"}, "\udc00", {"s": {1}}, [b"x"])
+METADATA_REFUSED = (float("nan"), {"a": "\0"}, "\udc00", [{"deep": float("-inf")}])
 METADATA_KEYS = ("source", "step", "parents", "run_id", "z", "yy", "ü", "user", "writes", "thread_id", "thread_ts")
 FILTERS = (None, None, {}, {"source": "loop"}, {"step": -1}, {"user": "loop"}, {"z": {"a": {}}}, {"no": 1})
 
@@ -73,7 +73,9 @@ def weighted(*choices: tuple[int, Any]) -> st.SearchStrategy[Any]:
 
 
 sample_names = st.one_of(st.sampled_from(COMMON), st.sampled_from(MANY), st.sampled_from(MANY))
-odd_names = weighted(*((6, name) for name in MANY), *((1, name) for name in (*RARE, *REFUSED)))
+# What JSON itself refuses is left to `test_values.py`: the stock saver leaves rows behind then, ours does not.
+REFUSED_LATE = tuple(name for name in REFUSED if name != "too long an int")
+odd_names = weighted(*((6, name) for name in MANY), *((1, name) for name in (*RARE, *REFUSED_LATE)))
 places = weighted((5, 0), (2, 1), (1, 2))
 pods = weighted((2, 0), (1, 1))
 backs = weighted((3, 0), (2, 1), (1, 2), (1, 5))

@@ -114,6 +114,14 @@ def test_same_for_any_two_changes_of_a_channel(bench: Bench, first: How) -> None
         bench.run(History(PLACES, (BEGINNING, *puts)))
 
 
+@pytest.mark.parametrize("how", ["reuse", "return"])
+@pytest.mark.parametrize("value", ["str", "none", "list"])
+def test_same_for_a_version_from_before_the_chain_was_cut(bench: Bench, how: How, value: str) -> None:
+    """No checkpoint in sight has that version, but a value is stored under it."""
+    cut = Put(0, 0, (), parent=None)
+    bench.run(History(PLACES, (BEGINNING, cut, Put(0, 0, (Change("x", how, value),)))))
+
+
 @pytest.mark.parametrize("slot", [*SLOTS, "B"])
 @pytest.mark.parametrize("parent", [0, 1, None])
 @pytest.mark.parametrize("format", [4, 3])
