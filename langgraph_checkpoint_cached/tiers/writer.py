@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -21,8 +20,6 @@ from langgraph_checkpoint_cached.stores.entries import (
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore, may_still_commit
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
 from langgraph_checkpoint_cached.utilities.turns import Turns
-
-logger = logging.getLogger("langgraph_checkpoint_cached")
 
 COMMIT_ATTEMPTS_MAX = 3
 FENCE_SECONDS_TO_SPARE = FENCE_MS / 1000 / 2
