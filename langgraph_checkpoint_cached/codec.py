@@ -33,8 +33,13 @@ def encode_put(
     metadata: CheckpointMetadata,
     new_versions: ChannelVersions,
     serde: SerializerProtocol,
+    is_unused: Callable[[Any], bool] = lambda version: False,
 ) -> Put:
-    """The rows of `aput`, split as the stock saver splits them: simple values inline, others outside."""
+    """The rows of `aput`, split as the stock saver splits them: simple values inline, others outside.
+
+    Args:
+        is_unused: Whether a version is known not to be in use yet. Asked once for each new one.
+    """
     inline: dict[str, Any] = {}
     outside: dict[str, Any] = {}
     for channel, value in checkpoint["channel_values"].items():
@@ -55,6 +60,11 @@ def encode_put(
         versions=dict(checkpoint["channel_versions"]),
         new_versions=dict(new_versions),
         format=checkpoint["v"],
+        valueless=tuple(
+            (name, version)
+            for name, version in new_versions.items()
+            if not is_unused(version) and name not in outside
+        ),
     )
 
 

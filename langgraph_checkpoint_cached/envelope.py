@@ -7,7 +7,6 @@ A write's task path stands before its envelope, ended by NUL, for `lua/commit_wr
 from __future__ import annotations
 
 import json
-import re
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, cast
@@ -25,17 +24,14 @@ from langgraph_checkpoint_cached.records import (
     Value,
     Write,
 )
+from langgraph_checkpoint_cached.versions import UNIQUE_VERSION
 
 FORMAT = 1
 CHECKSUM_BYTES = 4
 ENTRY_BYTES_MAX = 16 * 1024 * 1024
 
-UNIQUE_VERSION = re.compile(r"\d{32}\.[0-9.e-]{16,}")
-"""What `get_next_version` of the Postgres savers makes: a counter and a random fraction, never made twice."""
-
 Fields: TypeAlias = "list[str | bytes]"
 """Field, value, field, value, ... of a Redis hash."""
-
 
 NO_SUCH_ID = "-"
 """Id of an opaque entry where there is no checkpoint: no other id is compared with it."""

@@ -21,6 +21,10 @@ class ArgumentTypeError(CachedSaverError, TypeError):
     """An argument, or a key of a `RunnableConfig`, has the wrong type. Nothing was written."""
 
 
+class TooManyWritesError(CachedSaverError):
+    """Too many writes wait for Postgres to take one more. Nothing was written; the call may be repeated."""
+
+
 class UnsupportedServerError(CachedSaverError):
     """A server is too old for what this package needs of it."""
 

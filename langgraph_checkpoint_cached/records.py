@@ -84,6 +84,19 @@ class Put:
     """Version of every channel of the checkpoint."""
     new_versions: dict[str, Any]
     format: int
+    valueless: tuple[tuple[str, Any], ...] = ()
+    """New channels and versions without a value here, for which Postgres might have one."""
+
+    @property
+    def rows(self) -> int:
+        """How many it makes."""
+        return 1 + len(self.values)
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes."""
+        values = sum(len(value.blob or b"") for value in self.values)
+        return len(self.checkpoint_json) + len(self.metadata_json) + values
 
 
 @dataclass(frozen=True)
@@ -95,3 +108,13 @@ class PutWrites:
     replace: bool
     """Whether they replace what is there (all are special writes), or what is there stays."""
     writes: tuple[Write, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many they make."""
+        return len(self.writes)
+
+    @property
+    def size_bytes(self) -> int:
+        """About what they take."""
+        return sum(len(write.blob) for write in self.writes)

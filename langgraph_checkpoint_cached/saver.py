@@ -35,6 +35,7 @@ from langgraph_checkpoint_cached.stores.postgres import PostgresStore, check_sto
 from langgraph_checkpoint_cached.tiers.reader import Reader
 from langgraph_checkpoint_cached.tiers.writer import Writer
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
+from langgraph_checkpoint_cached.versions import MintedVersions
 
 T = TypeVar("T")
 Mode = Literal["write_through"]
@@ -95,6 +96,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         self._writer = Writer(entries, self._postgres, self._stats)
         self._guard.before_reopening = self._writer.void_suspects
         self._tasks = Tasks()
+        self._minted = MintedVersions()
 
     @classmethod
     @asynccontextmanager
@@ -180,7 +182,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
     async def aclose(self) -> None:
         """Waits for what is under way, after which the clients may be closed. They are not closed here."""
         await self._tasks.drain()
-        await self._guard.aclose()
+        await self._writer.drain()
 
     def stats(self) -> dict[str, int]:
         """Counters since this saver was made, by name; `Stats` says what each counts."""
@@ -243,8 +245,11 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         namespace = configs.namespace_of(config, required=True)
         configs.checkpoint_id_of(config)
         configs.check_checkpoint(checkpoint)
-        put = codec.encode_put(namespace, config, checkpoint, metadata, new_versions, self.serde)
-        await self._run("put", self._writer.put(put))
+        self._check_loop("aput")
+        put = codec.encode_put(
+            namespace, config, checkpoint, metadata, new_versions, self.serde, self._minted.take
+        )
+        await self._writer.write(put)
         return codec.config_of(namespace, checkpoint["id"])
 
     async def aput_writes(
@@ -261,8 +266,9 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
             raise ArgumentError('config["configurable"] has no "checkpoint_id": writes belong to a checkpoint')
         if not writes:
             return
+        self._check_loop("aput_writes")
         put = codec.encode_writes(namespace, checkpoint_id, writes, task_id, task_path, self.serde)
-        await self._run("put_writes", self._writer.put_writes(put))
+        await self._writer.write(put)
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Deletes all checkpoints and writes of a thread."""
@@ -353,7 +359,9 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """The stock saver's next version of a channel."""
-        return self._stock.get_next_version(current, channel)
+        version = self._stock.get_next_version(current, channel)
+        self._minted.add(version)
+        return version
 
     # -- inside ----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Each step is one script in `lua/`, atomic on the server; what each promises is s
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ BEGIN = Script(*_SHARED, lua("begin"))
 COMMIT_PUT = Script(*_COMMIT, lua("commit_put"))
 COMMIT_WRITES = Script(*_COMMIT, lua("commit_writes"))
 COMMIT_DROP = Script(*_COMMIT, lua("commit_drop"))
+COMMITS = (COMMIT_PUT, COMMIT_WRITES, COMMIT_DROP)
 BEGIN_THREAD = Script(*_SHARED, lua("begin_thread"))
 END_THREAD = Script(*_SHARED, lua("end_thread"))
 
@@ -77,17 +79,24 @@ class RedisEntries:
         self._owner = new_token()
 
     async def read(self, namespace: Namespace, ticket: str, checkpoint_id: str = "") -> ReadAnswer:
-        """READ: the entry, or what to do instead. With a `checkpoint_id`, an entry of that checkpoint only."""
-        answer = await self._run(
-            READ, namespace, ticket, TICKET_MS, "1" if self._life.sliding else "0", checkpoint_id
-        )
-        kind = answer[0].decode()
-        if kind == "hit":
+        """READ: the entry, or what to do instead. With a `checkpoint_id`, an entry of that checkpoint only.
+
+        A caller that is cancelled here has no ticket.
+        """
+        try:
+            answer = await self._submit(
+                READ, namespace, ticket, TICKET_MS, "1" if self._life.sliding else "0", checkpoint_id
+            )
+        except asyncio.CancelledError:
+            self._submit(GIVE_BACK, namespace, ticket)  # queued, so after READ
+            raise
+        kind = answer[0]
+        if kind == b"hit":
             flat = answer[1]
             return Hit(dict(zip(flat[::2], flat[1::2], strict=True)))
-        if kind == "load":
+        if kind == b"load":
             return Load(answer[1].decode())
-        return kind  # type: ignore[no-any-return]
+        return kind.decode()  # type: ignore[no-any-return]
 
     async def fill(self, namespace: Namespace, ticket: str, load: Load, latest: Latest) -> bool:
         """FILL: returns whether what was loaded became the entry."""
@@ -95,45 +104,47 @@ class RedisEntries:
         if latest.record is None:
             life_ms = min(life_ms, EMPTY_MS)
         try:
-            answer = await self._run(
+            answer = await self._submit(
                 FILL, namespace, ticket, load.generation, *entry_fields(latest), life_ms=life_ms
             )
         except RedisFull:
-            await self.give_back(namespace, ticket, load)  # nobody else is to wait for this
+            await self.give_back(namespace, ticket)  # nobody else is to wait for this
             return False
         if answer:
             self._guard.has_room()
         return bool(answer)
 
-    async def give_back(self, namespace: Namespace, ticket: str, load: Load) -> None:
+    async def give_back(self, namespace: Namespace, ticket: str) -> None:
         """Gives up the ticket, if it is still held."""
-        await self._run(GIVE_BACK, namespace, ticket, load.generation)
+        await self._submit(GIVE_BACK, namespace, ticket)
 
-    async def begin(self, namespace: Namespace, token: str) -> None:
-        """BEGIN: fences the namespace."""
-        await self._run(BEGIN, namespace, token, self._owner, FENCE_MS)
+    def begin(self, namespace: Namespace, token: str) -> asyncio.Future[Any]:
+        """BEGIN: fences the namespace. Queued when this returns."""
+        return self._submit(BEGIN, namespace, token, self._owner, FENCE_MS)
 
-    async def commit(self, namespace: Namespace, token: str, change: Change) -> bool:
-        """COMMIT: releases the fence; returns whether the entry was advanced by the change, not dropped."""
+    def commit(self, namespace: Namespace, token: str, change: Change) -> asyncio.Future[int]:
+        """COMMIT: releases the fence; 1 if the entry was advanced by the change. Queued when this returns."""
         script = COMMIT_DROP
         arguments: Fields = []
         if isinstance(change, Put) and (advance := advance_arguments(change)) is not None:
             script, arguments = COMMIT_PUT, advance
         elif isinstance(change, PutWrites) and (advance := writes_arguments(change)) is not None:
             script, arguments = COMMIT_WRITES, advance
-        return bool(await self._run(script, namespace, token, self._owner, *arguments))
+        return self._submit(script, namespace, token, self._owner, *arguments)
 
     async def begin_thread(self, thread_id: str, token: str) -> None:
         """BEGIN over all namespaces of a thread."""
-        await self._run_on_thread(BEGIN_THREAD, thread_id, token, self._owner, FENCE_MS)
+        key = thread_key(self._prefix, thread_id)
+        await self._guard.submit(BEGIN_THREAD, [key], self._thread_arguments(token, self._owner, FENCE_MS))
 
     async def end_thread(self, thread_id: str, token: str) -> None:
         """COMMIT over all namespaces of a thread: voids every entry, releases the fence."""
-        await self._run_on_thread(END_THREAD, thread_id, token)
+        key = thread_key(self._prefix, thread_id)
+        await self._guard.submit(END_THREAD, [key], self._thread_arguments(token))
 
     async def discard(self, namespace: Namespace) -> None:
         """Removes the entry and the ticket, as an eviction would."""
-        await self._run(COMMIT_DROP, namespace, new_token(), self._owner)
+        await self._submit(COMMIT_DROP, namespace, new_token(), self._owner)
 
     async def void_thread(self, thread_id: str, tokens: Iterable[str]) -> None:
         """Voids every entry of a thread and removes these fences, even while the guard lets no call through."""
@@ -144,16 +155,16 @@ class RedisEntries:
         async for key in self._guard.keys(glob_escape(self._prefix) + ":{*}:thread"):
             await self._guard.force(END_THREAD, [key], self._thread_arguments())
 
-    async def _run(self, script: Script, namespace: Namespace, *arguments: Any, life_ms: int | None = None) -> Any:
-        keys = [thread_key(self._prefix, namespace.thread_id), namespace_key(self._prefix, namespace)]
-        name = keys[1].rpartition(":")[2]
-        return await self._guard.run(
-            script, keys, [name, new_token(), life_ms or self._life.milliseconds, *arguments]
-        )
+    async def drain(self) -> None:
+        """Waits until nothing is queued or under way."""
+        await self._guard.drain()
 
-    async def _run_on_thread(self, script: Script, thread_id: str, *arguments: Any) -> None:
-        keys = [thread_key(self._prefix, thread_id)]
-        await self._guard.run(script, keys, self._thread_arguments(*arguments))
+    def _submit(
+        self, script: Script, namespace: Namespace, *arguments: Any, life_ms: int | None = None
+    ) -> asyncio.Future[Any]:
+        keys = (thread_key(self._prefix, namespace.thread_id), namespace_key(self._prefix, namespace))
+        shared = (keys[1].rpartition(":")[2], new_token(), life_ms or self._life.milliseconds)
+        return self._guard.submit(script, keys, (*shared, *arguments), in_order=script in COMMITS)
 
     def _thread_arguments(self, *arguments: Any) -> list[Any]:
         return ["", new_token(), self._life.milliseconds, *arguments]

@@ -5,22 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.clients import AnyRedis
 from langgraph_checkpoint_cached.stores.scripts import Script
+from langgraph_checkpoint_cached.stores.steps import Step, Steps
 from langgraph_checkpoint_cached.utilities.breaker import Breaker
+from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout
+
+T = TypeVar("T")
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
 PROBE_LIFE_MS = 1000
 FULL = "command not allowed when used memory > 'maxmemory'"
 SCAN_COUNT = 1000
+GROUP_STEPS_MAX = 256
+GROUP_BYTES_MAX = 4 * 1024 * 1024
+STEPS_WAITING_MAX = 20_000
+NOT_ASKED = "not asked: Redis was found unusable a moment ago"
 
 
 class RedisUnavailable(Exception):
@@ -50,32 +64,34 @@ class Guard:
         self._breaker = Breaker()
         self._full = False
         self._tasks = Tasks()
+        self._steps = Steps(client)
+        self._groups: Groups[Step] = Groups(
+            self._run_group, rows_max=GROUP_STEPS_MAX, bytes_max=GROUP_BYTES_MAX, waiting_max=STEPS_WAITING_MAX
+        )
         self.before_reopening: Callable[[], Awaitable[None]] | None = None
 
-    async def run(self, script: Script, keys: list[str], arguments: list[Any]) -> Any:
-        """The script's answer.
+    def submit(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], *, in_order: bool = False
+    ) -> asyncio.Future[Any]:
+        """The script's answer; `RedisUnavailable` if it is late or an error, or if Redis is not asked.
 
-        Raises:
-            RedisUnavailable: it did not answer in time, or with an error, or was not asked.
+        Scripts that wait at the same time share a round trip, in the order of these calls. With `in_order` one is
+        not run at all rather than after a later one of its thread.
         """
-        if not self._breaker.closed:
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._breaker.closed:
+            try:
+                self._groups.add(Step(script, keys, arguments, done, in_order))
+            except TooManyWaiting as exc:
+                answer(done, RedisUnavailable(f"not asked: {exc}"))
+        else:
             if self._breaker.take_probe():
                 self._tasks.start(self._probe())
-            raise RedisUnavailable("not asked: Redis was found unusable a moment ago")
-        try:
-            return await self.force(script, keys, arguments)
-        except RedisFull:
-            if not self._full:
-                self._full = True
-                logger.warning("Redis is full: nothing new is cached until it has memory again")
-            raise
-        except RedisUnavailable as exc:
-            if self._breaker.fail():
-                logger.warning("Redis is unusable, going on with Postgres alone: %s", exc)
-            raise
+            answer(done, RedisUnavailable(NOT_ASKED))
+        return done
 
-    async def force(self, script: Script, keys: list[str], arguments: list[Any]) -> Any:
-        """The script's answer, asked for whatever the state. Raises `RedisUnavailable` too."""
+    async def force(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """The script's answer, asked for alone and whatever the state. Raises `RedisUnavailable` too."""
         return await self._attempt(script.run(self._client, keys, arguments))
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
@@ -94,14 +110,24 @@ class Guard:
             self._full = False
             logger.warning("Redis has memory again")
 
-    async def _attempt(self, call: Awaitable[Any]) -> Any:
+    async def _run_group(self, steps: Sequence[Step]) -> None:
+        if not self._breaker.closed:
+            raise RedisUnavailable(NOT_ASKED)
+        try:
+            answers = await self._attempt(self._steps.run(steps))
+        except RedisUnavailable as exc:
+            self._fail(exc)
+            raise
+        for step, said in zip(steps, answers, strict=True):
+            answer(step.done, self._translated(said) if isinstance(said, ResponseError) else said)
+
+    async def _attempt(self, call: Awaitable[T]) -> T:
         # When a call is cut short, redis-py closes its connection: no reply is left there for the next one.
         try:
-            return await asyncio.wait_for(call, self._timeout_seconds)
+            async with timeout(self._timeout_seconds):
+                return await call
         except ResponseError as exc:
-            self._stats.redis_errors += 1
-            full = FULL in str(exc)  # Redis 6.2 gives a script's error no class of its own
-            raise (RedisFull if full else RedisUnavailable)(f"it answered: {exc}") from exc
+            raise self._translated(exc) from exc
         except asyncio.TimeoutError as exc:
             self._stats.redis_errors += 1
             raise RedisUnavailable(f"no answer in {self._timeout_seconds} seconds") from exc
@@ -109,8 +135,27 @@ class Guard:
             self._stats.redis_errors += 1
             raise RedisUnavailable(f"{type(exc).__name__}: {exc}") from exc
 
-    async def aclose(self) -> None:
-        """Waits for a probe that is under way."""
+    def _translated(self, said: ResponseError) -> RedisUnavailable:
+        """What a caller is to make of an error that Redis answered."""
+        self._stats.redis_errors += 1
+        if isinstance(said, NoScriptError):
+            return RedisUnavailable("it has lost its scripts")
+        if FULL in str(said):  # Redis 6.2 gives a script's error no class of its own
+            if not self._full:
+                self._full = True
+                logger.warning("Redis is full: nothing new is cached until it has memory again")
+            return RedisFull(f"it answered: {said}")
+        error = RedisUnavailable(f"it answered: {said}")
+        self._fail(error)
+        return error
+
+    def _fail(self, error: RedisUnavailable) -> None:
+        if self._breaker.fail():
+            logger.warning("Redis is unusable, going on with Postgres alone: %s", error)
+
+    async def drain(self) -> None:
+        """Waits until nothing is queued or under way."""
+        await self._groups.drain()
         await self._tasks.drain()
 
     async def _probe(self) -> None:

@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -66,7 +66,8 @@ def postgres_pool(
 
 
 def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> Redis:
-    """A client whose calls cannot outlast `timeout_seconds` by much, whatever the server does.
+    """A client that connects in `timeout_seconds`. How long a call may take is for its caller to say: a timeout of
+    the client's own costs a third of a call.
 
     Raises:
         ArgumentTypeError, ArgumentError: `redis_url` or `redis_max_connections` cannot work.
@@ -75,11 +76,10 @@ def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> R
         raise ArgumentTypeError(f"redis_url must be a str, not {type(url).__name__}")
     _check_count("redis_max_connections", max_connections, least=1)
     try:
-        pool = BlockingConnectionPool.from_url(
+        pool = ConnectionPool.from_url(
             url,
             max_connections=max_connections,
-            timeout=timeout_seconds,
-            socket_timeout=timeout_seconds,
+            socket_timeout=None,
             socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 1),  # once: a connection may have died while it was idle
         )

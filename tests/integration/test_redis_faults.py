@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -178,9 +178,9 @@ async def test_a_commit_that_redis_did_not_confirm_is_not_followed_by_a_stale_re
         entries = writer._writer._entries
         commit = entries.commit
 
-        async def cut_off(*args: Any) -> bool:
+        def cut_off(*args: Any) -> Awaitable[int]:
             proxy.stop()
-            return await commit(*args)
+            return commit(*args)
 
         entries.commit = cut_off  # type: ignore[method-assign]
         await conversation.turn()

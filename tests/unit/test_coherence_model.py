@@ -6,17 +6,17 @@ import coherence_model as model
 import pytest
 
 VIOLATED_AT = {
-    "fence": 18,
-    "ticket": 50,
-    "generation": 271,
-    "restart": 271,
-    "promotion": 271,
-    "purge-expired": 1887,
-    "base": 33863,
-    "others": 37396,
-    "turns": 11191,
-    "early": 41,
-    "confirm": 55,
+    "fence": 73,
+    "ticket": 73,
+    "generation": 351,
+    "restart": 174,
+    "promotion": 1032,
+    "purge-expired": 608,
+    "base": 3023,
+    "others": 14156,
+    "order": 20989,
+    "early": 172,
+    "confirm": 256,
 }
 
 

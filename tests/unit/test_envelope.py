@@ -19,6 +19,7 @@ from langgraph_checkpoint_cached.envelope import (
 )
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
+from langgraph_checkpoint_cached.versions import UNIQUE_VERSION
 
 NAMESPACE = Namespace("thread", "ns")
 VERSION = f"{1:032}.0.1234567890123456"
@@ -137,7 +138,7 @@ def test_every_version_of_the_stock_saver_is_unique() -> None:
     """Its random part may be short, and then is padded, or so small that it is written with an exponent."""
     made = [BasePostgresSaver.get_next_version(None, current, None) for current in [None, "7.5", 99] * 3000]  # type: ignore[arg-type]
     made += [f"{1:032}.{fraction:016}" for fraction in (0.5, 4.7067e-05, 1e-300)]
-    assert [version for version in made if not envelope.UNIQUE_VERSION.fullmatch(version)] == []
+    assert [version for version in made if not UNIQUE_VERSION.fullmatch(version)] == []
 
 
 def test_an_entry_is_not_advanced_by_versions_that_the_checkpoint_does_not_name() -> None:

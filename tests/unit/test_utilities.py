@@ -1,4 +1,4 @@
-"""Breaker, turns, tasks."""
+"""Breaker and tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from langgraph_checkpoint_cached.utilities.breaker import Breaker
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
-from langgraph_checkpoint_cached.utilities.turns import Turns
 
 
 class Clock:
@@ -57,37 +56,6 @@ def test_failures_while_open_do_not_put_the_probe_off() -> None:
     breaker.fail()
     clock.now += 0.1
     assert breaker.take_probe()
-
-
-async def test_turns_of_one_key_come_in_order_and_of_another_at_once() -> None:
-    turns, order = Turns(), []
-    gate = asyncio.Event()
-
-    async def work(key: str, name: str) -> None:
-        async with turns.of(key):
-            order.append(name)
-            if name == "first":
-                await gate.wait()
-
-    tasks = [asyncio.ensure_future(work("a", n)) for n in ("first", "second", "third")]
-    await asyncio.sleep(0)
-    await work("b", "other")
-    assert order == ["first", "other"]
-    gate.set()
-    await asyncio.gather(*tasks)
-    assert order == ["first", "other", "second", "third"]
-
-
-async def test_turns_forget_keys_that_nobody_wants_even_after_a_cancellation() -> None:
-    turns = Turns()
-    async with turns.of("a"):
-        waiting = asyncio.ensure_future(turns.of("a").__aenter__())
-        await asyncio.sleep(0)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        assert len(turns) == 1
-    assert len(turns) == 0
 
 
 async def test_work_goes_on_when_its_caller_is_cancelled() -> None:

@@ -2,21 +2,10 @@
 -- latest checkpoint, or drops it when that cannot be known from here. Answers 1 if the entry was advanced.
 --
 -- ARGV: 6 checkpoint id, 7 parent's or '', 8 head, 9 channel -> version of the checkpoint, as msgpack,
---       10 channels whose version is new and which have no value outside the checkpoint, as a msgpack array,
+--       10 channels whose version is new and has no value in Postgres, as a msgpack array,
 --       then channel, value, ... for the values that this write stored
 
 local id, parent, head, packed_versions = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
-
--- The highest counter of these versions. Others than the stock saver's, of 32 digits, do not compare: then nil.
-local function newest_of(versions)
-  local newest = ''
-  for _, version in pairs(versions) do
-    local counter = string.match(version, '^%d+')
-    if not counter or #counter ~= 32 then return nil end
-    if counter > newest then newest = counter end
-  end
-  return newest
-end
 
 return apply(function(latest)
   local packed = redis.call('HGET', namespace, 'v')
@@ -35,12 +24,8 @@ return apply(function(latest)
   end
   if latest ~= parent then return nil end
 
-  -- A channel without a value has none in Postgres either if its version was never used before. Versions count
-  -- up along a lineage, so one that is higher than all of the parent's was not.
-  local newest, valueless, gone = newest_of(old), {}, {}
-  for _, channel in ipairs(cmsgpack.unpack(ARGV[10])) do
-    valueless[channel] = newest and string.sub(new[channel], 1, 32) > newest
-  end
+  local valueless, gone = {}, {}
+  for _, channel in ipairs(cmsgpack.unpack(ARGV[10])) do valueless[channel] = true end
   for channel, version in pairs(new) do
     if not values[channel] and old[channel] ~= version then
       if not valueless[channel] then return nil end -- from elsewhere: only Postgres knows its value

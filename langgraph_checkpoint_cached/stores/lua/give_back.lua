@@ -1,5 +1,5 @@
--- GIVE BACK. The ticket's holder could not load: the next reader may. ARGV: 4 ticket, 5 generation
+-- GIVE BACK. The ticket's holder does not load: the next reader may. ARGV: 4 ticket
 
 local held = redis.call('HGET', namespace, 't')
-if held and string.match(held, '^%d+ (.*)$') == ARGV[5] .. ' ' .. ARGV[4] then drop_entry() end
+if held and string.match(held, '%S+$') == ARGV[4] then drop_entry() end
 return 0

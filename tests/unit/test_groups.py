@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
+
+
+class Operation:
+    def __init__(self, name: str, size_bytes: int = 0, rows: int = 1) -> None:
+        self.name, self.size_bytes, self.rows = name, size_bytes, rows
+        self.done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+
+class Runner:
+    """Records the groups it is given; each waits until it is let go."""
+
+    def __init__(self, *, let_go: bool = False) -> None:
+        self.groups: list[list[str]] = []
+        self.gate = asyncio.Event()
+        if let_go:
+            self.gate.set()
+
+    async def __call__(self, operations: Sequence[Operation]) -> None:
+        self.groups.append([operation.name for operation in operations])
+        await self.gate.wait()
+        for o in operations:
+            answer(o.done, ValueError(o.name) if o.name.startswith("bad") else o.name.upper())
+
+
+def groups_of(runner: Any, rows_max: int = 100, bytes_max: int = 1000, **more: Any) -> Groups[Operation]:
+    return Groups(runner, rows_max=rows_max, bytes_max=bytes_max, **{"waiting_max": 100, **more})
+
+
+def add(groups: Groups[Operation], name: str, size_bytes: int = 0, rows: int = 1) -> asyncio.Future[str]:
+    operation = Operation(name, size_bytes, rows)
+    groups.add(operation)
+    return operation.done
+
+
+async def until_running(runner: Runner, groups: int) -> None:
+    while len(runner.groups) < groups:
+        await asyncio.sleep(0)
+
+
+async def test_what_arrives_while_a_group_is_under_way_is_the_next_group_in_order() -> None:
+    runner = Runner()
+    groups = groups_of(runner)
+    first = add(groups, "a")
+    await until_running(runner, 1)
+    rest = [add(groups, name) for name in "bcd"]
+    runner.gate.set()
+    assert await asyncio.gather(first, *rest) == ["A", "B", "C", "D"]
+    assert runner.groups == [["a"], ["b", "c", "d"]]
+
+
+async def test_groups_are_bounded_in_bytes() -> None:
+    runner = Runner(let_go=True)
+    groups = groups_of(runner, bytes_max=10)
+    sizes = {"a": 1, "b": 1, "c": 8, "d": 9, "e": 2, "f": 50, "g": 1}
+    await asyncio.gather(*(add(groups, name, size) for name, size in sizes.items()))
+    assert runner.groups == [["a", "b", "c"], ["d"], ["e"], ["f"], ["g"]]
+
+
+async def test_groups_are_bounded_in_rows() -> None:
+    runner = Runner(let_go=True)
+    groups = groups_of(runner, rows_max=3)
+    await asyncio.gather(
+        *(add(groups, name, rows=rows) for name, rows in zip("abcde", (1, 2, 1, 5, 1), strict=True))
+    )
+    assert runner.groups == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
+async def test_a_full_queue_takes_nothing_more_and_goes_on_with_what_it_has() -> None:
+    runner = Runner()
+    groups = groups_of(runner, waiting_max=2)
+    first = add(groups, "a")
+    await until_running(runner, 1)
+    waiting = [add(groups, "b"), add(groups, "c")]
+    refused = Operation("d")
+    with pytest.raises(TooManyWaiting, match="2 operations"):
+        groups.add(refused)
+    runner.gate.set()
+    assert await asyncio.gather(first, *waiting) == ["A", "B", "C"]
+    assert await add(groups, "e") == "E"
+    assert runner.groups == [["a"], ["b", "c"], ["e"]]
+    assert not refused.done.done()
+
+
+async def test_what_arrives_while_the_first_one_is_prepared_joins_its_group() -> None:
+    runner, prepared = Runner(let_go=True), asyncio.Event()
+
+    async def before(operation: Operation) -> None:
+        assert operation.name == "a"
+        await prepared.wait()
+
+    groups = groups_of(runner, before=before)
+    first = add(groups, "a")
+    await asyncio.sleep(0)
+    second = add(groups, "b")
+    prepared.set()
+    await asyncio.gather(first, second)
+    assert runner.groups == [["a", "b"]]
+
+
+async def test_one_answer_may_be_an_error_and_the_others_are_not() -> None:
+    groups = groups_of(Runner(let_go=True))
+    answers = await asyncio.gather(*(add(groups, n) for n in ("a", "bad", "b")), return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["A", "bad", "B"]
+    assert isinstance(answers[1], ValueError)
+
+
+async def test_an_error_of_the_group_is_the_answer_of_all_that_have_none_and_the_next_group_runs() -> None:
+    calls = []
+
+    async def run(operations: Sequence[Operation]) -> None:
+        calls.append(operations)
+        answer(operations[0].done, "first")
+        if len(calls) == 1:
+            raise ConnectionError("lost")
+
+    groups = groups_of(run)
+    answers = await asyncio.gather(add(groups, "a"), add(groups, "b"), add(groups, "c"), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [str, ConnectionError, ConnectionError]
+    assert await add(groups, "d") == "first"
+
+
+async def test_a_cancelled_caller_neither_undoes_nor_stops_anything() -> None:
+    runner = Runner()
+    groups = groups_of(runner)
+    first, second, third = (add(groups, name) for name in "abc")
+    second.cancel()
+    await until_running(runner, 1)
+    first.cancel()
+    runner.gate.set()
+    assert await third == "C"
+    assert runner.groups == [["a", "b", "c"]]
+
+
+async def test_when_the_loop_ends_nobody_is_left_waiting() -> None:
+    runner = Runner()
+    groups = groups_of(runner, rows_max=1)
+    waiting = [add(groups, name) for name in "ab"]
+    await until_running(runner, 1)
+    [worker] = groups._tasks._running
+    worker.cancel()
+    for done in waiting:
+        with pytest.raises(asyncio.CancelledError):
+            await done
+
+
+async def test_drain_waits_for_what_is_queued() -> None:
+    runner = Runner()
+    groups = groups_of(runner, rows_max=1)
+    waiting = [add(groups, name) for name in "abc"]
+    draining = asyncio.ensure_future(groups.drain())
+    await until_running(runner, 1)
+    assert not draining.done()
+    runner.gate.set()
+    await draining
+    assert all(done.done() for done in waiting)
