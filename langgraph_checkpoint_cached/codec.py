@@ -22,6 +22,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
+from langgraph_checkpoint_cached.decoding import loads_of
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Blob, Put, PutWrites, Record, Value, Write
 
@@ -110,32 +111,27 @@ def decode(record: Record, serde: SerializerProtocol, first_version: Callable[[]
         serde: The serializer of the saver that was asked; its allowlist holds for every value.
         first_version: Makes a channel's first version, for migrated pending sends that have nothing to follow.
     """
+    loads = loads_of(serde)
     checkpoint = {
         **record.checkpoint,
         "channel_values": {
             **(record.checkpoint.get("channel_values") or {}),
-            **{
-                v.channel: serde.loads_typed((v.type, cast("bytes", v.blob)))
-                for v in record.values
-                if v.type != "empty"
-            },
+            **{v.channel: loads((v.type, v.blob)) for v in record.values if v.type != "empty"},
         },
     }
     if record.sends:
         versions = dict(checkpoint["channel_versions"])
         versions[TASKS] = max(versions.values()) if versions else first_version()
         checkpoint["channel_versions"] = versions
-        sends = [serde.loads_typed(send) for send in record.sends]
-        checkpoint["channel_values"][TASKS] = serde.loads_typed(serde.dumps_typed(sends))
+        sends = [loads(send) for send in record.sends]
+        checkpoint["channel_values"][TASKS] = loads(serde.dumps_typed(sends))
     writes = sorted(record.writes, key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
     return CheckpointTuple(
         config=config_of(record.namespace, record.checkpoint_id),
         checkpoint=cast("Checkpoint", checkpoint),
         metadata=json.loads(record.metadata_json),
         parent_config=config_of(record.namespace, record.parent_id) if record.parent_id else None,
-        pending_writes=[
-            (w.task_id, w.channel, serde.loads_typed((w.type, cast("bytes", w.blob)))) for w in writes
-        ],
+        pending_writes=[(w.task_id, w.channel, loads((w.type, w.blob))) for w in writes],
     )
 
 
