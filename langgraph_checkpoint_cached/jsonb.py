@@ -17,7 +17,7 @@ def round_trip(text: str) -> str:
     What JSONB refuses (NaN, infinities, the character U+0000, lone surrogates) is not looked for: the write
     fails in Postgres, and no entry is made of it.
     """
-    return json.dumps(json.loads(text, parse_float=_number, object_pairs_hook=_object), separators=(",", ":"))
+    return _ENCODER.encode(_DECODER.decode(text))
 
 
 def _number(literal: str) -> float | int:
@@ -29,9 +29,18 @@ def _number(literal: str) -> float | int:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return dict(sorted(dict(pairs).items(), key=_key_order))
+    values = dict(pairs)
+    if len(values) < 2:
+        return values
+    # Shortest first, then byte by byte. UTF-8 sorts as code points do.
+    keys = sorted(values)
+    keys.sort(key=len if "".join(keys).isascii() else _bytes)
+    return {key: values[key] for key in keys}
 
 
-def _key_order(item: tuple[str, Any]) -> tuple[int, bytes]:
-    key = item[0].encode("utf-8", "surrogatepass")
-    return len(key), key
+def _bytes(key: str) -> int:
+    return len(key.encode("utf-8", "surrogatepass"))
+
+
+_DECODER = json.JSONDecoder(parse_float=_number, object_pairs_hook=_object)
+_ENCODER = json.JSONEncoder(separators=(",", ":"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from hashlib import blake2b
 from urllib.parse import quote
@@ -9,6 +10,7 @@ from urllib.parse import quote
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 
 NAME_BYTES_MAX = 200
+_PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")  # what quoting leaves as it is
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def name_of(text: str) -> str:
     A digest starts with ``!``, which no other name does, so the two cannot meet. Nothing in a name can be
     taken for a hash tag, a separator or a glob.
     """
-    name = quote(text, safe="", errors="surrogatepass")
+    name = text if _PLAIN.fullmatch(text) else quote(text, safe="", errors="surrogatepass")
     if len(name) <= NAME_BYTES_MAX:
         return name
     return "!" + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()

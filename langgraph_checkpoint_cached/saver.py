@@ -89,11 +89,13 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         check_mode(mode)
         self._loop = postgres.loop
         self._stats = Stats()
-        self._guard = Guard(self._redis, prefix, seconds_of(redis_timeout, "redis_timeout"), self._stats)
+        self._guard = Guard(
+            self._redis, prefix, seconds_of(redis_timeout, "redis_timeout"), self._stats, self._loop
+        )
         entries = RedisEntries(self._guard, prefix, life)
         self._postgres = PostgresStore(postgres)
         self._reader = Reader(entries, self._postgres, self._stats)
-        self._writer = Writer(entries, self._postgres, self._stats)
+        self._writer = Writer(entries, self._postgres, self._stats, self._loop)
         self._guard.before_reopening = self._writer.void_suspects
         self._tasks = Tasks()
         self._minted = MintedVersions()
@@ -182,6 +184,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
     async def aclose(self) -> None:
         """Waits for what is under way, after which the clients may be closed. They are not closed here."""
         await self._tasks.drain()
+        await self._reader.drain()
         await self._writer.drain()
 
     def stats(self) -> dict[str, int]:
@@ -193,10 +196,11 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that `config` names, or the latest one of its namespace; None if there is none."""
         namespace, checkpoint_id = configs.namespace_of(config), configs.checkpoint_id_of(config)
+        self._check_loop("aget_tuple")
         if checkpoint_id is None:
-            record = await self._run("get_tuple", self._reader.latest(namespace))
+            record = await self._reader.latest(namespace)
         else:
-            record = await self._run("get_tuple", self._reader.by_id(namespace, checkpoint_id))
+            record = await self._reader.by_id(namespace, checkpoint_id)
         return None if record is None else self._decode(record)
 
     async def alist(

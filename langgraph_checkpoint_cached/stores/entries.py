@@ -6,11 +6,12 @@ Each step is one script in `lua/`, atomic on the server; what each promises is s
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from glob import escape as glob_escape
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from langgraph_checkpoint_cached.envelope import Fields, advance_arguments, entry_fields, writes_arguments
 from langgraph_checkpoint_cached.keys import Namespace, namespace_key, thread_key
@@ -56,13 +57,35 @@ class Load:
 
 Miss: TypeAlias = Literal["wait", "fenced", "absent"]
 ReadAnswer: TypeAlias = "Hit | Load | Miss"
-Change: TypeAlias = "Put | PutWrites | None"
-"""What a write did, or None for "drop the entry"."""
+
+
+class Advance(NamedTuple):
+    """How COMMIT changes the entry: by its own arguments, or by dropping it."""
+
+    script: Script
+    arguments: Fields
+
+
+DROP = Advance(COMMIT_DROP, [])
+
+
+def advance_by(operation: Put | PutWrites) -> Advance:
+    """What a write does to the entry."""
+    if isinstance(operation, Put):
+        script, arguments = COMMIT_PUT, advance_arguments(operation)
+    else:
+        script, arguments = COMMIT_WRITES, writes_arguments(operation)
+    return DROP if arguments is None else Advance(script, arguments)
+
+
+_random = random.Random()  # noqa: S311 - unlike the module's, nobody seeds it; no secret is made of it
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
 
 
 def new_token() -> str:
     """A random name for one write, one ticket or one owner."""
-    return secrets.token_hex(8)
+    return f"{_random.getrandbits(64):016x}"
 
 
 class RedisEntries:
@@ -122,15 +145,9 @@ class RedisEntries:
         """BEGIN: fences the namespace. Queued when this returns."""
         return self._submit(BEGIN, namespace, token, self._owner, FENCE_MS)
 
-    def commit(self, namespace: Namespace, token: str, change: Change) -> asyncio.Future[int]:
-        """COMMIT: releases the fence; 1 if the entry was advanced by the change. Queued when this returns."""
-        script = COMMIT_DROP
-        arguments: Fields = []
-        if isinstance(change, Put) and (advance := advance_arguments(change)) is not None:
-            script, arguments = COMMIT_PUT, advance
-        elif isinstance(change, PutWrites) and (advance := writes_arguments(change)) is not None:
-            script, arguments = COMMIT_WRITES, advance
-        return self._submit(script, namespace, token, self._owner, *arguments)
+    def commit(self, namespace: Namespace, token: str, advance: Advance) -> asyncio.Future[int]:
+        """COMMIT: releases the fence; 1 if the entry was advanced, not dropped. Queued when this returns."""
+        return self._submit(advance.script, namespace, token, self._owner, *advance.arguments)
 
     async def begin_thread(self, thread_id: str, token: str) -> None:
         """BEGIN over all namespaces of a thread."""
@@ -171,12 +188,14 @@ class RedisEntries:
 
 
 __all__ = [
-    "Change",
+    "DROP",
+    "Advance",
     "Hit",
     "Load",
     "Miss",
     "ReadAnswer",
     "RedisEntries",
     "RedisUnavailable",
+    "advance_by",
     "new_token",
 ]

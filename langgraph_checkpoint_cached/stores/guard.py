@@ -56,9 +56,18 @@ class Guard:
         prefix: Of the key that a probe writes.
         timeout_seconds: For one call, waiting for a connection included.
         stats: Where failures are counted.
+        loop: The event loop that all of it is used on.
     """
 
-    def __init__(self, client: AnyRedis, prefix: str, timeout_seconds: float, stats: Stats) -> None:
+    def __init__(
+        self,
+        client: AnyRedis,
+        prefix: str,
+        timeout_seconds: float,
+        stats: Stats,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._loop = loop
         self._client, self._timeout_seconds, self._stats = client, timeout_seconds, stats
         self.probe_key = f"{prefix}:probe"
         self._breaker = Breaker()
@@ -78,7 +87,7 @@ class Guard:
         Scripts that wait at the same time share a round trip, in the order of these calls. With `in_order` one is
         not run at all rather than after a later one of its thread.
         """
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Any] = self._loop.create_future()
         if self._breaker.closed:
             try:
                 self._groups.add(Step(script, keys, arguments, done, in_order))

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from hiredis import pack_command
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
@@ -70,7 +71,7 @@ class Steps:
         """Sends all, then reads all: what the client's own pipeline does, at two thirds of its cost."""
         connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call]
         try:
-            await connection.send_packed_command(connection.pack_commands(map(self._command, steps)))
+            await connection.send_packed_command(b"".join(pack_command(self._command(step)) for step in steps))
             return [await _reply(connection) for _ in steps]
         except BaseException:
             await connection.disconnect(nowait=True)  # no reply is left on it for the next caller

@@ -22,6 +22,7 @@ from langgraph_checkpoint_cached.stores.entries import (
     new_token,
 )
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore
+from langgraph_checkpoint_cached.utilities.tasks import Tasks
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
@@ -53,6 +54,7 @@ class Reader:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._entries, self._postgres, self._stats, self._clock = entries, postgres, stats, clock
+        self._tasks = Tasks()
 
     async def latest(self, namespace: Namespace) -> Record | None:
         """The namespace's latest checkpoint, or None if it has none."""
@@ -63,11 +65,11 @@ class Reader:
                 if entry is not None:
                     return entry.record
             elif isinstance(answer, Load):
-                return await self._load(namespace, ticket, answer)
+                return await self._tasks.finish(self._load(namespace, ticket, answer))
             self._stats.bypasses += 1
         except RedisUnavailable:
             self._stats.degraded_reads += 1
-        return (await self._postgres.latest(namespace)).record
+        return (await self._tasks.finish(self._postgres.latest(namespace))).record
 
     async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Record | None:
         """One checkpoint, or None if it does not exist. Served by the entry when that is the one."""
@@ -80,7 +82,11 @@ class Reader:
             self._stats.bypasses += 1
         except RedisUnavailable:
             self._stats.degraded_reads += 1
-        return await self._postgres.by_id(namespace, checkpoint_id)
+        return await self._tasks.finish(self._postgres.by_id(namespace, checkpoint_id))
+
+    async def drain(self) -> None:
+        """Waits until nothing is under way."""
+        await self._tasks.drain()
 
     async def _wait_for_turn(self, namespace: Namespace, ticket: str) -> ReadAnswer:
         """Asks for the entry until it is there, the ticket is ours, or it is time to go to Postgres."""

@@ -6,16 +6,20 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from langgraph_checkpoint_cached.errors import TooManyWritesError
 from langgraph_checkpoint_cached.records import Put, PutWrites
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.entries import (
+    DROP,
     FENCE_MS,
+    Advance,
     RedisEntries,
     RedisUnavailable,
+    advance_by,
     new_token,
 )
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore, may_still_commit
@@ -37,7 +41,8 @@ T = TypeVar("T")
 Operation: TypeAlias = "Put | PutWrites"
 
 
-class _Write(NamedTuple):
+@dataclass(eq=False)
+class _Write:
     """A write that is queued, its fence on the way, and who waits for it."""
 
     operation: Operation
@@ -45,6 +50,8 @@ class _Write(NamedTuple):
     token: str
     begin: asyncio.Future[Any]
     begun_at: float
+    advance: Advance | None = None
+    """What it does to the entry, worked out while Redis takes the fence."""
 
     @property
     def rows(self) -> int:
@@ -70,9 +77,11 @@ class Writer:
         entries: RedisEntries,
         postgres: PostgresStore,
         stats: Stats,
+        loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._entries, self._postgres, self._stats, self._clock = entries, postgres, stats, clock
+        self._loop = loop
         self._groups: Groups[_Write] = Groups(
             self._store,
             rows_max=GROUP_ROWS_MAX,
@@ -93,13 +102,13 @@ class Writer:
         Raises:
             TooManyWritesError: too many are waiting already. Nothing was written.
         """
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = self._loop.create_future()
         token = new_token()
         begin = self._entries.begin(operation.namespace, token)
         try:
             self._groups.add(_Write(operation, done, token, begin, self._clock()))
         except TooManyWaiting as exc:
-            self._entries.commit(operation.namespace, token, None)  # releases the fence
+            self._entries.commit(operation.namespace, token, DROP)  # releases the fence
             raise TooManyWritesError(
                 f"not stored: {WRITES_WAITING_MAX} writes are waiting for Postgres already. "
                 "It is too slow for this load, or down."
@@ -139,6 +148,7 @@ class Writer:
 
     async def _fenced(self, write: _Write) -> None:
         """Waits for the write's fence. Without one, COMMIT drops the entry."""
+        write.advance = write.advance or advance_by(write.operation)
         with contextlib.suppress(RedisUnavailable):
             await write.begin
             if self._clock() - write.begun_at > FENCE_SECONDS_TO_SPARE:
@@ -165,8 +175,8 @@ class Writer:
         if isinstance(outcome, Exception) and may_still_commit(outcome):
             answer(write.done, outcome)  # its fence stays to the deadline
             return
-        change = write.operation if outcome is True else None
-        told = self._entries.commit(write.operation.namespace, write.token, change)
+        advance = write.advance if outcome is True and write.advance else DROP
+        told = self._entries.commit(write.operation.namespace, write.token, advance)
         told.add_done_callback(partial(self._told, write, outcome))
 
     def _told(self, write: _Write, outcome: bool | Exception, told: asyncio.Future[int]) -> None:
@@ -180,7 +190,7 @@ class Writer:
         namespace, token = write.operation.namespace, write.token
 
         def drop() -> Awaitable[int]:
-            return self._entries.commit(namespace, token, None)
+            return self._entries.commit(namespace, token, DROP)
 
         advanced = await self._until_told(namespace.thread_id, token, drop, COMMIT_ATTEMPTS_MAX - 1)
         self._end(write, outcome, advanced)
