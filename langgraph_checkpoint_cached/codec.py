@@ -129,7 +129,7 @@ def decode(record: Record, serde: SerializerProtocol, first_version: Callable[[]
     return CheckpointTuple(
         config=config_of(record.namespace, record.checkpoint_id),
         checkpoint=cast("Checkpoint", checkpoint),
-        metadata=json.loads(record.metadata_json),
+        metadata=json.loads(record.metadata_json.decode()),
         parent_config=config_of(record.namespace, record.parent_id) if record.parent_id else None,
         pending_writes=[(w.task_id, w.channel, loads((w.type, w.blob))) for w in writes],
     )

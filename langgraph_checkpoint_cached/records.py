@@ -54,7 +54,7 @@ class Record:
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
         """The checkpoint's own JSON, without the values that stand outside."""
-        return cast("dict[str, Any]", json.loads(self.checkpoint_json))
+        return cast("dict[str, Any]", json.loads(self.checkpoint_json.decode()))
 
     @property
     def predates_tasks_channel(self) -> bool:
