@@ -4,6 +4,7 @@ from langgraph_checkpoint_cached.errors import (
     ArgumentError,
     ArgumentTypeError,
     CachedSaverError,
+    OverloadedError,
     UnsupportedServerError,
     WrongThreadError,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "CachedPostgresSaver",
     "CachedSaverError",
     "IntentCache",
+    "OverloadedError",
     "SyncCachedPostgresSaver",
     "UnsupportedServerError",
     "WrongThreadError",

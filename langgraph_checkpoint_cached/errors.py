@@ -21,8 +21,11 @@ class ArgumentTypeError(CachedSaverError, TypeError):
     """An argument, or a key of a `RunnableConfig`, has the wrong type. Nothing was written."""
 
 
-class TooManyWritesError(CachedSaverError):
-    """Too many writes wait for Postgres to take one more. Nothing was written; the call may be repeated."""
+class OverloadedError(CachedSaverError):
+    """Too many operations wait for Postgres to take one more. Nothing was written; the call may be repeated."""
+
+
+OVERLOADED = "{} operations are waiting for Postgres already: it is too slow for this load, or down"
 
 
 class UnsupportedServerError(CachedSaverError):

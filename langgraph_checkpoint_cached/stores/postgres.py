@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
@@ -20,19 +21,35 @@ from psycopg.pq import Format
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
+from langgraph_checkpoint_cached.errors import OVERLOADED, ArgumentError, ArgumentTypeError, OverloadedError
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
 from langgraph_checkpoint_cached.stores.statements import batches, one_statement, statements
+from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
 
 JSONB_OID = 3802
 REPLACED_METHODS = ("aget_tuple", "alist", "aput", "aput_writes")
+LOADS_OF_A_QUERY_MAX = 32
+LOADS_WAITING_MAX = 10_000
+QUERIES_AT_ONCE_MAX = 4
+"""Of those that load the latest checkpoints, over a pool."""
+ONE_NAMESPACE = "(select %s::text, %s::text, 1)"
+SOME_NAMESPACES = "unnest(%s::text[], %s::text[]) with ordinality"
 ASK_FOR_VALUES = (
     "select from checkpoint_blobs where thread_id = %s and checkpoint_ns = %s"
     " and (channel, version) in (select * from unnest(%s::text[], %s::text[]))"
 )
 CONNECTION_LOST_STATES = ("08", "57P", "40003")
 """SQLSTATEs of a connection that ended in mid-transaction, which may or may not have committed."""
+
+
+class _Load(NamedTuple):
+    """A namespace whose latest checkpoint is wanted, and who waits for it."""
+
+    namespace: Namespace
+    done: asyncio.Future[Latest]
+    rows: int = 1
+    size_bytes: int = 0
 
 
 class PostgresStore:
@@ -43,7 +60,15 @@ class PostgresStore:
     """
 
     def __init__(self, stock: AsyncPostgresSaver) -> None:
-        self._stock = _without_lock(stock) if isinstance(stock.conn, AsyncConnectionPool) else stock
+        pooled = isinstance(stock.conn, AsyncConnectionPool)
+        self._stock = _without_lock(stock) if pooled else stock
+        self._loads: Groups[_Load] = Groups(
+            self._load,
+            rows_max=LOADS_OF_A_QUERY_MAX,
+            bytes_max=0,
+            waiting_max=LOADS_WAITING_MAX,
+            at_once=QUERIES_AT_ONCE_MAX if pooled else 1,
+        )
 
     def stock(self, serde: SerializerProtocol) -> AsyncPostgresSaver:
         """The stock saver, decoding with `serde`: for what it already does well."""
@@ -51,17 +76,25 @@ class PostgresStore:
         view.serde = serde
         return view
 
-    async def latest(self, namespace: Namespace) -> Latest:
-        """The namespace's latest checkpoint, and the writes of checkpoints that are not there yet."""
-        where = (namespace.thread_id, namespace.checkpoint_ns)
-        async with self._stock._cursor() as cur:
-            await _execute_raw(cur, _latest_sql(self._stock.SELECT_SQL), (*where, *where))
-            [row] = await cur.fetchall()
-            early = tuple(_early_write(w) for w in row["early_writes"] or ())
-            if row["checkpoint_id"] is None:
-                return Latest(None, early)
-            [record] = await self._records(cur, [row])
-            return Latest(record, early)
+    def latest(self, namespace: Namespace) -> asyncio.Future[Latest]:
+        """The namespace's latest checkpoint, and the writes of checkpoints that are not there yet.
+
+        Queued when this returns; whoever waits for it and is cancelled stops nothing. What waits at the same time
+        is loaded with one query.
+
+        Raises:
+            OverloadedError: too many are waiting already.
+        """
+        load = _Load(namespace, self._stock.loop.create_future())
+        try:
+            self._loads.add(load)
+        except TooManyWaiting as exc:
+            raise OverloadedError(f"not read, {OVERLOADED.format(LOADS_WAITING_MAX)}") from exc
+        return load.done
+
+    async def drain(self) -> None:
+        """Waits until no load is queued or under way."""
+        await self._loads.drain()
 
     async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Record | None:
         """One checkpoint, or None if it does not exist."""
@@ -105,6 +138,36 @@ class PostgresStore:
             if statement.batch.sql == blobs and own.rowcount != statement.rows:
                 unsure |= statement.batch.of
         return [i not in unsure for i in range(len(operations))]
+
+    async def _load(self, loads: Sequence[_Load]) -> None:
+        try:
+            found = await self._latest([load.namespace for load in loads])
+        except Exception as exc:
+            if len(loads) == 1 or not is_of_one(exc):
+                raise
+            for load in loads:
+                await self._load_alone(load)
+            return
+        for load, latest in zip(loads, found, strict=True):
+            answer(load.done, latest)
+
+    async def _load_alone(self, load: _Load) -> None:
+        try:
+            await self._load([load])
+        except Exception as exc:  # noqa: BLE001 - its caller's to handle
+            answer(load.done, exc)
+
+    async def _latest(self, namespaces: Sequence[Namespace]) -> list[Latest]:
+        sql = _latest_sql(self._stock.SELECT_SQL, one=len(namespaces) == 1)
+        names: list[Any] = [[n.thread_id for n in namespaces], [n.checkpoint_ns for n in namespaces]]
+        found: dict[int, Latest] = {}
+        async with self._stock._cursor() as cur:
+            await _execute_raw(cur, sql, [n[0] for n in names] if len(namespaces) == 1 else names)
+            for row in await cur.fetchall():
+                early = tuple(_early_write(w) for w in row["early_writes"] or ())
+                records = [] if row["checkpoint_id"] is None else await self._records(cur, [row])
+                found[row["position"]] = Latest(records[0] if records else None, early)
+        return [found[position] for position in range(1, len(namespaces) + 1)]
 
     async def _select(self, where: str, args: Sequence[Any]) -> list[Record]:
         async with self._stock._cursor() as cur:
@@ -162,6 +225,16 @@ def may_still_commit(error: BaseException) -> bool:
     return False
 
 
+def is_of_one(error: Exception) -> bool:
+    """Whether one operation of a group, or its meeting another process' one, may be what failed all of them.
+
+    Else it was the connection, or that there was none, and each would fail alone too.
+    """
+    if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return bool(error.sqlstate) and not may_still_commit(error)
+    return True
+
+
 def _without_lock(stock: AsyncPostgresSaver) -> AsyncPostgresSaver:
     unlocked = copy.copy(stock)
     unlocked.lock = contextlib.nullcontext()  # type: ignore[assignment]
@@ -195,9 +268,10 @@ async def _execute_raw(cur: AsyncCursor[DictRow], sql: str, args: Sequence[Any])
 
 
 @cache
-def _latest_sql(select: str) -> str:
+def _latest_sql(select: str, *, one: bool) -> str:
     template = resources.files(__package__).joinpath("sql", "latest.sql").read_text(encoding="utf-8")
     statement = "\n".join(line for line in template.splitlines() if not line.startswith("--"))
+    statement = statement.replace("/* the namespaces */", ONE_NAMESPACE if one else SOME_NAMESPACES)
     return statement.replace("/* the stock saver's SELECT_SQL */", select)
 
 

@@ -69,7 +69,7 @@ class Reader:
             self._stats.bypasses += 1
         except RedisUnavailable:
             self._stats.degraded_reads += 1
-        return (await self._tasks.finish(self._postgres.latest(namespace))).record
+        return (await self._postgres.latest(namespace)).record
 
     async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Record | None:
         """One checkpoint, or None if it does not exist. Served by the entry when that is the one."""
@@ -87,6 +87,7 @@ class Reader:
     async def drain(self) -> None:
         """Waits until nothing is under way."""
         await self._tasks.drain()
+        await self._postgres.drain()
 
     async def _wait_for_turn(self, namespace: Namespace, ticket: str) -> ReadAnswer:
         """Asks for the entry until it is there, the ticket is ours, or it is time to go to Postgres."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from langgraph_checkpoint_cached.errors import TooManyWritesError
+from langgraph_checkpoint_cached.errors import OVERLOADED, OverloadedError
 from langgraph_checkpoint_cached.records import Put, PutWrites
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.entries import (
@@ -22,7 +22,7 @@ from langgraph_checkpoint_cached.stores.entries import (
     advance_by,
     new_token,
 )
-from langgraph_checkpoint_cached.stores.postgres import PostgresStore, may_still_commit
+from langgraph_checkpoint_cached.stores.postgres import PostgresStore, is_of_one, may_still_commit
 from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
 
@@ -100,7 +100,7 @@ class Writer:
         the same time shares a transaction, in the order of these calls.
 
         Raises:
-            TooManyWritesError: too many are waiting already. Nothing was written.
+            OverloadedError: too many are waiting already. Nothing was written.
         """
         done: asyncio.Future[None] = self._loop.create_future()
         token = new_token()
@@ -109,10 +109,7 @@ class Writer:
             self._groups.add(_Write(operation, done, token, begin, self._clock()))
         except TooManyWaiting as exc:
             self._entries.commit(operation.namespace, token, DROP)  # releases the fence
-            raise TooManyWritesError(
-                f"not stored: {WRITES_WAITING_MAX} writes are waiting for Postgres already. "
-                "It is too slow for this load, or down."
-            ) from exc
+            raise OverloadedError(f"not stored, {OVERLOADED.format(WRITES_WAITING_MAX)}") from exc
         return done
 
     async def drain(self) -> None:
@@ -166,7 +163,7 @@ class Writer:
         try:
             return await self._postgres.store([write.operation for write in group])
         except Exception as exc:  # noqa: BLE001 - the callers' to handle
-            if len(group) == 1 or may_still_commit(exc):
+            if len(group) == 1 or not is_of_one(exc):
                 return [exc] * len(group)
         # One of them is bad, and it fails alone.
         return [outcome for write in group for outcome in await self._outcomes([write])]

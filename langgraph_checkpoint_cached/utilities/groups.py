@@ -45,6 +45,7 @@ class Groups(Generic[Operation]):
             have no answer yet.
         rows_max, bytes_max: The most of a group, unless a single operation has more.
         waiting_max: The most operations that wait.
+        at_once: How many groups may be under way at the same time.
         before: Awaited with the first operation before its group is put together, so that what arrives
             meanwhile belongs to it.
     """
@@ -56,21 +57,22 @@ class Groups(Generic[Operation]):
         rows_max: int,
         bytes_max: int,
         waiting_max: int,
+        at_once: int = 1,
         before: Callable[[Operation], Awaitable[None]] | None = None,
     ) -> None:
         self._run, self._before = run, before
         self._rows_max, self._bytes_max, self._waiting_max = rows_max, bytes_max, waiting_max
         self._waiting: deque[Operation] = deque()
         self._tasks = Tasks()
-        self._running = False
+        self._at_once, self._running = at_once, 0
 
     def add(self, operation: Operation) -> None:
         """Queues an operation. Raises `TooManyWaiting` instead when the queue is full."""
         if len(self._waiting) >= self._waiting_max:
             raise TooManyWaiting(f"{self._waiting_max} operations are waiting")
         self._waiting.append(operation)
-        if not self._running:
-            self._running = True
+        if self._running < self._at_once:
+            self._running += 1
             self._tasks.start(self._work())
 
     async def drain(self) -> None:
@@ -93,7 +95,7 @@ class Groups(Generic[Operation]):
             self._waiting.clear()
             raise
         finally:
-            self._running = False
+            self._running -= 1
 
     def _take(self) -> list[Operation]:
         group = [self._waiting.popleft()]

@@ -191,35 +191,39 @@ def made(draw: Any) -> Any:
 @st.composite
 def odd_payloads(draw: Any) -> tuple[Any, str]:
     """The fields of a message with something wrong in one or two of them, and its class."""
+
+    def own(strategy: Any) -> Any:
+        return copy.deepcopy(draw(strategy))  # what is drawn may be the strategy's own, and is changed below
+
     name = draw(st.sampled_from(ALL_NAMES))
     cls = CLASSES[name]
-    payload: dict[Any, Any] = {field: draw(FIELDS[field]) for field in cls.model_fields if field != "type"}
+    payload: dict[Any, Any] = {field: own(FIELDS[field]) for field in cls.model_fields if field != "type"}
     payload["type"] = cls.model_fields["type"].default
     payload = {field: payload[field] for field in cls.model_fields}
     for _ in range(draw(st.integers(0, 2))):
         field = draw(st.sampled_from(list(payload)))
         match draw(st.integers(0, 6)):
             case 0:
-                payload[field] = draw(values)
+                payload[field] = own(values)
             case 1 if len(payload) > 1:
                 del payload[field]
             case 2:
                 payload[
                     draw(st.sampled_from(["content_blocks", "self", "example", "tool_call_chunks", b"id", 1]))
-                ] = draw(plain)
+                ] = own(plain)
             case 3:
                 payload[field] = payload.pop(field)  # in another order
             case 4:
-                payload[field] = draw(st.sampled_from([b"x", 1, 1.5, True, "", (), {}, [], None, [b"x"], [1]]))
+                payload[field] = own(st.sampled_from([b"x", 1, 1.5, True, "", (), {}, [], None, [b"x"], [1]]))
             case 5 if isinstance(payload[field], list) and payload[field]:
                 inside = draw(st.sampled_from(payload[field]))
                 if isinstance(inside, dict):
                     key = draw(st.sampled_from([*inside, "extras", "index", 1]))
-                    inside[key] = draw(plain)
+                    inside[key] = own(plain)
                     if draw(st.booleans()):
                         del inside[key]
             case _ if isinstance(payload[field], dict) and payload[field]:
-                payload[field][draw(st.sampled_from(list(payload[field])))] = draw(plain)
+                payload[field][draw(st.sampled_from(list(payload[field])))] = own(plain)
     return payload, name
 
 

@@ -12,6 +12,7 @@ def test_exported_names() -> None:
         "CachedPostgresSaver",
         "CachedSaverError",
         "IntentCache",
+        "OverloadedError",
         "SyncCachedPostgresSaver",
         "UnsupportedServerError",
         "WrongThreadError",

@@ -1,11 +1,11 @@
--- One row: the namespace's latest checkpoint, as the stock saver selects it, and the pending writes of newer
--- checkpoints that are not there yet (a run saves both in the background, in either order). All in one snapshot.
--- Parameters: thread_id, checkpoint_ns, thread_id, checkpoint_ns.
-select latest.*, early.writes as early_writes
-from (select 1) as one
-left join (
+-- One row for each namespace wanted: its latest checkpoint, as the stock saver selects it, and the pending writes of
+-- newer checkpoints that are not there yet (a run saves both in the background, in either order). All in one snapshot.
+select latest.*, early.writes as early_writes, wanted.position
+from /* the namespaces */ as wanted (of_thread, of_namespace, position)
+left join lateral (
     /* the stock saver's SELECT_SQL */
-    where thread_id = %s and checkpoint_ns = %s order by checkpoint_id desc limit 1
+    where thread_id = wanted.of_thread and checkpoint_ns = wanted.of_namespace
+    order by checkpoint_id desc limit 1
 ) as latest on true
 left join lateral (
     select array_agg(array[
@@ -13,5 +13,6 @@ left join lateral (
         convert_to(type, 'UTF8'), blob, convert_to(task_path, 'UTF8'), idx::text::bytea
     ]) as writes
     from checkpoint_writes
-    where thread_id = %s and checkpoint_ns = %s and checkpoint_id > coalesce(latest.checkpoint_id, '')
+    where thread_id = wanted.of_thread and checkpoint_ns = wanted.of_namespace
+      and checkpoint_id > coalesce(latest.checkpoint_id, '')
 ) as early on true
