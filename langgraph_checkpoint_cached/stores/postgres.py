@@ -17,6 +17,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from psycopg import AsyncCursor
 from psycopg.adapt import Buffer, Loader
+from psycopg.errors import PipelineAborted
 from psycopg.pq import Format
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
@@ -220,6 +221,8 @@ def may_still_commit(error: BaseException) -> bool:
         return True
     if isinstance(error, (PoolTimeout, PoolClosed, TooManyRequests)):
         return False  # it never had a connection
+    if isinstance(error, PipelineAborted):
+        return False  # a statement before it failed, and all of them are undone
     if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return not error.sqlstate or error.sqlstate.startswith(CONNECTION_LOST_STATES)
     return False
@@ -231,7 +234,8 @@ def is_of_one(error: Exception) -> bool:
     Else it was the connection, or that there was none, and each would fail alone too.
     """
     if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-        return bool(error.sqlstate) and not may_still_commit(error)
+        reported = bool(error.sqlstate) or isinstance(error, PipelineAborted)
+        return reported and not may_still_commit(error)
     return True
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import random
 
 import pytest
 
+from langgraph_checkpoint_cached import versions
+from langgraph_checkpoint_cached.stores import entries
 from langgraph_checkpoint_cached.utilities.breaker import Breaker
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
+from langgraph_checkpoint_cached.versions import MintedVersions
 
 
 class Clock:
@@ -94,3 +99,30 @@ async def test_an_error_that_nobody_waits_for_any_more_is_not_reported_by_the_lo
     await tasks.drain()
     gc.collect()
     assert reports == []
+
+
+def test_a_version_is_unused_once_and_only_where_it_was_minted(monkeypatch: pytest.MonkeyPatch) -> None:
+    minted = MintedVersions()
+    minted.add("1")
+    assert [minted.take(version) for version in ("1", "1", "2", 3, None)] == [True, False, False, False, False]
+    monkeypatch.setattr(versions, "MINTED_MAX", 2)
+    for version in "abc":
+        minted.add(version)
+    assert [minted.take(version) for version in "abc"] == [False, True, True]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_tokens_differ_after_a_fork_and_whatever_seed_an_application_sets() -> None:
+    random.seed(1)
+    first = entries.new_token()
+    random.seed(1)
+    assert entries.new_token() != first
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, entries.new_token().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 100).decode() != entries.new_token()
+    os.close(reader)
+    os.close(writer)

@@ -1,0 +1,305 @@
+"""What waits at the same time shares a transaction, a query, a round trip; and what goes wrong in one of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import NoScriptError
+
+from langgraph_checkpoint_cached import CachedPostgresSaver, OverloadedError
+from langgraph_checkpoint_cached.stores import postgres as postgres_store
+from langgraph_checkpoint_cached.stores.scripts import Script
+from langgraph_checkpoint_cached.stores.steps import Step, Steps
+from langgraph_checkpoint_cached.tiers import writer
+
+pytestmark = pytest.mark.integration
+
+PATIENT_SECONDS = 10.0
+Open = Callable[[str], AbstractAsyncContextManager[AsyncPostgresSaver]]
+
+
+def config_of(thread_id: str) -> Any:
+    return {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+
+
+async def put(saver: CachedPostgresSaver, config: Any, value: Any, **channels: Any) -> Any:
+    version = saver.get_next_version(None, None)
+    values = {"value": value, **channels}
+    made: Any = {**empty_checkpoint(), "v": 4, "id": str(uuid6()), "channel_values": values}
+    made["channel_versions"] = dict.fromkeys(values, version)
+    return await saver.aput(config, made, {}, made["channel_versions"])
+
+
+@asynccontextmanager
+async def pool_without_pipeline(url: str) -> AsyncIterator[AsyncPostgresSaver]:
+    options = {"autocommit": True, "row_factory": dict_row}
+    async with AsyncConnectionPool(url, open=False, kwargs=options) as pool:
+        saver = AsyncPostgresSaver(pool)
+        saver.supports_pipeline = False
+        yield saver
+
+
+@asynccontextmanager
+async def pool(url: str) -> AsyncIterator[AsyncPostgresSaver]:
+    options = {"autocommit": True, "row_factory": dict_row, "prepare_threshold": None}
+    async with AsyncConnectionPool(url, open=False, kwargs=options) as pool:
+        yield AsyncPostgresSaver(pool)
+
+
+KINDS: dict[str, Open] = {
+    "pool": pool,
+    "pool without pipeline mode": pool_without_pipeline,
+    "single connection": AsyncPostgresSaver.from_conn_string,
+    "single connection in pipeline mode": lambda url: AsyncPostgresSaver.from_conn_string(url, pipeline=True),
+}
+
+
+@pytest.fixture(params=[*KINDS, "pool behind PgBouncer"])
+async def saver(
+    request: pytest.FixtureRequest, migrated_database_url: str, redis_url: str, redis_prefix: str
+) -> AsyncIterator[CachedPostgresSaver]:
+    pooled = request.param == "pool behind PgBouncer"
+    url = request.getfixturevalue("pgbouncer_url") if pooled else migrated_database_url
+    async with (
+        Redis.from_url(redis_url) as redis,
+        (pool if pooled else KINDS[request.param])(url) as stock,
+    ):
+        saver = CachedPostgresSaver(redis, stock, prefix=redis_prefix, redis_timeout=PATIENT_SECONDS)
+        yield saver
+        await saver.aclose()
+
+
+async def transactions(url: str, thread_ids: list[str]) -> int:
+    """How many transactions stored the rows of these threads."""
+    rows = " union all ".join(
+        f"select xmin::text as stored_by from {table} where thread_id = any(%(ids)s)"
+        for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+    )
+    async with await psycopg.AsyncConnection.connect(url) as conn:
+        found = await conn.execute(f"select count(distinct stored_by) from ({rows}) as rows", {"ids": thread_ids})
+        [count] = await found.fetchone() or [0]
+    return int(count)
+
+
+async def test_writes_that_wait_share_a_transaction(
+    saver: CachedPostgresSaver, migrated_database_url: str
+) -> None:
+    threads = [f"t{i}" for i in range(48)]
+    first = dict(
+        zip(threads, await asyncio.gather(*(put(saver, config_of(t), [t]) for t in threads)), strict=True)
+    )
+    assert await transactions(migrated_database_url, threads) <= 3
+
+    async def step(thread_id: str) -> None:
+        await asyncio.gather(
+            saver.aput_writes(first[thread_id], [("value", [thread_id]), ("other", 1)], "task"),
+            put(saver, first[thread_id], [thread_id, 2], other={"a": 1}),
+        )
+
+    await asyncio.gather(*map(step, threads))
+    assert await transactions(migrated_database_url, threads) <= 6
+    for thread_id in threads:
+        found = await saver.aget_tuple(config_of(thread_id))
+        assert found == await saver._stock.aget_tuple(config_of(thread_id))
+        assert found is not None
+        assert found.checkpoint["channel_values"] == {"value": [thread_id, 2], "other": {"a": 1}}
+
+
+async def test_a_put_and_the_writes_beside_it_share_a_transaction(
+    saver: CachedPostgresSaver, migrated_database_url: str
+) -> None:
+    first = await put(saver, config_of("t"), [0])
+    before = await transactions(migrated_database_url, ["t"])
+    for number in range(4):
+        writes = asyncio.ensure_future(saver.aput_writes(first, [("value", [number])], f"task {number}"))
+        await asyncio.sleep(0)  # LangGraph, too, stores the writes first and the checkpoint a moment later
+        first, _ = await asyncio.gather(put(saver, first, [number]), writes)
+    assert await transactions(migrated_database_url, ["t"]) - before == 4
+
+
+async def test_one_bad_write_fails_alone(saver: CachedPostgresSaver, migrated_database_url: str) -> None:
+    threads = [f"t{i}" for i in range(12)]
+    operations = [put(saver, config_of(t), "\0" if t == "t5" else t) for t in threads]  # JSONB takes no NUL
+    answers = dict(zip(threads, await asyncio.gather(*operations, return_exceptions=True), strict=True))
+    assert {t: answer for t, answer in answers.items() if isinstance(answer, BaseException) and t != "t5"} == {}
+    assert isinstance(answers["t5"], psycopg.DataError)
+    assert await transactions(migrated_database_url, ["t5"]) == 0
+    for thread_id in threads:
+        found = await saver.aget_tuple(config_of(thread_id))
+        value = found and found.checkpoint["channel_values"]["value"]
+        assert value == (None if thread_id == "t5" else thread_id)
+
+
+async def test_writes_of_one_row_keep_their_order(saver: CachedPostgresSaver) -> None:
+    """Ordinary writes keep the first value of a row, special ones the last, in one group as in many."""
+    for thread_id in ("one group", "many groups"):
+        config = await put(saver, config_of(thread_id), [0])
+        writes = [
+            saver.aput_writes(config, [(channel, number)], "task")
+            for number in range(4)
+            for channel in ("value", "__error__")
+        ]
+        if thread_id == "one group":
+            await asyncio.gather(*writes)
+        else:
+            for write in writes:
+                await write
+        found = await saver.aget_tuple(config_of(thread_id))
+        assert found == await saver._stock.aget_tuple(config_of(thread_id))
+        assert found is not None
+        assert sorted(found.pending_writes or ()) == [("task", "__error__", 3), ("task", "value", 0)]
+
+
+async def test_a_caller_that_is_cancelled_neither_undoes_nor_loses_what_was_taken(
+    saver: CachedPostgresSaver,
+) -> None:
+    tasks = [asyncio.ensure_future(put(saver, config_of(f"t{i}"), i)) for i in range(8)]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert [task.cancelled() for task in tasks] == [True, False] * 4
+    await saver.aclose()
+    for number in range(8):
+        found = await saver._stock.aget_tuple(config_of(f"t{number}"))
+        assert found is not None
+        assert found.checkpoint["channel_values"]["value"] == number
+        assert await saver.aget_tuple(config_of(f"t{number}")) == found
+
+
+async def test_misses_that_wait_are_loaded_with_one_query(
+    saver: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = [f"t{i}" for i in range(40)]
+    await asyncio.gather(*(put(saver, config_of(t), [t]) for t in threads))
+    await asyncio.gather(*(saver.adelete_thread(t) for t in threads[::4]))
+    queries, load = [], saver._postgres._latest
+
+    async def counted(namespaces: Any) -> Any:
+        queries.append(len(namespaces))
+        return await load(namespaces)
+
+    monkeypatch.setattr(saver._postgres, "_latest", counted)
+    assert await saver._redis.flushall()
+    found = await asyncio.gather(*(saver.aget_tuple(config_of(t)) for t in threads))
+    assert found == [await saver._stock.aget_tuple(config_of(t)) for t in threads]
+    assert [t for t, one in zip(threads, found, strict=True) if one is None] == threads[::4]
+    assert sum(queries) == 40
+    assert len(queries) <= 2 * postgres_store.QUERIES_AT_ONCE_MAX
+    assert await asyncio.gather(*(saver.aget_tuple(config_of(t)) for t in threads)) == found
+    assert sum(queries) == 40
+
+
+async def test_one_bad_load_fails_alone(saver: CachedPostgresSaver) -> None:
+    await put(saver, config_of("t"), 1)
+    await saver._redis.flushall()
+    bad = {"configurable": {"thread_id": "no\0such", "checkpoint_ns": ""}}
+    reads = [saver.aget_tuple(config_of("t") if i != 20 else bad) for i in range(40)]
+    found = await asyncio.gather(*reads, return_exceptions=True)
+    assert [i for i, one in enumerate(found) if isinstance(one, BaseException)] == [20]
+    assert isinstance(found[20], psycopg.DataError)
+
+
+async def test_more_than_may_wait_is_refused_and_nothing_of_it_written(
+    saver: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saver._writer._groups, "_waiting_max", 5)
+    operations = [put(saver, config_of(f"t{i}"), i) for i in range(20)]
+    answers = await asyncio.gather(*operations, return_exceptions=True)
+    refused = [i for i, answer in enumerate(answers) if isinstance(answer, OverloadedError)]
+    assert refused == list(range(5, 20))
+    assert str(answers[5]).startswith(f"not stored, {writer.WRITES_WAITING_MAX}")
+    for number in range(20):
+        found = await saver.aget_tuple(config_of(f"t{number}"))
+        assert (found is None) is (number in refused)
+    await put(saver, config_of("t19"), "again")
+    assert not await fences(saver._redis)
+
+
+async def fences(redis: Any) -> list[Any]:
+    threads = [key async for key in redis.scan_iter(match="*:thread")]
+    return [field for key in threads for field in await redis.hkeys(key) if field.startswith(b"f:")]
+
+
+# -- steps to Redis ------------------------------------------------------------------------------------------
+
+
+APPEND = Script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
+COUNT = Script("return redis.call('LLEN', KEYS[1])")
+GET = Script("return redis.call('GET', KEYS[1])")
+
+
+def step(script: Script, key: str, *arguments: Any, in_order: bool = False) -> Step:
+    return Step(script, [key], arguments, asyncio.get_running_loop().create_future(), in_order)
+
+
+@pytest.mark.parametrize("options", [{}, {"single_connection_client": True}, {"decode_responses": True}])
+async def test_steps_are_done_in_order_and_an_error_is_its_own_step_s(
+    redis_url: str, redis_prefix: str, options: Any
+) -> None:
+    key = f"{redis_prefix}list"
+    async with Redis.from_url(redis_url, **options) as redis:
+        steps = Steps(redis)
+        for _ in range(2):
+            answers = await steps.run([step(APPEND, key, 1), step(GET, key), step(APPEND, key, b"\xff")])
+            assert "WRONGTYPE" in str(answers.pop(1))
+        assert answers == [3, 4]
+        assert [step_answer async for step_answer in _items(redis_url, key)] == [b"1", b"\xff"] * 2
+
+
+async def test_a_server_that_lost_its_scripts_gets_them_again_unless_it_is_too_late_for_the_step(
+    redis_url: str, redis_prefix: str
+) -> None:
+    async with Redis.from_url(redis_url) as redis:
+        steps = Steps(redis)
+        one, other = f"{redis_prefix}one", f"{redis_prefix}other"
+        assert await steps.run([step(APPEND, one, number, in_order=True) for number in (1, 2)]) == [1, 2]
+        await redis.script_flush()
+        group = [
+            step(APPEND, one, 3, in_order=True),
+            step(APPEND, other, 1, in_order=True),
+            step(COUNT, one),
+        ]
+        answers = await steps.run(group)
+        assert isinstance(answers[0], NoScriptError)  # COUNT, of the same thread, has been done
+        assert answers[1:] == [1, 2]
+        assert await steps.run([step(APPEND, one, number, in_order=True) for number in (3, 4)]) == [3, 4]
+
+
+async def test_steps_for_a_cluster_go_one_by_one_for_each_thread() -> None:
+    calls: list[tuple[str, Any]] = []
+
+    class Cluster(RedisCluster):
+        def __init__(self) -> None:
+            pass  # no server to ask for its slots
+
+        async def execute_command(self, *command: Any, **options: Any) -> Any:
+            await asyncio.sleep(0)
+            calls.append((command[3], command[4]))
+            return command[4]
+
+        def __del__(self, *args: Any) -> None:
+            pass
+
+    answers = await Steps(Cluster()).run([step(APPEND, key, number) for number in range(3) for key in "ab"])
+    assert answers == [0, 0, 1, 1, 2, 2]
+    for key in "ab":
+        assert [number for of, number in calls if of == key] == [0, 1, 2]
+
+
+async def _items(url: str, key: str) -> AsyncIterator[Any]:
+    async with Redis.from_url(url) as redis:
+        for item in await redis.lrange(key, 0, -1):
+            yield item

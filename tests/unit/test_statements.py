@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.postgres.base import BasePostgresSaver
+
+from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.records import Put, PutWrites, Value, Write
+from langgraph_checkpoint_cached.stores import statements as made
+from langgraph_checkpoint_cached.stores.statements import Batch, batches, for_rows, one_statement, statements
+
+STOCK: Any = BasePostgresSaver
+BLOBS, CHECKPOINTS = STOCK.UPSERT_CHECKPOINT_BLOBS_SQL, STOCK.UPSERT_CHECKPOINTS_SQL
+KEEP, REPLACE = STOCK.INSERT_CHECKPOINT_WRITES_SQL, STOCK.UPSERT_CHECKPOINT_WRITES_SQL
+EACH = (BLOBS, CHECKPOINTS, KEEP, REPLACE)
+
+
+def put(thread_id: str, checkpoint_id: str = "1", channels: int = 1) -> Put:
+    values = tuple(Value(f"c{i}", "null", b"") for i in range(channels))
+    versions = {value.channel: checkpoint_id for value in values}
+    return Put(Namespace(thread_id), checkpoint_id, None, "{}", "{}", values, versions, versions, 4)
+
+
+def put_writes(thread_id: str, task_id: str = "task", count: int = 2, *, replace: bool = False) -> PutWrites:
+    writes = tuple(Write("1", task_id, i, "channel", "null", b"", "") for i in range(count))
+    return PutWrites(Namespace(thread_id), "1", replace, writes)
+
+
+@pytest.mark.parametrize("sql", EACH)
+def test_the_stock_saver_s_statements_extend_to_many_rows(sql: str) -> None:
+    many = for_rows(sql, 3)
+    assert many is not None
+    assert many.count("%s") == 3 * sql.count("%s")
+    row = sql[sql.index("(%s") : sql.index("%s)") + 3]
+    assert many == sql.replace(row, f"{row}, {row}, {row}")
+
+
+@pytest.mark.parametrize("sql", ["INSERT INTO t SELECT %s, %s", "INSERT INTO t VALUES (%s, lower(%s))", "x"])
+def test_a_statement_of_another_kind_stays_one_for_each_row(sql: str) -> None:
+    batch = Batch(sql, [("a", "b")] * 3, {0})
+    assert [(s.sql, s.parameters, s.rows) for s in statements([batch])] == [(sql, ["a", "b"], 1)] * 3
+    assert one_statement([batch], sql) is None
+    assert one_statement([Batch(sql, [("a", "b")], {0})], sql) is not None
+
+
+def test_rows_of_one_statement_are_gathered_over_the_operations() -> None:
+    [gathered] = batches(STOCK, [put("a", channels=2), put_writes("a"), put("b"), put_writes("b", replace=True)])
+    assert {batch.sql: (len(batch.rows), batch.of) for batch in gathered} == {
+        BLOBS: (3, {0, 2}),
+        CHECKPOINTS: (2, {0, 2}),
+        KEEP: (2, {1}),
+        REPLACE: (2, {3}),
+    }
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        [put("a"), put("a")],
+        [put_writes("a"), put_writes("a", replace=True)],
+        [put_writes("a", replace=True), put_writes("a")],
+    ],
+)
+def test_a_row_that_is_written_again_goes_into_a_later_set(again: list[Any]) -> None:
+    sets = batches(STOCK, [put("b"), *again, put("c")])
+    assert len(sets) == 2
+    assert {position for batch in sets[0] for position in batch.of} >= {0, 1}
+    assert {position for batch in sets[1] for position in batch.of} == {2, 3}
+
+
+def test_statements_hold_every_row_once_in_order_and_few_enough_parameters() -> None:
+    for count in range(1, 40):
+        for sql in EACH:
+            columns = sql.count("%s")
+            rows = [tuple(range(i * columns, (i + 1) * columns)) for i in range(count)]
+            these = list(statements([Batch(sql, rows)]))
+            assert [p for one in these for p in one.parameters] == list(range(count * columns))
+            assert sum(one.rows for one in these) == count
+            for one in these:
+                assert one.sql.count("%s") == len(one.parameters) <= made.PARAMETERS_MAX
+                assert len(one.sql) <= 4096
+
+
+def test_a_small_group_is_one_statement_that_ends_with_the_rows_to_be_counted() -> None:
+    [gathered] = batches(STOCK, [put_writes("a"), put("a", channels=2)])
+    alone = one_statement(gathered, BLOBS)
+    assert alone is not None
+    assert (alone.batch.sql, alone.rows) == (BLOBS, 2)
+    assert alone.sql.count("%s") == len(alone.parameters) == 2 * 9 + 6 + 2 * 6
+    first, _, last = alone.sql.rpartition("INSERT INTO")
+    assert last.startswith(" checkpoint_blobs")
+    assert first.lower().startswith("with part_0 as (insert into checkpoint_writes")
+    assert alone.parameters[-2:] == ["null", b""]
+
+
+def test_a_group_with_too_many_parameters_is_several_statements() -> None:
+    [gathered] = batches(STOCK, [put(f"t{i}") for i in range(5)])
+    assert one_statement(gathered, BLOBS) is None
