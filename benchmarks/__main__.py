@@ -1,0 +1,175 @@
+"""The command `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, rounds
+from benchmarks.catalogue import catalogue
+from benchmarks.contestants import BY_NAME, CONTESTANTS, OURS, Contestant
+from benchmarks.counts import count_all
+from benchmarks.network import Network, NoNetwork, network
+from benchmarks.report import bars_table, markdown
+from benchmarks.results import Results
+from benchmarks.screen import Screen
+from benchmarks.servers import Servers, servers
+from benchmarks.soak import soak
+from benchmarks.workloads import Workload
+
+OUTPUT = Path(__file__).with_name("results")
+SOAK_TURNS, SOAK_THREADS = 100_000, 10_000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 1 if a contestant failed."""
+    options = _parser().parse_args(arguments)
+    if options.command == "report":
+        write(json.loads(options.file.read_text()), options.output or options.file.parent)
+        return 0
+    names = options.contestants.split(",") if options.contestants else list(BY_NAME)
+    if unknown := [name for name in names if name not in BY_NAME]:
+        sys.stderr.write(f"no such contestant: {', '.join(unknown)}; there are {', '.join(BY_NAME)}\n")
+        return 2
+    output = options.output or OUTPUT
+    if options.soak:
+        return _soak(options, output)
+    plan = rounds.Plan(1 if options.quick else options.rounds, options.seconds, options.quick)
+    workloads = [workload for workload in catalogue() if re.search(options.only, workload.name)]
+    if options.quick:
+        workloads = _small(workloads)
+    data = _measure(
+        options, plan, workloads, [contestant for contestant in CONTESTANTS if contestant.name in names]
+    )
+    write(data, output)
+    failed = [cell["failure"] for workload in data["workloads"] for cell in workload["cells"].values()]
+    return 1 if any(failed) else 0
+
+
+def _small(workloads: Sequence[Workload]) -> list[Workload]:
+    """One of each kind for a quick run, and small: sizes and counts are data, and take time but no other code."""
+    kinds: dict[Any, Workload] = {}
+    for workload in workloads:
+        small = workload.small()
+        kinds.setdefault(
+            (type(small), small.concurrency, small.network, small.parameters.get("durability")), small
+        )
+    return list(kinds.values())
+
+
+def _measure(
+    options: argparse.Namespace, plan: rounds.Plan, workloads: list[Workload], contestants: Sequence[Contestant]
+) -> dict[str, Any]:
+    left_out: dict[str, str] = {}
+    with ExitStack() as stack:
+        screen = stack.enter_context(Screen(len(workloads) + 1))
+        found = stack.enter_context(servers(options.postgres, options.redis, screen.say))
+        between: Network | None = None
+        try:
+            if any(workload.network for workload in workloads):
+                between = stack.enter_context(network())
+        except NoNetwork as exc:
+            left_out["everything over a network"] = str(exc)
+            workloads = [workload for workload in workloads if not workload.network]
+        for contestant in contestants:
+            if reason := contestant.why_not(found):
+                left_out[contestant.title] = reason
+        for name, reason in left_out.items():
+            screen.say(f"left out: {name}: {reason}")
+        present = [contestant for contestant in contestants if contestant.title not in left_out]
+        data: dict[str, Any] = {
+            "plan": asdict(plan),
+            "machine": machine.machine(),
+            "versions": {**machine.versions(), **found.versions()},
+            "settings": found.settings(),
+            "contestants": {contestant.name: contestant.title for contestant in present},
+            "left_out": left_out,
+            "network": {name: asdict(measured) for name, measured in between.measured.items()} if between else {},
+        }
+        return {**data, **asyncio.run(_all(found, between, plan, workloads, present, screen))}
+
+
+async def _all(
+    found: Servers,
+    between: Network | None,
+    plan: rounds.Plan,
+    workloads: Sequence[Workload],
+    contestants: Sequence[Contestant],
+    screen: Screen,
+) -> dict[str, Any]:
+    done = []
+    async with rounds.Arena(found, contestants, between) as arena:
+        for workload in workloads:
+            screen.step(workload.name)
+            done.append(await rounds.run(workload, arena, plan, screen.advance, screen.say))
+    screen.step("transactions, queries, bytes")
+    return {"workloads": done, **await count_all(found, contestants, plan.quick, screen.advance)}
+
+
+def _soak(options: argparse.Namespace, output: Path) -> int:
+    """Its result stands beside the others, which may be of another day."""
+    with Screen(1) as screen, servers(options.postgres, options.redis, screen.say) as found:
+        screen.step(f"{options.soak_turns:,} turns on {options.soak_threads:,} threads")
+        result = asyncio.run(soak(found, OURS[0], options.soak_turns, options.soak_threads, screen.advance))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(f"memory of the process, last fifth to second fifth: {result['growth']}")
+    if (output / "results.json").exists():
+        write(json.loads((output / "results.json").read_text()), output)
+    return 0
+
+
+def write(data: dict[str, Any], output: Path) -> None:
+    """Writes the results, the tables and the pictures, and prints what was asked for."""
+    output.mkdir(parents=True, exist_ok=True)
+    data.pop("soak", None)
+    (output / "results.json").write_text(json.dumps(data, indent=1) + "\n")
+    if (output / "soak.json").exists():
+        data["soak"] = json.loads((output / "soak.json").read_text())
+    results = Results(data)
+    (output / "tables.md").write_text(markdown(results))
+    try:
+        from benchmarks import plots
+
+        plots.draw(results, output)
+    except ModuleNotFoundError as exc:
+        print(f"no plots: {exc}")
+    print(bars_table(results))
+    print(f"\nAll of it: {output / 'tables.md'}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
+    parser.description = (
+        "Measure the saver beside others: tables, plots, and whether the figures asked for are met."
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="how often each contestant is measured (15)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="how long a measurement takes, about (0.2)")
+    parser.add_argument("--only", default="", metavar="REGEX", help="workloads whose name has a match")
+    parser.add_argument("--contestants", metavar="A,B", help=f"of {','.join(BY_NAME)}")
+    parser.add_argument("--quick", action="store_true", help="see that it works: no figures, less than a minute")
+    parser.add_argument("--soak", action="store_true", help="only the memory of the process, over very many turns")
+    parser.add_argument("--soak-turns", type=int, default=SOAK_TURNS, help=f"({SOAK_TURNS})")
+    parser.add_argument("--soak-threads", type=int, default=SOAK_THREADS, help=f"({SOAK_THREADS})")
+    parser.add_argument("--postgres", metavar="URI", help="use this server; databases are made there, and dropped")
+    parser.add_argument(
+        "--redis", metavar="URL", help="use this server; its databases must be empty, and are flushed"
+    )
+    parser.add_argument("--output", type=Path, help=f"where results go ({OUTPUT})")
+    commands = parser.add_subparsers(dest="command")
+    report = commands.add_parser("report", help="make tables and plots again, of a results file")
+    report.add_argument("file", type=Path)
+    report.add_argument("--output", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Workloads that ask how a cost grows, and what decoding alone costs."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from benchmarks import chat
+from benchmarks.contestants import Entrant
+from benchmarks.turns import Turn
+from benchmarks.workloads import (
+    PREPARED_AT_ONCE,
+    WARM_THREADS,
+    Operation,
+    Workload,
+    in_lanes,
+    reader,
+    stored_threads,
+)
+from langgraph_checkpoint_cached import CachedPostgresSaver, codec
+from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.records import Record, Value
+
+GROUP = "Growth"
+
+
+@dataclass(frozen=True)
+class ReadByState(Workload):
+    """How does a warm read grow with the history's length, with the size of its messages?"""
+
+    group = GROUP
+    messages: int = 20
+    extra: int = 0
+
+    @property
+    def what(self) -> str:
+        size = f" of {self.extra // 1000} kB more each" if self.extra else ""
+        return f"growth: warm read, {self.messages} messages{size}"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"kilobytes": self.extra * self.messages // 2000} if self.extra else {"messages": self.messages}
+
+    async def prepare(self, entrant: Entrant, count: int) -> list[Operation]:
+        threads = await stored_threads(entrant, 8, self.messages, self.extra)
+        reads = [reader(entrant, config) for config in threads]
+        await in_lanes(reads, PREPARED_AT_ONCE)
+        return [reads[number % len(reads)] for number in range(count)]
+
+
+@dataclass(frozen=True)
+class ReadByThreads(Workload):
+    """How does a warm read grow with the number of threads that are stored?"""
+
+    group = GROUP
+    threads: int = 100
+
+    @property
+    def what(self) -> str:
+        return f"growth: warm read, one of {self.threads} threads"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"threads": self.threads}
+
+    async def prepare(self, entrant: Entrant, count: int) -> list[Operation]:
+        threads = await stored_threads(entrant, self.threads, 2)
+        chosen = random.Random(self.threads).sample(threads, min(WARM_THREADS, len(threads)))
+        reads = [reader(entrant, config) for config in chosen]
+        await in_lanes(reads, PREPARED_AT_ONCE)
+        return [reads[number % len(reads)] for number in range(count)]
+
+    def small(self) -> Workload:
+        return replace(self, threads=min(self.threads, 20))
+
+
+@dataclass(frozen=True)
+class TurnByHistory(Turn):
+    """How does a chat turn grow with its history?"""
+
+    group = GROUP
+
+    @property
+    def what(self) -> str:
+        return f"growth: {super().what}"
+
+
+@dataclass(frozen=True)
+class Decode(Workload):
+    """What does it cost to turn stored bytes into messages? The stock saver's serializer, and our decoding.
+
+    Ours is given a whole record of which they are the one value.
+    """
+
+    group = "Decoding"
+    messages: int = 200
+
+    @property
+    def what(self) -> str:
+        return f"decoding {self.messages} messages"
+
+    async def prepare(self, entrant: Entrant, count: int) -> list[Operation]:
+        saver = entrant.saver
+        kind, blob = saver.serde.dumps_typed(chat.messages(self.messages))
+        decode = partial(saver.serde.loads_typed, (kind, blob))
+        if isinstance(saver, CachedPostgresSaver):
+            made, metadata, _ = chat.checkpoint(saver, [])
+            record = Record(
+                namespace=Namespace("thread"),
+                checkpoint_id=made["id"],
+                parent_id=None,
+                checkpoint_json=json.dumps({**made, "channel_values": {}}).encode(),
+                metadata_json=json.dumps(metadata).encode(),
+                values=(Value("messages", kind, blob),),
+                writes=(),
+            )
+            decode = partial(codec.decode, record, saver.serde, lambda: saver.get_next_version(None, None))
+
+        async def operation() -> object:
+            return decode()
+
+        return [operation] * count

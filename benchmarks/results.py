@@ -1,0 +1,72 @@
+"""Medians, quartiles and ratios, and what stands in a results file. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+STOCK = "stock"
+MEASURES = ("value", "cpu_application", "cpu_postgres")
+Cells = dict[str, dict[str, Any]]
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """The median and what lies a quarter from either end; of one value, that value."""
+    if len(values) == 1:
+        return {"low": values[0], "median": values[0], "high": values[0]}
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"low": low, "median": median, "high": high}
+
+
+def ratios(cell: Mapping[str, Any], other: Mapping[str, Any], measure: str = "value") -> list[float]:
+    """`cell` to `other` in each round that has both."""
+    mine, theirs = cell.get("rounds", {}), other.get("rounds", {})
+    return [
+        mine[number][measure] / theirs[number][measure]
+        for number in mine
+        if number in theirs and measure in mine[number] and theirs[number].get(measure)
+    ]
+
+
+def summary(cells: Cells) -> Cells:
+    """The same with medians and quartiles, and with ratios to the stock saver, over the rounds."""
+    stock = cells.get(STOCK, {})
+    found: Cells = {}
+    for name, cell in cells.items():
+        found[name] = {**cell, "rounds": {str(number): value for number, value in cell["rounds"].items()}}
+        for measure in MEASURES:
+            values = [value[measure] for value in cell["rounds"].values() if measure in value]
+            if values:
+                found[name][measure] = quartiles(values)
+            if compared := ratios(cell, stock, measure):
+                found[name][f"{measure}_to_stock"] = quartiles(compared)
+    return found
+
+
+class Results:
+    """A results file, to look things up in."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.data = data
+        self.workloads: dict[str, dict[str, Any]] = {workload["name"]: workload for workload in data["workloads"]}
+
+    def cell(self, workload: str, contestant: str) -> dict[str, Any]:
+        """A contestant's measurements of a workload; empty if there are none."""
+        found = self.workloads.get(workload, {}).get("cells", {}).get(contestant, {})
+        return dict(found) if found.get("rounds") else {}
+
+    def median(self, workload: str, contestant: str, measure: str = "value") -> float | None:
+        """The median over the rounds."""
+        found = self.cell(workload, contestant).get(measure)
+        return None if found is None else float(found["median"])
+
+    def ratio(self, workload: str, one: str, other: str = STOCK, measure: str = "value") -> float | None:
+        """The median of the rounds' ratios; None if they were not both measured in any round."""
+        compared = ratios(self.cell(workload, one), self.cell(workload, other), measure)
+        return statistics.median(compared) if compared else None
+
+    def count(self, kind: str, contestant: str, what: str) -> float | None:
+        """Transactions, queries or commands per operation."""
+        found = self.data.get("counts", {}).get(kind, {}).get(contestant, {}).get(what)
+        return None if found is None else float(found)

@@ -1,0 +1,160 @@
+"""The parts of the benchmarks that only calculate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.bars import Bar, bars
+from benchmarks.catalogue import catalogue
+from benchmarks.report import markdown, number, table
+from benchmarks.results import Results, quartiles, ratios, summary
+from benchmarks.rounds import Plan, next_count, rotated, takes_part
+from benchmarks.soak import growth
+from benchmarks.workloads import ColdRead, WarmRead
+
+
+def cell(*values: float) -> dict[str, Any]:
+    rounds = {number: {"value": value} for number, value in enumerate(values)}
+    return {"operations": 1, "failure": None, "rounds": rounds}
+
+
+def results(workloads: dict[str, dict[str, dict[str, Any]]], **more: Any) -> Results:
+    """A results file in which each of these workloads has these cells."""
+    return Results(
+        {
+            "plan": {"rounds": 3, "seconds": 0.2, "quick": False},
+            "machine": {"processor": "one"},
+            "versions": {"Python": "3"},
+            "settings": {"fsync": "on"},
+            "network": {},
+            "contestants": {"stock": "Stock", "write_through": "Ours"},
+            "left_out": {},
+            "workloads": [
+                {
+                    "name": name,
+                    "group": "Reading",
+                    "question": "How long?",
+                    "metric": "latency" if name.endswith(", 1 at once") else "throughput",
+                    "network": False,
+                    "parameters": {},
+                    "cells": summary(cells),
+                }
+                for name, cells in workloads.items()
+            ],
+            **more,
+        }
+    )
+
+
+def verdict(found: Results, start: str) -> Bar:
+    [bar] = [bar for bar in bars(found) if bar.what.startswith(start) and "without its lock" not in bar.what]
+    return bar
+
+
+def test_every_contestant_is_first_equally_often() -> None:
+    assert [rotated("abc", number) for number in range(4)] == [list("abc"), list("bca"), list("cab"), list("abc")]
+    assert rotated([], 1) == []
+
+
+def test_some_take_part_in_every_round_and_others_in_three_of_them() -> None:
+    assert all(takes_part(number, 15, often=True) for number in range(15))
+    assert [number for number in range(15) if takes_part(number, 15, often=False)] == [0, 5, 10]
+    assert takes_part(0, 1, often=False)
+
+
+@pytest.mark.parametrize(
+    ("count", "took", "expected"),
+    [(128, 0.1, 256), (128, 0.0999, 320), (128, 10.0, 128), (128, 0.0, 9984)],
+)
+def test_as_many_operations_as_fill_the_lanes_for_the_planned_time(count: int, took: float, expected: int) -> None:
+    assert next_count(count, took, Plan(seconds=0.2), WarmRead(64)) == expected
+
+
+def test_no_more_operations_than_a_workload_has() -> None:
+    assert next_count(128, 0.001, Plan(seconds=0.2), ColdRead(64, threads=400)) == 384
+
+
+def test_the_median_lies_between_quartiles() -> None:
+    assert quartiles([4.0]) == {"low": 4.0, "median": 4.0, "high": 4.0}
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == {"low": 2.0, "median": 3.0, "high": 4.0}
+
+
+def test_ratios_are_of_the_same_round_only() -> None:
+    one, other = cell(1.0, 2.0, 9.0), cell(2.0, 8.0)
+    assert ratios(one, other) == [0.5, 0.25]
+    assert ratios(one, {}) == []
+    assert ratios(one, other, "cpu_postgres") == []
+
+
+def test_a_ratio_to_nothing_is_left_out() -> None:
+    assert ratios(cell(1.0, 2.0), cell(0.0, 1.0)) == [2.0]
+
+
+def test_a_slow_round_for_both_does_not_change_the_ratio() -> None:
+    found = results({"warm read, 2 messages, 1 at once": {"stock": cell(4, 40, 4), "write_through": cell(1, 10, 1)}})
+    assert found.ratio("warm read, 2 messages, 1 at once", "write_through") == 0.25
+    assert found.median("warm read, 2 messages, 1 at once", "stock") == 4
+    assert found.workloads["warm read, 2 messages, 1 at once"]["cells"]["write_through"]["value_to_stock"] == {
+        "low": 0.25,
+        "median": 0.25,
+        "high": 0.25,
+    }
+
+
+@pytest.mark.parametrize(("ours", "expected"), [(1.0, "met"), (1.2, "missed")])
+def test_a_time_is_met_up_to_the_bar(ours: float, expected: str) -> None:
+    found = results({"warm read, 2 messages, 1 at once": {"stock": cell(4.0), "write_through": cell(ours)}})
+    bar = verdict(found, "warm read, 2 messages, 1 at once")
+    assert (bar.figure, bar.wanted, bar.verdict) == (ours / 4, "at most 0.25", expected)
+
+
+@pytest.mark.parametrize(("ours", "expected"), [(800.0, "met"), (799.0, "missed")])
+def test_a_throughput_is_met_from_the_bar_on(ours: float, expected: str) -> None:
+    found = results({"warm read, 2 messages, 64 at once": {"stock": cell(100.0), "write_through": cell(ours)}})
+    assert verdict(found, "warm read, 2 messages, 64 at once").verdict == expected
+
+
+def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
+    failed = {"operations": 1, "failure": "OSError: gone", "rounds": {}}
+    found = results({"warm read, 2 messages, 1 at once": {"stock": cell(4.0), "write_through": failed}})
+    assert {bar.verdict for bar in bars(found)} == {"not measured"}
+    assert "write_through in warm read, 2 messages, 1 at once: OSError: gone" in markdown(found)
+
+
+def test_no_query_at_all_meets_the_bar_of_none() -> None:
+    kind = "warm read, 20 messages, 1 at once"
+    for queries, expected in ((0.0, "met"), (0.1, "missed")):
+        found = results({}, counts={kind: {"write_through": {"queries": queries}}})
+        assert verdict(found, "warm read: queries").verdict == expected
+
+
+def test_every_bar_of_a_time_or_throughput_is_of_a_workload_that_there_is() -> None:
+    names = {workload.name for workload in catalogue()}
+    measured = [bar.what for bar in bars(results({})) if bar.what.endswith((": time", ": throughput", "application"))]
+    assert len(measured) > 30
+    assert {what.rpartition(":")[0] for what in measured} <= names
+
+
+def test_workloads_have_names_of_their_own() -> None:
+    names = [workload.name for workload in catalogue()]
+    assert len(names) == len(set(names))
+
+
+def test_memory_is_flat_if_its_end_is_as_its_beginning() -> None:
+    assert growth([1, 1, *[100] * 8]) == 1.0
+    assert growth([1, 1, 100, 100, 100, 100, 100, 100, 110, 110]) == pytest.approx(1.1)
+    assert growth([1, 2]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, "-"), (0, "0"), (0.00123456, "0.00123"), (1.5, "1.5"), (99.96, "100"), (1234.5, "1,234")],
+)
+def test_numbers_have_three_digits_that_count(value: float | None, expected: str) -> None:
+    assert number(value) == expected
+
+
+def test_a_table_is_markdown() -> None:
+    assert table(["", "a"], [["row", "1"]]) == "|  | a |\n| --- | ---: |\n| row | 1 |"
