@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -26,12 +28,14 @@ from benchmarks.soak import soak
 from benchmarks.workloads import Workload
 
 OUTPUT = Path(__file__).with_name("results")
+TERMINATED = 143
 SOAK_TURNS, SOAK_THREADS = 100_000, 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 1 if a contestant failed."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that the servers are stopped too
     if options.command == "report":
         write(json.loads(options.file.read_text()), options.output or options.file.parent)
         return 0
@@ -39,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in names if name not in BY_NAME]:
         sys.stderr.write(f"no such contestant: {', '.join(unknown)}; there are {', '.join(BY_NAME)}\n")
         return 2
-    output = options.output or OUTPUT
+    options.output = options.output or OUTPUT
     if options.soak:
-        return _soak(options, output)
+        return _soak(options)
     plan = rounds.Plan(1 if options.quick else options.rounds, options.seconds, options.quick)
     workloads = [workload for workload in catalogue() if re.search(options.only, workload.name)]
     if options.quick:
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = _measure(
         options, plan, workloads, [contestant for contestant in CONTESTANTS if contestant.name in names]
     )
-    write(data, output)
+    write(data, options.output)
     failed = [cell["failure"] for workload in data["workloads"] for cell in workload["cells"].values()]
     return 1 if any(failed) else 0
 
@@ -93,29 +97,37 @@ def _measure(
             "contestants": {contestant.name: contestant.title for contestant in present},
             "left_out": left_out,
             "network": {name: asdict(measured) for name, measured in between.measured.items()} if between else {},
+            "workloads": [],
         }
-        return {**data, **asyncio.run(_all(found, between, plan, workloads, present, screen))}
+        asyncio.run(_all(options, data, found, between, workloads, present, screen))
+        return data
 
 
 async def _all(
+    options: argparse.Namespace,
+    data: dict[str, Any],
     found: Servers,
     between: Network | None,
-    plan: rounds.Plan,
     workloads: Sequence[Workload],
     contestants: Sequence[Contestant],
     screen: Screen,
-) -> dict[str, Any]:
-    done = []
+) -> None:
+    """Adds what is measured to the data, and keeps what there is so far in a file."""
+    plan = rounds.Plan(**data["plan"])
+    gc.collect()
+    gc.freeze()  # what was imported stays: collecting before each measurement need not look through it
     async with rounds.Arena(found, contestants, between) as arena:
         for workload in workloads:
             screen.step(workload.name)
-            done.append(await rounds.run(workload, arena, plan, screen.advance, screen.say))
+            data["workloads"].append(await rounds.run(workload, arena, plan, screen.advance, screen.say))
+            save(data, options.output)
     screen.step("transactions, queries, bytes")
-    return {"workloads": done, **await count_all(found, contestants, plan.quick, screen.advance)}
+    data.update(await count_all(found, contestants, options.only, plan.quick, screen.advance))
 
 
-def _soak(options: argparse.Namespace, output: Path) -> int:
+def _soak(options: argparse.Namespace) -> int:
     """Its result stands beside the others, which may be of another day."""
+    output: Path = options.output
     with Screen(1) as screen, servers(options.postgres, options.redis, screen.say) as found:
         screen.step(f"{options.soak_turns:,} turns on {options.soak_threads:,} threads")
         result = asyncio.run(soak(found, OURS[0], options.soak_turns, options.soak_threads, screen.advance))
@@ -127,13 +139,17 @@ def _soak(options: argparse.Namespace, output: Path) -> int:
     return 0
 
 
+def save(data: dict[str, Any], output: Path) -> None:
+    """Writes the results."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "results.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
 def write(data: dict[str, Any], output: Path) -> None:
     """Writes the results, the tables and the pictures, and prints what was asked for."""
-    output.mkdir(parents=True, exist_ok=True)
-    data.pop("soak", None)
-    (output / "results.json").write_text(json.dumps(data, indent=1) + "\n")
+    save(data, output)
     if (output / "soak.json").exists():
-        data["soak"] = json.loads((output / "soak.json").read_text())
+        data = {**data, "soak": json.loads((output / "soak.json").read_text())}
     results = Results(data)
     (output / "tables.md").write_text(markdown(results))
     try:

@@ -25,7 +25,7 @@ from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.saver import Mode
 
 POOL = 10
-PEER_CONNECTIONS = 128
+PEER_CONNECTIONS = 512
 """Of the savers that open a connection for each operation under way: as many as any workload has."""
 
 
@@ -129,7 +129,8 @@ async def _valkey(place: Place) -> AsyncIterator[Entrant]:
 async def _redis(place: Place) -> AsyncIterator[Entrant]:
     from langgraph.checkpoint.redis.aio import AsyncRedisSaver
 
-    async with AsyncRedisSaver.from_conn_string(place.stack_url) as saver:
+    options = {"max_connections": PEER_CONNECTIONS}
+    async with AsyncRedisSaver.from_conn_string(place.stack_url, connection_args=options) as saver:
         await saver.asetup()
         yield Entrant(saver)
 

@@ -8,6 +8,7 @@ connection has what it needs.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,19 +26,21 @@ from benchmarks.workloads import ColdRead, Put, PutWrites, WarmRead, Workload, i
 
 CLOSE_TIMEOUT_SECONDS = 20.0
 STORED_THREADS = 50
-OPERATIONS = 64
+MEMORY_NAME = "Redis memory of a thread"
+OPERATIONS_MIN = 16
+SIZES = (20, 200)
 
 
-def counted(*, quick: bool) -> list[Workload]:
-    """The workloads whose operations are counted."""
+def counted(only: str, *, quick: bool) -> list[Workload]:
+    """The workloads whose operations are counted, of those whose name has a match."""
     workloads: list[Workload] = [
         WarmRead(),
-        ColdRead(threads=OPERATIONS),
+        ColdRead(threads=OPERATIONS_MIN),
         Put(),
         PutWrites(),
         *(Turn(lanes, durability=durability) for durability in ("sync", "async") for lanes in (1, 64)),
     ]
-    return workloads[::4] if quick else workloads
+    return [workload for workload in workloads[:: 4 if quick else 1] if re.search(only, workload.name)]
 
 
 class Counter:
@@ -55,7 +58,7 @@ class Counter:
     async def count(self, contestant: Contestant, workload: Workload) -> dict[str, float]:
         """Transactions, queries and Redis commands of one operation, as far as they can be told."""
         place = await self._place(contestant)
-        operations = 4 if self._quick else OPERATIONS
+        operations = 4 if self._quick else max(OPERATIONS_MIN, workload.concurrency)
         before = self._transactions(place)
         async with contestant.open(place) as entrant:
             await in_lanes(await workload.prepare(entrant, operations), workload.concurrency)
@@ -132,20 +135,20 @@ class Counter:
 
 
 async def count_all(
-    servers: Servers, contestants: Sequence[Contestant], quick: bool, advance: Callable[[float], None]
+    servers: Servers, contestants: Sequence[Contestant], only: str, quick: bool, advance: Callable[[float], None]
 ) -> dict[str, Any]:
-    """Everything that is counted, as JSON."""
+    """Everything that is counted and whose name has a match, as JSON."""
     counts: dict[str, dict[str, Any]] = {}
     sizes: dict[str, dict[str, Any]] = {}
     counter = Counter(servers, quick)
     try:
-        workloads = counted(quick=quick)
+        workloads = counted(only, quick=quick)
         chosen = [contestant for contestant in contestants if contestant.uses & {"postgres", "redis"}]
         for workload in workloads:
             for contestant in chosen:
                 counts.setdefault(workload.name, {})[contestant.name] = await counter.count(contestant, workload)
             advance(1 / len(workloads))
-        for messages in (20, 200):
+        for messages in SIZES if re.search(only, MEMORY_NAME) else ():
             for contestant in chosen:
                 if "redis" in contestant.uses:
                     sizes.setdefault(str(messages), {})[contestant.name] = await counter.redis_bytes(

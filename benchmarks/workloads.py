@@ -111,7 +111,13 @@ async def in_lanes(operations: Sequence[Operation], lanes: int) -> None:
     if lanes == 1:
         await lane(operations)
     else:
-        await asyncio.gather(*(lane(operations[number::lanes]) for number in range(lanes)))
+        tasks = [asyncio.ensure_future(lane(operations[number::lanes])) for number in range(lanes)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:  # if one fails, the others do not go on into somebody else's measurement
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def new_name() -> str:

@@ -93,7 +93,9 @@ def test_a_ratio_to_nothing_is_left_out() -> None:
 
 
 def test_a_slow_round_for_both_does_not_change_the_ratio() -> None:
-    found = results({"warm read, 2 messages, 1 at once": {"stock": cell(4, 40, 4), "write_through": cell(1, 10, 1)}})
+    found = results(
+        {"warm read, 2 messages, 1 at once": {"stock": cell(4, 40, 4), "write_through": cell(1, 10, 1)}}
+    )
     assert found.ratio("warm read, 2 messages, 1 at once", "write_through") == 0.25
     assert found.median("warm read, 2 messages, 1 at once", "stock") == 4
     assert found.workloads["warm read, 2 messages, 1 at once"]["cells"]["write_through"]["value_to_stock"] == {
@@ -132,7 +134,9 @@ def test_no_query_at_all_meets_the_bar_of_none() -> None:
 
 def test_every_bar_of_a_time_or_throughput_is_of_a_workload_that_there_is() -> None:
     names = {workload.name for workload in catalogue()}
-    measured = [bar.what for bar in bars(results({})) if bar.what.endswith((": time", ": throughput", "application"))]
+    measured = [
+        bar.what for bar in bars(results({})) if bar.what.endswith((": time", ": throughput", "application"))
+    ]
     assert len(measured) > 30
     assert {what.rpartition(":")[0] for what in measured} <= names
 
