@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, rounds
+from benchmarks.bars import SOAK_THREADS, SOAK_TURNS
 from benchmarks.catalogue import catalogue
 from benchmarks.contestants import BY_NAME, CONTESTANTS, OURS, Contestant
 from benchmarks.counts import count_all
@@ -29,7 +30,6 @@ from benchmarks.workloads import Workload
 
 OUTPUT = Path(__file__).with_name("results")
 TERMINATED = 143
-SOAK_TURNS, SOAK_THREADS = 100_000, 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that the servers are stopped too
     if options.command == "report":
-        write(json.loads(options.file.read_text()), options.output or options.file.parent)
+        write(json.loads(options.file.read_text()), options.output or options.file.parent, options.file.parent)
         return 0
     names = options.contestants.split(",") if options.contestants else list(BY_NAME)
     if unknown := [name for name in names if name not in BY_NAME]:
@@ -145,11 +145,14 @@ def save(data: dict[str, Any], output: Path) -> None:
     (output / "results.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
-def write(data: dict[str, Any], output: Path) -> None:
-    """Writes the results, the tables and the pictures, and prints what was asked for."""
+def write(data: dict[str, Any], output: Path, soaked: Path | None = None) -> None:
+    """Writes the results, the tables and the pictures, and prints what was asked for.
+
+    What `--soak` has found is taken from the directory `soaked`, else from where the results go.
+    """
     save(data, output)
-    if (output / "soak.json").exists():
-        data = {**data, "soak": json.loads((output / "soak.json").read_text())}
+    if (soak_file := (soaked or output) / "soak.json").exists():
+        data = {**data, "soak": json.loads(soak_file.read_text())}
     results = Results(data)
     (output / "tables.md").write_text(markdown(results))
     try:

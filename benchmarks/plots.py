@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results import STOCK, Results
 
 GROUPS = {"Reading": "reading", "Writing": "writing", "A chat turn": "turns", "Over a network": "network"}
+METRICS = {"latency": "time", "throughput": "throughput"}
 GROWTH = {
     "messages": "messages in the history",
     "kilobytes": "kilobytes of state",
@@ -22,7 +23,12 @@ def draw(results: Results, directory: Path) -> list[Path]:
 
     mpl.use("Agg")
     mpl.rcParams.update({"svg.hashsalt": "benchmarks", "font.size": 9, "axes.spines.top": False})
-    drawn = [path for group, name in GROUPS.items() for path in _speeds(results, group, directory / f"{name}.svg")]
+    drawn = [
+        path
+        for group, name in GROUPS.items()
+        for metric, suffix in METRICS.items()
+        for path in _speeds(results, group, metric, directory / f"{name}-{suffix}.svg")
+    ]
     return [*drawn, *_growth(results, directory / "growth.svg"), *_soak(results, directory / "memory.svg")]
 
 
@@ -34,11 +40,12 @@ def speed(workload: dict[str, Any], name: str) -> float | None:
     return float(1 / ratio["median"] if workload["metric"] == "latency" else ratio["median"])
 
 
-def _speeds(results: Results, group: str, path: Path) -> Iterable[Path]:
+def _speeds(results: Results, group: str, metric: str, path: Path) -> Iterable[Path]:
     workloads = [
         workload
         for workload in results.workloads.values()
         if ("Over a network" if workload["network"] else workload["group"]) == group
+        and workload["metric"] == metric
     ]
     names = [name for name in results.data["contestants"] if name not in (STOCK, "nothing")]
     names = [name for name in names if any(speed(workload, name) for workload in workloads)]
@@ -49,18 +56,19 @@ def _speeds(results: Results, group: str, path: Path) -> Iterable[Path]:
     figure, axes = pyplot.subplots(figsize=(9, 0.6 + 0.13 * len(workloads) * (len(names) + 1)))
     for place, name in enumerate(names):
         heights = [row * (len(names) + 1) + place for row in range(len(workloads))]
-        axes.barh(heights, [speed(workload, name) or 0 for workload in workloads], height=0.9, label=name)
+        beyond = [(speed(workload, name) or 1) - 1 for workload in workloads]
+        axes.barh(heights, beyond, left=1, height=0.9, label=name)
     middle = (len(names) - 1) / 2
     axes.set_yticks(
         [row * (len(names) + 1) + middle for row in range(len(workloads))],
         [workload["name"] for workload in workloads],
     )
     axes.invert_yaxis()
-    axes.set_xscale("log")
+    _logarithmic(axes.set_xscale, axes.xaxis)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times as fast as the stock saver on a pool of 10, median of the rounds")
     axes.set_title(group)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, path)
     yield path
 
@@ -80,8 +88,8 @@ def _growth(results: Results, path: Path) -> Iterable[Path]:
     for axes, ((kind, parameter), workloads) in zip(rows[0], series.items(), strict=True):
         for name in results.data["contestants"]:
             _line(axes, name, parameter, workloads)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        _logarithmic(axes.set_xscale, axes.xaxis)
+        _logarithmic(axes.set_yscale, axes.yaxis)
         axes.set_xlabel(GROWTH[parameter])
         axes.set_ylabel(f"ms of a {kind}")
     rows[0][0].legend(fontsize=7)
@@ -117,9 +125,19 @@ def _soak(results: Results, path: Path) -> Iterable[Path]:
     yield path
 
 
+def _logarithmic(scale: Callable[[str], None], axis: Any) -> None:
+    """A logarithmic axis with plain numbers, at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    scale("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _save(figure: Any, path: Path) -> None:
     from matplotlib import pyplot
 
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     pyplot.close(figure)

@@ -47,7 +47,7 @@ def summary(cells: Cells) -> Cells:
 class Results:
     """A results file, to look things up in."""
 
-    def __init__(self, data: Mapping[str, Any]) -> None:
+    def __init__(self, data: dict[str, Any]) -> None:
         self.data = data
         self.workloads: dict[str, dict[str, Any]] = {workload["name"]: workload for workload in data["workloads"]}
 

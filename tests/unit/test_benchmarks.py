@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.bars import Bar, bars
 from benchmarks.catalogue import catalogue
-from benchmarks.report import markdown, number, table
+from benchmarks.report import QUICK, bars_table, markdown, number, table
 from benchmarks.results import Results, quartiles, ratios, summary
 from benchmarks.rounds import Plan, next_count, rotated, takes_part
 from benchmarks.soak import growth
@@ -130,6 +130,20 @@ def test_no_query_at_all_meets_the_bar_of_none() -> None:
     for queries, expected in ((0.0, "met"), (0.1, "missed")):
         found = results({}, counts={kind: {"write_through": {"queries": queries}}})
         assert verdict(found, "warm read: queries").verdict == expected
+
+
+def test_a_quick_run_is_not_judged() -> None:
+    found = results({"warm read, 2 messages, 1 at once": {"stock": cell(4.0), "write_through": cell(1.0)}})
+    assert "| met |" in bars_table(found)
+    found.data["plan"]["quick"] = True
+    assert "| met |" not in bars_table(found)
+    assert QUICK in markdown(found)
+
+
+def test_a_short_soak_says_nothing() -> None:
+    for turns, expected in ((100_000, "met"), (99_999, "not measured")):
+        found = results({}, soak={"turns": turns, "threads": 10_000, "growth": 1.0, "samples": []})
+        assert verdict(found, "process memory").verdict == expected
 
 
 def test_every_bar_of_a_time_or_throughput_is_of_a_workload_that_there_is() -> None:
