@@ -9,11 +9,14 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import psycopg
+import redis
 
 from benchmarks import machine, rounds
 from benchmarks.bars import SOAK_THREADS, SOAK_TURNS
@@ -24,18 +27,32 @@ from benchmarks.network import Network, NoNetwork, network
 from benchmarks.report import bars_table, markdown
 from benchmarks.results import Results
 from benchmarks.screen import Screen
-from benchmarks.servers import Servers, servers
+from benchmarks.servers import ServerProblem, Servers, servers
 from benchmarks.soak import soak
 from benchmarks.workloads import Workload
+from langgraph_checkpoint_cached.embedded import EmbeddedServerError
+
+T = TypeVar("T")
 
 OUTPUT = Path(__file__).with_name("results")
 TERMINATED = 143
+CANCEL_AGAIN_SECONDS = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 1 if a contestant failed."""
+    """Runs the command; returns its exit code: 1 if a contestant failed or a server cannot be used."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that the servers are stopped too
+    try:
+        return _command(options)
+    except (ServerProblem, EmbeddedServerError, psycopg.OperationalError, redis.ConnectionError) as exc:
+        sys.stderr.write(f"python -m benchmarks: {exc}\n")
+        return 1
+    except asyncio.CancelledError:
+        return TERMINATED
+
+
+def _command(options: argparse.Namespace) -> int:
     if options.command == "report":
         write(json.loads(options.file.read_text()), options.output or options.file.parent, options.file.parent)
         return 0
@@ -56,6 +73,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write(data, options.output)
     failed = [cell["failure"] for workload in data["workloads"] for cell in workload["cells"].values()]
     return 1 if any(failed) else 0
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs it to its end, or cancels it when this process is told to end.
+
+    A signal handler that raises could do so inside a decoder of a contestant, which would then have failed. And a
+    cancellation may be lost in a driver (in Python 3.11's `wait_for`, say), so it is repeated.
+    """
+
+    async def run() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+
+        def stop() -> None:
+            if not task.done():
+                task.cancel()
+                loop.call_later(CANCEL_AGAIN_SECONDS, stop)
+
+        loop.add_signal_handler(signal.SIGTERM, stop)
+        return await task
+
+    return asyncio.run(run())
 
 
 def _small(workloads: Sequence[Workload]) -> list[Workload]:
@@ -99,7 +137,7 @@ def _measure(
             "network": {name: asdict(measured) for name, measured in between.measured.items()} if between else {},
             "workloads": [],
         }
-        asyncio.run(_all(options, data, found, between, workloads, present, screen))
+        _run(_all(options, data, found, between, workloads, present, screen))
         return data
 
 
@@ -130,7 +168,7 @@ def _soak(options: argparse.Namespace) -> int:
     output: Path = options.output
     with Screen(1) as screen, servers(options.postgres, options.redis, screen.say) as found:
         screen.step(f"{options.soak_turns:,} turns on {options.soak_threads:,} threads")
-        result = asyncio.run(soak(found, OURS[0], options.soak_turns, options.soak_threads, screen.advance))
+        result = _run(soak(found, OURS[0], options.soak_turns, options.soak_threads, screen.advance))
     output.mkdir(parents=True, exist_ok=True)
     (output / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"memory of the process, last fifth to second fifth: {result['growth']}")

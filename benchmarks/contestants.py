@@ -164,7 +164,7 @@ CONTESTANTS = [
     Contestant("unlocked", "AsyncPostgresSaver, pool of 10, no lock", partial(_stock, locked=False), POSTGRES),
     Contestant(
         "valkey",
-        "AsyncValkeySaver",
+        "AsyncValkeySaver of langgraph-checkpoint-aws, on the same Redis",
         _valkey,
         frozenset({"redis"}),
         {
@@ -175,7 +175,7 @@ CONTESTANTS = [
     ),
     Contestant(
         "redis",
-        "AsyncRedisSaver",
+        "AsyncRedisSaver of langgraph-checkpoint-redis",
         _redis,
         frozenset({"stack"}),
         {
@@ -183,18 +183,23 @@ CONTESTANTS = [
         },
     ),
     Contestant("single", "AsyncPostgresSaver, one connection", _single, POSTGRES),
-    Contestant("textbook", "Textbook cache", _textbook, BOTH),
+    Contestant(
+        "textbook",
+        "textbook cache over the stock saver",
+        _textbook,
+        BOTH,
+    ),
     Contestant(
         "sqlite",
-        "AsyncSqliteSaver",
+        "AsyncSqliteSaver, on a file",
         _sqlite,
         frozenset(),
         {
             "langgraph.checkpoint.sqlite": "langgraph-checkpoint-sqlite",
         },
     ),
-    Contestant("memory", "InMemorySaver", _memory),
-    Contestant("nothing", "Saver that does nothing", _nothing),
+    Contestant("memory", "InMemorySaver, in this process", _memory),
+    Contestant("nothing", "a saver that does nothing, so that its turns have no history either", _nothing),
 ]
 BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
 STOCK, BASELINE = "stock", "unlocked"

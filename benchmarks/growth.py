@@ -37,12 +37,17 @@ class ReadByState(Workload):
 
     @property
     def what(self) -> str:
-        size = f" of {self.extra // 1000} kB more each" if self.extra else ""
-        return f"growth: warm read, {self.messages} messages{size}"
+        size = f"{self._kilobytes} kB in {self.messages} messages" if self.extra else f"{self.messages} messages"
+        return f"growth: warm read, {size}"
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {"kilobytes": self.extra * self.messages // 2000} if self.extra else {"messages": self.messages}
+        return {"kilobytes": self._kilobytes} if self.extra else {"messages": self.messages}
+
+    @property
+    def _kilobytes(self) -> int:
+        """Beside what the messages have without extra characters, which only answers get: every other one."""
+        return self.extra * (self.messages // 2) // 1000
 
     async def prepare(self, entrant: Entrant, count: int) -> list[Operation]:
         threads = await stored_threads(entrant, 8, self.messages, self.extra)

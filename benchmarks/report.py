@@ -20,6 +20,8 @@ def markdown(results: Results) -> str:
         "# Benchmarks",
         *([QUICK] if results.data["plan"]["quick"] else []),
         _conditions(results),
+        "## Who took part",
+        "\n".join(f"- {name}: {title}" for name, title in results.data["contestants"].items()),
         "## What was asked for",
         "Ratios to the stock saver on a pool of 10, medians over the rounds, unless they say otherwise.",
         bars_table(results),
