@@ -57,6 +57,11 @@ def namespace_key(prefix: str, namespace: Namespace) -> str:
     return f"{prefix}:{_tag(namespace.thread_id)}:ns:{name_of(namespace.checkpoint_ns)}"
 
 
+def names_key(prefix: str, thread_id: str) -> str:
+    """Key of the set of the thread's namespaces, kept while all of them are known."""
+    return f"{prefix}:{_tag(thread_id)}:names"
+
+
 def _tag(thread_id: str) -> str:
     """The part of a key by which Redis Cluster chooses its slot. An empty one would not count as a tag."""
     return f"{{{name_of(thread_id) or '!'}}}"

@@ -68,6 +68,8 @@ class Latest:
 
     record: Record | None
     early_writes: tuple[Write, ...] = ()
+    thread_is_empty: bool = False
+    """Whether this is the root and no namespace of its thread has anything. False where nobody looked."""
 
 
 @dataclass(frozen=True)

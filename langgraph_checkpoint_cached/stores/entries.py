@@ -14,7 +14,7 @@ from glob import escape as glob_escape
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from langgraph_checkpoint_cached.envelope import Fields, advance_arguments, entry_fields, writes_arguments
-from langgraph_checkpoint_cached.keys import Namespace, namespace_key, thread_key
+from langgraph_checkpoint_cached.keys import Namespace, names_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.lifetimes import Lifetime
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites
 from langgraph_checkpoint_cached.stores.guard import Guard, RedisFull, RedisUnavailable
@@ -55,7 +55,7 @@ class Load:
     generation: str
 
 
-Miss: TypeAlias = Literal["wait", "fenced", "absent"]
+Miss: TypeAlias = Literal["wait", "fenced", "absent", "empty"]
 ReadAnswer: TypeAlias = "Hit | Load | Miss"
 
 
@@ -128,7 +128,13 @@ class RedisEntries:
             life_ms = min(life_ms, EMPTY_MS)
         try:
             answer = await self._submit(
-                FILL, namespace, ticket, load.generation, *entry_fields(latest), life_ms=life_ms
+                FILL,
+                namespace,
+                ticket,
+                load.generation,
+                "1" if latest.thread_is_empty else "0",
+                *entry_fields(latest),
+                life_ms=life_ms,
             )
         except RedisFull:
             await self.give_back(namespace, ticket)  # nobody else is to wait for this
@@ -179,7 +185,11 @@ class RedisEntries:
     def _submit(
         self, script: Script, namespace: Namespace, *arguments: Any, life_ms: int | None = None
     ) -> asyncio.Future[Any]:
-        keys = (thread_key(self._prefix, namespace.thread_id), namespace_key(self._prefix, namespace))
+        keys = (
+            thread_key(self._prefix, namespace.thread_id),
+            namespace_key(self._prefix, namespace),
+            names_key(self._prefix, namespace.thread_id),
+        )
         shared = (keys[1].rpartition(":")[2], new_token(), life_ms or self._life.milliseconds)
         return self._guard.submit(script, keys, (*shared, *arguments), in_order=script in COMMITS)
 

@@ -167,7 +167,8 @@ class PostgresStore:
             for row in await cur.fetchall():
                 early = tuple(_early_write(w) for w in row["early_writes"] or ())
                 records = [] if row["checkpoint_id"] is None else await self._records(cur, [row])
-                found[row["position"]] = Latest(records[0] if records else None, early)
+                record = records[0] if records else None
+                found[row["position"]] = Latest(record, early, bool(row["thread_is_empty"]))
         return [found[position] for position in range(1, len(namespaces) + 1)]
 
     async def _select(self, where: str, args: Sequence[Any]) -> list[Record]:

@@ -64,6 +64,9 @@ class Reader:
                 entry = await self._entry(namespace, answer)
                 if entry is not None:
                     return entry.record
+            elif answer == "empty":
+                self._stats.hits += 1
+                return None
             elif isinstance(answer, Load):
                 return await self._tasks.finish(self._load(namespace, ticket, answer))
             self._stats.bypasses += 1
@@ -75,6 +78,9 @@ class Reader:
         """One checkpoint, or None if it does not exist. Served by the entry when that is the one."""
         try:
             answer = await self._entries.read(namespace, new_token(), checkpoint_id)
+            if answer == "empty":
+                self._stats.hits += 1
+                return None
             if isinstance(answer, Hit):
                 entry = await self._entry(namespace, answer)
                 if entry is not None:

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from langgraph_checkpoint_cached import envelope
-from langgraph_checkpoint_cached.keys import Namespace, namespace_key, thread_key
+from langgraph_checkpoint_cached.keys import Namespace, names_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
 from langgraph_checkpoint_cached.stores import entries
 from langgraph_checkpoint_cached.stores.scripts import Script, lua
@@ -31,12 +31,15 @@ class BothRedis(model.Redis):
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         super().__init__(on=lambda rule: True)
         self.client = client
-        self.keys = [thread_key(prefix, "thread"), namespace_key(prefix, NAMESPACE)]
+        self.keys = [thread_key(prefix, "thread"), namespace_key(prefix, NAMESPACE), names_key(prefix, "thread")]
+        self.root_key = namespace_key(prefix, Namespace("thread", ""))
         self.incarnation_key = f"{prefix}:incarnation"
-        self.client.delete(*self.keys)
+        self.client.delete(*self.keys, self.root_key)
         self.client.set(self.incarnation_key, self.replication_id)
 
-    def run(self, script: Script, fresh: int, *arguments: Any, thread_only: bool = False) -> Any:
+    def run(
+        self, script: Script, fresh: int, *arguments: Any, thread_only: bool = False, root: bool = False
+    ) -> Any:
         # Which incarnation the server is has to be in our hand; nothing else of the scripts is changed.
         text = script.text.replace(
             lua("server"),
@@ -45,6 +48,8 @@ class BothRedis(model.Redis):
         )
         keys = self.keys[:1] if thread_only else self.keys
         name = "" if thread_only else "ns"
+        if root:
+            keys, name = [self.keys[0], self.root_key, self.keys[2]], ""
         return self.client.eval(text, len(keys), *keys, name, f"fresh{fresh}", LIFE_MS, *arguments)
 
     # -- scripts ---------------------------------------------------------------------------------------------
@@ -60,10 +65,24 @@ class BothRedis(model.Redis):
             assert state_of(fields) == expected
         return kind, expected
 
+    def read_root(self, ticket: int, fresh: int) -> Any:
+        kind, generation = super().read_root(ticket, fresh)
+        self.client.delete(self.root_key)
+        answer = self.run(entries.READ, fresh, ticket, LIFE_MS, "1", "", root=True)
+        assert answer[0].decode() == kind
+        if kind == "load":
+            assert answer[1].decode() == generation_text(generation)
+        return kind, generation
+
+    def fill_root(self, ticket: int, generation: tuple[int, int], fresh: int) -> None:
+        super().fill_root(ticket, generation, fresh)
+        nothing = envelope.entry_fields(Latest(None))
+        self.run(entries.FILL, fresh, ticket, generation_text(generation), "1", *nothing, root=True)
+
     def fill(self, ticket: int, generation: tuple[int, int], state: model.State, fresh: int) -> bool:
         expected = super().fill(ticket, generation, state, fresh)
         fields = envelope.entry_fields(latest_of(state))
-        assert self.run(entries.FILL, fresh, ticket, generation_text(generation), *fields) == expected
+        assert self.run(entries.FILL, fresh, ticket, generation_text(generation), "0", *fields) == expected
         return expected
 
     def begin(self, token: int, owner: int, fresh: int) -> None:
@@ -120,10 +139,16 @@ class BothRedis(model.Redis):
         super().evict_thread()
         self.client.delete(self.keys[0])
 
+    def evict_names(self) -> None:
+        super().evict_names()
+        self.client.delete(self.keys[2])
+
     def snapshot(self) -> model.Redis:
         copy = model.Redis(self.on, generation=self.generation, ticket=self.ticket)
         copy.fences = {token: model.Fence(f.owner, f.late) for token, f in self.fences.items()}
         copy.entry = self.entry
+        copy.watch, copy.was_empty = self.watch, self.was_empty
+        copy.noted, copy.names_lost = self.noted, self.names_lost
         copy.dumps = [self.client.dump(key) for key in self.keys]  # type: ignore[attr-defined]
         return copy
 

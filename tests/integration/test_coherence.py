@@ -150,7 +150,7 @@ async def test_many_readers_of_cold_threads_in_several_processes_load_each_once(
     connected = 1  # the thread that every process asks for first, and that does not exist
     assert sum(result["loads"] for result in results) == THREADS + connected
     assert sum(result["hits"] for result in results) == READERS - THREADS + PROCESSES - connected
-    assert after - before == THREADS + connected
+    assert after - before == THREADS + 2 * connected  # of which it also asks for other namespaces
 
 
 async def test_no_process_reads_anything_older_than_what_was_acknowledged(

@@ -18,9 +18,11 @@ from agreement import CACHED, Saver, Tiers, on_thread, outline, outlines
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langgraph.channels.delta import DeltaChannel
 from langgraph.func import entrypoint, task
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command, interrupt
+
+from langgraph_checkpoint_cached import CachedPostgresSaver
 
 pytestmark = pytest.mark.integration
 
@@ -324,3 +326,32 @@ async def test_values_of_every_kind_come_back_as_they_were(tiers: Tiers) -> None
     state = await tiers.run_with_both(scenario)
     assert state["values"]["held"] == values
     assert {k: type(v) for k, v in state["values"]["held"].items()} == {k: type(v) for k, v in values.items()}
+
+
+async def test_namespaces_that_never_existed_cost_no_query(
+    migrated_database_url: str, redis_url: str, redis_prefix: str
+) -> None:
+    """Every new task of a subgraph asks for a namespace of its own."""
+    inner = StateGraph(MessagesState).add_node("answer", lambda state: {"messages": [AIMessage("yes")]})
+    inner.add_edge(START, "answer")
+    outer = StateGraph(MessagesState)
+    outer.add_node("inner", inner.compile(checkpointer=True))
+    outer.add_node("also", inner.compile())
+    outer.add_edge(START, "inner")
+    outer.add_edge("inner", "also")
+    async with (
+        CachedPostgresSaver.from_conn_string(
+            migrated_database_url, redis_url, prefix=redis_prefix, redis_timeout=10
+        ) as one,
+        CachedPostgresSaver.from_conn_string(
+            migrated_database_url, redis_url, prefix=redis_prefix, redis_timeout=10
+        ) as other,
+    ):
+        config: Any = {"configurable": {"thread_id": uuid.uuid4().hex}}
+        for saver in (one, other, one):
+            graph = outer.compile(checkpointer=saver)
+            await graph.ainvoke({"messages": [HumanMessage("?")]}, config, durability="sync")
+        assert [saver.stats()["loads"] for saver in (one, other)] == [1, 0]  # the root, when the thread was new
+        assert one.stats()["bypasses"] == other.stats()["bypasses"] == 0
+        state = await outer.compile(checkpointer=one).aget_state(config)
+        assert len(state.values["messages"]) == 9

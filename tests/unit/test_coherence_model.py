@@ -6,17 +6,19 @@ import coherence_model as model
 import pytest
 
 VIOLATED_AT = {
-    "fence": 73,
-    "ticket": 73,
-    "generation": 351,
-    "restart": 174,
-    "promotion": 1032,
-    "purge-expired": 608,
-    "base": 3023,
-    "others": 14156,
-    "order": 20989,
-    "early": 172,
-    "confirm": 256,
+    "fence": 4,
+    "ticket": 85,
+    "generation": 49,
+    "restart": 49,
+    "promotion": 49,
+    "purge-expired": 36,
+    "base": 359,
+    "others": 43930,
+    "order": 20755,
+    "early": 5,
+    "confirm": 773,
+    "watch": 4,
+    "names": 0,
 }
 
 

@@ -11,6 +11,7 @@ local function settle()
   local full = redis.pcall('HSETNX', thread, 'g', incarnation() .. ':' .. random)
   keep(thread, life_ms)
   local fenced = redis.call('HDEL', thread, 'f:' .. token) == 1
+  if not fenced then redis.call('HDEL', thread, 'w', 'k') end -- they may not know of this write
   local generation = current_generation()
   local others = look_at_fences(owner)
   local entry = redis.call('HMGET', namespace, 'g', 'i', 'a')

@@ -1,7 +1,8 @@
 -- FILL. Stores what the ticket's holder loaded, if the ticket and the generation still stand and nobody is
 -- writing. Answers 1 if it was stored, else 0. Refused with an error when Redis is full.
 --
--- ARGV: 4 ticket, 5 generation, then field, value, ...
+-- ARGV: 4 ticket, 5 generation, 6 '1' if this is the root and the thread has nothing in Postgres,
+--       then field, value, ...
 
 local ticket, generation = ARGV[4], ARGV[5]
 
@@ -14,7 +15,14 @@ redis.call('HSET', namespace, 't', held) -- needs memory: fails here, with nothi
 
 drop_entry()
 redis.call('HSET', namespace, 'g', generation)
-for i = 6, #ARGV, 2 do redis.call('HSET', namespace, ARGV[i], ARGV[i + 1]) end
+for i = 7, #ARGV, 2 do redis.call('HSET', namespace, ARGV[i], ARGV[i + 1]) end
 redis.call('PEXPIRE', namespace, life_ms)
 keep(thread, life_ms)
+if redis.call('HGET', thread, 'w') == ticket then
+  redis.call('HDEL', thread, 'w')
+  if ARGV[6] == '1' then -- and no write to any of its namespaces has begun since
+    redis.call('DEL', names)
+    redis.call('HSET', thread, 'k', '0 ' .. generation)
+  end
+end
 return 1

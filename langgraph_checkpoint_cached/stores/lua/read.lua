@@ -4,15 +4,17 @@
 --   wait            somebody else has the ticket
 --   fenced          a write is in flight: go to Postgres and fill nothing
 --   absent          (by id only) no entry, or that of another checkpoint
+--   empty           the namespace is known to have no checkpoints and no writes; that is its entry now
 --
 -- ARGV: 4 ticket, 5 its life in ms, 6 '1' if a hit extends the entry's life, 7 a checkpoint id or ''
 
+local EMPTY_MS = 60000
 local ticket, ticket_ms, refresh, wanted = ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7]
 
 -- A server that refuses writes cannot hear of newer ones: it must not serve reads either. This removes nothing.
 redis.call('HDEL', namespace, '-')
 
-local others, own = look_at_fences('')
+local others, own, elsewhere = look_at_fences('')
 if others or own then return { 'fenced' } end
 
 local generation = current_generation()
@@ -25,6 +27,17 @@ if entry[1] == generation and entry[2] then
   end
   return { 'hit', redis.call('HGETALL', namespace) }
 end
+local known = name ~= '' and redis.call('HGET', thread, 'k')
+if known then
+  local count, of = string.match(known, '^(%d+) (.*)$')
+  local all_noted = of == generation and redis.call('SCARD', names) == tonumber(count)
+  if all_noted and redis.call('SISMEMBER', names, name) == 0 then
+    drop_entry()
+    redis.call('HSET', namespace, 'g', generation, 'i', '', 'v', '\128') -- an empty map
+    redis.call('PEXPIRE', namespace, math.min(life_ms, EMPTY_MS))
+    return { 'empty' }
+  end
+end
 if wanted ~= '' then return { 'absent' } end
 
 local now = now_ms()
@@ -35,4 +48,5 @@ end
 drop_entry()
 redis.call('HSET', namespace, 't', string.format('%d %s %s', now + ticket_ms, generation, ticket))
 redis.call('PEXPIRE', namespace, ticket_ms)
+if name == '' and not elsewhere then redis.call('HSET', thread, 'w', ticket) end
 return { 'load', generation }

@@ -2,6 +2,9 @@
 --
 -- KEYS[1], the thread:     g            its generation, "<incarnation>:<random>"
 --                          f:<token>    a fence, "<deadline ms> <owner> <namespace, or * for all of them>"
+--                          w            ticket of the reader of the root that may find the thread empty
+--                          k            "<count> <generation>": the thread was empty in Postgres, and so is every
+--                                       namespace but the root and the <count> in KEYS[3]
 -- KEYS[2], the namespace:  g, i         the entry's generation and checkpoint id ('' if there is no checkpoint)
 --                          h            the head: the checkpoint without what follows
 --                          v            channel -> version, as msgpack
@@ -9,6 +12,7 @@
 --                          w:<checkpoint id>NUL<task id>NUL<index>  a pending write, of this checkpoint or a later one
 --                          a            token of the last write applied
 --                          t            the ticket, "<deadline ms> <generation> <token>"
+-- KEYS[3], names:          a set of namespaces that somebody has begun to write to, beside `k`
 --
 -- Every script gets ARGV[1] the namespace's name, ARGV[2] a random string for a generation that may be needed,
 -- ARGV[3] the entry's life in ms. Every key written gets an expiry.
@@ -16,7 +20,7 @@
 -- When Redis is full it refuses commands that need memory until a script has written once. So a script that
 -- must succeed writes first with a command that frees memory, and one that may fail starts with one that needs it.
 
-local thread, namespace = KEYS[1], KEYS[2]
+local thread, namespace, names = KEYS[1], KEYS[2], KEYS[3]
 local name, random, life_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 local function keep(key, ms)
@@ -42,10 +46,10 @@ local function drop_entry()
   redis.call('DEL', namespace)
 end
 
--- Whether others hold a live fence over the namespace, and whether `owner` does. A fence past its deadline is
--- removed, and with it the entry: nobody knows what its write did.
+-- Whether others hold a live fence over the namespace, whether `owner` does, and whether there is any over another
+-- one. A fence past its deadline is removed, and with it the entry: nobody knows what its write did.
 local function look_at_fences(owner)
-  local now, others, own = now_ms(), false, false
+  local now, others, own, elsewhere = now_ms(), false, false, false
   local fields = redis.call('HGETALL', thread)
   for i = 1, #fields, 2 do
     if string.sub(fields[i], 1, 2) == 'f:' then
@@ -60,10 +64,12 @@ local function look_at_fences(owner)
         else
           others = true
         end
+      else
+        elsewhere = true
       end
     end
   end
-  return others, own
+  return others, own, elsewhere
 end
 
 -- Ids of this shape sort the same under every collation, here and in Postgres; others are never compared.

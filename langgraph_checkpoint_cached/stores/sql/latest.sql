@@ -1,6 +1,12 @@
 -- One row for each namespace wanted: its latest checkpoint, as the stock saver selects it, and the pending writes of
 -- newer checkpoints that are not there yet (a run saves both in the background, in either order). All in one snapshot.
-select latest.*, early.writes as early_writes, wanted.position
+-- Of a root that has neither, also whether any other namespace of its thread has something.
+select
+    latest.*, early.writes as early_writes, wanted.position,
+    case when wanted.of_namespace = '' and latest.checkpoint_id is null and early.writes is null then
+        not exists (select from checkpoints where thread_id = wanted.of_thread)
+        and not exists (select from checkpoint_writes where thread_id = wanted.of_thread)
+    end as thread_is_empty
 from /* the namespaces */ as wanted (of_thread, of_namespace, position)
 left join lateral (
     /* the stock saver's SELECT_SQL */
