@@ -23,6 +23,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
 from langgraph_checkpoint_cached.decoding import loads_of
+from langgraph_checkpoint_cached.encoding import Dumps, dumps_of
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Blob, Put, PutWrites, Record, Value, Write
 
@@ -41,6 +42,7 @@ def encode_put(
     Args:
         is_unused: Whether a version is known not to be in use yet. Asked once for each new one.
     """
+    dumps = dumps_of(serde)
     inline: dict[str, Any] = {}
     outside: dict[str, Any] = {}
     for channel, value in checkpoint["channel_values"].items():
@@ -50,7 +52,7 @@ def encode_put(
             inline[channel] = value
         else:
             outside[channel] = value
-    values = tuple(Value(name, *_dump(serde, outside[name])) for name in new_versions if name in outside)
+    values = tuple(Value(name, *_dump(dumps, outside[name])) for name in new_versions if name in outside)
     return Put(
         namespace=namespace,
         checkpoint_id=checkpoint["id"],
@@ -78,6 +80,7 @@ def encode_writes(
     serde: SerializerProtocol,
 ) -> PutWrites:
     """The rows of `aput_writes`."""
+    dumps = dumps_of(serde)
     return PutWrites(
         namespace=namespace,
         checkpoint_id=checkpoint_id,
@@ -88,7 +91,7 @@ def encode_writes(
                 task_id,
                 WRITES_IDX_MAP.get(channel, position),
                 channel,
-                *_dump(serde, value),
+                *_dump(dumps, value),
                 task_path,
             )
             for position, (channel, value) in enumerate(writes)
@@ -96,8 +99,8 @@ def encode_writes(
     )
 
 
-def _dump(serde: SerializerProtocol, value: Any) -> tuple[str, Blob]:
-    kind, blob = serde.dumps_typed(value)
+def _dump(dumps: Dumps, value: Any) -> tuple[str, Blob]:
+    kind, blob = dumps(value)
     # A bytearray comes back as itself, and its owner may change it. Text is what a serializer of the caller's may
     # make, though it should not: Postgres then has its own way to read it.
     return kind, blob if isinstance(blob, str) else bytes(blob)

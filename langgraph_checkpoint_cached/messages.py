@@ -49,7 +49,7 @@ def _message_class(
         if set(cls.model_fields) != {*_COMMON, *own} or not _has_only(cls, validators):
             return None
         known = MessageClass(module, name, cls, _restorer(cls, rule and rule(cls)))
-        return known if all(_agrees(known, sample) for sample in _samples(cls)) else None
+        return known if all(_agrees(known, sample) for sample in samples_of(cls)) else None
     except (ImportError, LookupError, AttributeError, TypeError, SchemaError, ValidationError):
         return None  # not the class that this was written for
 
@@ -204,7 +204,8 @@ def _has_only(cls: type[BaseModel], validators: frozenset[str]) -> bool:
     )
 
 
-def _samples(cls: type[BaseModel]) -> tuple[Fields, ...]:
+def samples_of(cls: type[BaseModel]) -> tuple[Fields, ...]:
+    """Fields of two messages, one with as little as there may be and one with much."""
     calls = [{"name": "look", "args": {"b": 1, "a": [{}]}, "id": "c1", "type": "tool_call"}]
     usage = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5, "output_token_details": {"reasoning": 1}}
     bare = {

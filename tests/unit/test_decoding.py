@@ -502,6 +502,6 @@ def test_a_class_that_is_not_as_expected_is_left_to_the_stock_hook(monkeypatch: 
         # A constructor that does more than pass on.
         made = HumanMessage.__init__
         patch.setattr(HumanMessage, "__init__", lambda self, **fields: made(self, **(fields | {"name": "set"})))
-        samples = messages._samples(HumanMessage)
-        patch.setattr(messages, "_samples", lambda _: [sample | {"name": None} for sample in samples])
+        samples = messages.samples_of(HumanMessage)
+        patch.setattr(messages, "samples_of", lambda _: [sample | {"name": None} for sample in samples])
         assert find(module, *row[1:]) is None
