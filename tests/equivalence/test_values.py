@@ -32,7 +32,7 @@ class Compressed:
         self.inner = JsonPlusSerializer()
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
-        if obj == {}:
+        if isinstance(obj, dict) and not obj:
             return "empty", b""
         kind, blob = self.inner.dumps_typed(obj)
         return f"{kind}/zlib ü", zlib.compress(blob)
