@@ -98,8 +98,9 @@ async def _single(place: Place) -> AsyncIterator[Entrant]:
 
 @asynccontextmanager
 async def _ours(place: Place, *, mode: Mode) -> AsyncIterator[Entrant]:
+    # Its pool opens a connection when it needs one more. The stock saver's turn comes to all of them anyway.
     saver = CachedPostgresSaver.from_conn_string(
-        place.postgres_uri, place.redis_url, mode=mode, prefix=place.prefix, pool_min_size=POOL, pool_max_size=POOL
+        place.postgres_uri, place.redis_url, mode=mode, prefix=place.prefix, pool_max_size=POOL
     )
     async with saver as opened, Redis.from_url(place.redis_url) as client:
         await opened.setup()
