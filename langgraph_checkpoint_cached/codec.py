@@ -40,7 +40,8 @@ def encode_put(
     """The rows of `aput`, split as the stock saver splits them: simple values inline, others outside.
 
     Args:
-        is_unused: Whether a version is known not to be in use yet. Asked once for each new one.
+        is_unused: Whether a version is known not to be in use yet. Asked once for each new one, which several
+            channels may share.
     """
     dumps = dumps_of(serde)
     inline: dict[str, Any] = {}
@@ -52,6 +53,7 @@ def encode_put(
             inline[channel] = value
         else:
             outside[channel] = value
+    unused = {version for version in set(new_versions.values()) if is_unused(version)}
     values = tuple(Value(name, *_dump(dumps, outside[name])) for name in new_versions if name in outside)
     return Put(
         namespace=namespace,
@@ -66,7 +68,7 @@ def encode_put(
         valueless=tuple(
             (name, version)
             for name, version in new_versions.items()
-            if not is_unused(version) and name not in outside
+            if name not in outside and version not in unused
         ),
     )
 

@@ -149,6 +149,7 @@ class Writer:
         with contextlib.suppress(RedisUnavailable):
             await write.begin
             if self._clock() - write.begun_at > FENCE_SECONDS_TO_SPARE:
+                write.begun_at = self._clock()
                 await self._entries.begin(write.operation.namespace, write.token)
 
     async def _store(self, group: Sequence[_Write]) -> None:

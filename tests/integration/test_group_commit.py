@@ -9,9 +9,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.graph import START, MessagesState, StateGraph
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
@@ -303,3 +305,33 @@ async def _items(url: str, key: str) -> AsyncIterator[Any]:
     async with Redis.from_url(url) as redis:
         for item in await redis.lrange(key, 0, -1):
             yield item
+
+
+async def test_a_turn_of_a_graph_asks_postgres_nothing_beside_its_transactions(
+    migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One statement for what a step stores: its channels share a version, which this process has made."""
+    graph = StateGraph(MessagesState)
+    for name in "abc":
+        graph.add_node(name, lambda _state, name=name: {"messages": [AIMessage(name)]})
+    graph.add_edge(START, "a")
+    graph.add_edge("a", "b")
+    graph.add_edge("b", "c")
+    executed: list[str] = []
+    execute = postgres_store._execute
+
+    async def recorded(cur: Any, sql: str, parameters: Any) -> Any:
+        executed.append(sql)
+        return await execute(cur, sql, parameters)
+
+    monkeypatch.setattr(postgres_store, "_execute", recorded)
+    async with CachedPostgresSaver.from_conn_string(
+        migrated_database_url, redis_url, prefix=redis_prefix, redis_timeout=PATIENT_SECONDS
+    ) as saver:
+        app = graph.compile(checkpointer=saver)
+        for turn in range(3):
+            executed.clear()
+            await app.ainvoke({"messages": [HumanMessage("?")]}, config_of("t"), durability="sync")
+            assert postgres_store.ASK_FOR_VALUES not in executed
+            assert len(executed) <= 7, turn  # 3 nodes, so 5 checkpoints; alone, if the writes come late, more
+        assert saver.stats()["advances"] == saver.stats()["writes"]

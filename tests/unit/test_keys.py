@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
-from langgraph_checkpoint_cached.keys import NAME_BYTES_MAX, Namespace, check_prefix, namespace_key, thread_key
+from langgraph_checkpoint_cached.keys import (
+    NAME_BYTES_MAX,
+    Namespace,
+    check_prefix,
+    names_key,
+    namespace_key,
+    thread_key,
+)
 
 NAMES = st.one_of(
     st.text(max_size=20), st.sampled_from(["", "a", "a:b", "a*", "{x}", "a}b", "!", "%7B", "é" * 3000])
@@ -17,12 +24,13 @@ def test_no_two_namespaces_share_a_key(thread: str, ns: str, other_thread: str, 
     mine, other = Namespace(thread, ns), Namespace(other_thread, other_ns)
     assert (namespace_key("p", mine) == namespace_key("p", other)) == (mine == other)
     assert (thread_key("p", thread) == thread_key("p", other_thread)) == (thread == other_thread)
-    assert thread_key("p", thread) != namespace_key("p", other)
+    assert (names_key("p", thread) == names_key("p", other_thread)) == (thread == other_thread)
+    assert len({thread_key("p", thread), names_key("p", thread), namespace_key("p", other)}) == 3
 
 
 @given(NAMES, NAMES)
 def test_keys_of_a_thread_have_its_hash_tag_and_no_other_special_character(thread: str, ns: str) -> None:
-    keys = thread_key("p", thread), namespace_key("p", Namespace(thread, ns))
+    keys = thread_key("p", thread), namespace_key("p", Namespace(thread, ns)), names_key("p", thread)
     tags = {key[key.index("{") + 1 : key.index("}")] for key in keys}
     assert len(tags) == 1
     assert tags != {""}
