@@ -24,6 +24,7 @@ from benchmarks.catalogue import catalogue
 from benchmarks.contestants import BY_NAME, CONTESTANTS, OURS, Contestant
 from benchmarks.counts import count_all
 from benchmarks.network import Network, NoNetwork, network
+from benchmarks.readme import put_into
 from benchmarks.report import bars_table, markdown
 from benchmarks.results import Results
 from benchmarks.screen import Screen
@@ -54,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(options: argparse.Namespace) -> int:
     if options.command == "report":
-        write(json.loads(options.file.read_text()), options.output or options.file.parent, options.file.parent)
+        data = json.loads(options.file.read_text())
+        write(data, options.output or options.file.parent, options.file.parent)
+        if options.readme:
+            put_into(options.readme, Results(data))
         return 0
     names = options.contestants.split(",") if options.contestants else list(BY_NAME)
     if unknown := [name for name in names if name not in BY_NAME]:
@@ -225,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="make tables and plots again, of a results file")
     report.add_argument("file", type=Path)
     report.add_argument("--output", type=Path)
+    report.add_argument("--readme", type=Path, help="put an excerpt between its marks in this file")
     return parser
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.bars import Bar, bars
 from benchmarks.catalogue import catalogue
+from benchmarks.readme import BEGIN, END, put_into
 from benchmarks.report import QUICK, bars_table, markdown, number, table
 from benchmarks.results import Results, quartiles, ratios, summary
 from benchmarks.rounds import Plan, next_count, rotated, takes_part
@@ -176,3 +178,21 @@ def test_numbers_have_three_digits_that_count(value: float | None, expected: str
 
 def test_a_table_is_markdown() -> None:
     assert table(["", "a"], [["row", "1"]]) == "|  | a |\n| --- | ---: |\n| row | 1 |"
+
+
+def test_the_readme_gets_an_excerpt_between_its_marks_and_keeps_the_rest(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    found = results(
+        {"warm read, 20 messages, 1 at once": {"stock": cell(1, 2, 4), "write_through": cell(0.5, 1, 2)}}
+    )
+    for _ in range(2):
+        put_into(readme, found)
+        lines = readme.read_text().splitlines()
+        assert (lines[:2], lines[-2:]) == (["before", BEGIN], [END, "after"])
+        assert "| warm read, 20 messages, 1 at once, ms | 2 | 1 (0.5) |" in lines
+        assert "old" not in lines
+    readme.write_text("nothing")
+    with pytest.raises(ValueError, match="has no lines"):
+        put_into(readme, found)
+    assert readme.read_text() == "nothing"
