@@ -46,12 +46,33 @@ def dumps_of(serde: SerializerProtocol) -> Dumps:
 
 def _default(value: Any) -> Any:
     fields = _plain().get(type(value))
-    if fields is None or value.__pydantic_extra__ or tuple(value.__dict__) != fields[2]:
+    if (
+        fields is None
+        or value.__pydantic_extra__
+        or tuple(value.__dict__) != fields[2]
+        or not _named(value.__dict__)
+    ):
         return _STOCK_DEFAULT(value)
     try:
         return _packed(value, fields)
     except ormsgpack.MsgpackEncodeError:  # something in it that pydantic, or the stock hook, has its own way with
         return _STOCK_DEFAULT(value)
+
+
+def _named(fields: dict[str, Any]) -> bool:
+    """Whether every key of its typed dicts is a name: pydantic refuses to dump others."""
+    for field in ("tool_calls", "invalid_tool_calls", "tool_call_chunks"):
+        calls = fields.get(field)
+        if calls and (type(calls) is not list or not all(map(_has_names, calls))):
+            return False
+    usage = fields.get("usage_metadata")
+    if usage is None:
+        return True
+    return _has_names(usage) and all(_has_names(part) for part in usage.values() if type(part) is not int)
+
+
+def _has_names(part: Any) -> bool:
+    return type(part) is dict and all(type(key) is str for key in part)
 
 
 def _packed(value: Any, fields: tuple[str, str, tuple[str, ...]]) -> Any:

@@ -114,7 +114,9 @@ async def test_all_keys_of_a_thread_are_in_one_slot_of_a_cluster(tiers: Tiers) -
         for checkpoint_ns in NAMESPACES:
             await put(tiers.saver, thread_id, checkpoint_ns)
         new = set(await tiers.keys()) - before
-        assert len(new) == 1 + len(NAMESPACES), f"{thread_id!r}, number {number}"
+        kinds = {"thread", "ns", "names"}  # its own, one for each namespace, and their names
+        assert len(new) == len(NAMESPACES) + 2, f"{thread_id!r}, number {number}"
+        assert {kind for key in new for kind in key.decode().split(":") if kind in kinds} == kinds
         slots_of_this = {key_slot(key) for key in new}
         assert len(slots_of_this) == 1, f"{thread_id!r}: {new}"
         slots |= slots_of_this

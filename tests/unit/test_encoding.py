@@ -108,8 +108,23 @@ def test_messages_make_the_stock_serializer_s_bytes(drawn: list[Any]) -> None:
     assert_same({"in": drawn, "a": (drawn[:1], {"b": [Data(drawn), Model(a=1, messages=drawn)]})})
 
 
+def with_fields(cls: Any, **fields: Any) -> Any:
+    message = cls("x")
+    message.__dict__.update(fields)
+    return message
+
+
 @many
 @given(changed())
+@example(with_fields(AIMessageChunk, tool_calls=[{0: None}]))
+@example(with_fields(AIMessageChunk, tool_call_chunks=[{0: None}]))
+@example(with_fields(AIMessage, tool_calls=[{"name": "n", "args": {1: 2}, "id": None, "type": "tool_call"}]))
+@example(with_fields(AIMessage, tool_calls=({"name": "n"},)))
+@example(with_fields(AIMessage, tool_calls=5))
+@example(with_fields(AIMessage, invalid_tool_calls=[{None: 1}]))
+@example(with_fields(AIMessage, usage_metadata={1: 2}))
+@example(with_fields(AIMessage, usage_metadata={"input_token_details": {1: 2}}))
+@example(with_fields(AIMessage, usage_metadata={"input_tokens": {1: 2}, "own": [1]}))
 @example(HumanMessage("x", own=1))
 @example(HumanMessage.model_construct(content="x"))
 @example(OwnMessage("x"))
