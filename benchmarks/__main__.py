@@ -184,7 +184,7 @@ def _soak(options: argparse.Namespace) -> int:
 def save(data: dict[str, Any], output: Path) -> None:
     """Writes the results."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(json.dumps(data, indent=1) + "\n")
+    (output / "results.json").write_text(json.dumps(data) + "\n")
 
 
 def write(data: dict[str, Any], output: Path, soaked: Path | None = None) -> None:

@@ -24,7 +24,9 @@ PACKAGES = (
 
 def machine() -> dict[str, str]:
     """Processor, memory and system."""
-    return {"processor": f"{os.cpu_count()} x {_processor()}", "memory": _memory(), "system": platform.platform()}
+    release = ".".join(platform.release().split(".")[:2])
+    system = f"{platform.system()} {release}, {platform.machine()}"
+    return {"processor": f"{os.cpu_count()} x {_processor()}", "memory": _memory(), "system": system}
 
 
 def versions() -> dict[str, str]:
