@@ -12,7 +12,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from langgraph_checkpoint_cached.messages import message_classes
+from langgraph_checkpoint_cached.messages import MessageClass, message_classes
 
 Loads = Callable[[tuple[str, Any]], Any]
 Hook = Callable[[int, bytes], Any]
@@ -90,21 +90,18 @@ def _hook(stock_hook: Hook) -> Hook:
                 module, name, payload, _ = unpack(data, option=_OPTION)
             except (ValueError, TypeError):
                 return stock_hook(code, data)
-            if module == known[0] and name == known[1] and (message := known[2](payload)) is not None:
-                return message
+            if module == known.module and name == known.name:
+                message = known.restore(payload)
+                if message is not None:
+                    return message
         return stock_hook(code, data)
 
     return hook
 
 
 @cache
-def _by_head() -> dict[bytes, tuple[str, str, Callable[[Any], Any]]]:
+def _by_head() -> dict[bytes, MessageClass]:
     """By what such a message begins with, so that nothing else is looked at twice."""
     return {
-        (b"\x94" + ormsgpack.packb((known.module, known.name))[1:])[:_HEAD]: (
-            known.module,
-            known.name,
-            known.restore,
-        )
-        for known in message_classes()
+        (b"\x94" + ormsgpack.packb((known.module, known.name))[1:])[:_HEAD]: known for known in message_classes()
     }

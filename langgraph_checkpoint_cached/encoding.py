@@ -28,9 +28,8 @@ def dumps_of(serde: SerializerProtocol) -> Dumps:
     The bytes are the same, and so are the errors; only pydantic's warnings about a message with a field of a wrong
     type may be missing.
     """
-    if type(serde) is not JsonPlusSerializer or "dumps_typed" in vars(serde) or not _plain():
-        return serde.dumps_typed
-    if JsonPlusSerializer.dumps_typed is not _STOCK_DUMPS:
+    runs_stock = type(serde) is JsonPlusSerializer and JsonPlusSerializer.dumps_typed is _STOCK_DUMPS
+    if not runs_stock or "dumps_typed" in vars(serde) or not _plain():
         return serde.dumps_typed
 
     def dumps(value: Any) -> tuple[str, Any]:
@@ -45,16 +44,16 @@ def dumps_of(serde: SerializerProtocol) -> Dumps:
 
 
 def _default(value: Any) -> Any:
-    fields = _plain().get(type(value))
+    known = _plain().get(type(value))
     if (
-        fields is None
+        known is None
         or value.__pydantic_extra__
-        or tuple(value.__dict__) != fields[2]
+        or tuple(value.__dict__) != known.fields
         or not _named(value.__dict__)
     ):
         return _STOCK_DEFAULT(value)
     try:
-        return _packed(value, fields)
+        return _packed(value, known)
     except ormsgpack.MsgpackEncodeError:  # something in it that pydantic, or the stock hook, has its own way with
         return _STOCK_DEFAULT(value)
 
@@ -75,19 +74,15 @@ def _has_names(part: Any) -> bool:
     return type(part) is dict and all(type(key) is str for key in part)
 
 
-def _packed(value: Any, fields: tuple[str, str, tuple[str, ...]]) -> Any:
-    parts = (fields[0], fields[1], value.__dict__, "model_validate_json")
+def _packed(value: Any, known: MessageClass) -> Any:
+    parts = (known.module, known.name, value.__dict__, "model_validate_json")
     return ormsgpack.Ext(_PYDANTIC, ormsgpack.packb(parts, option=_OPTION))
 
 
 @cache
-def _plain() -> dict[type, tuple[str, str, tuple[str, ...]]]:
-    """Classes of messages of which pydantic dumps what is in their attributes: module, name and fields of each."""
-    return {
-        known.cls: (known.module, known.name, tuple(known.cls.model_fields))
-        for known in message_classes()
-        if _dumps_itself(known)
-    }
+def _plain() -> dict[type, MessageClass]:
+    """Classes of messages of which pydantic dumps what is in their attributes."""
+    return {known.cls: known for known in message_classes() if _dumps_itself(known)}
 
 
 def _dumps_itself(known: MessageClass) -> bool:
@@ -96,10 +91,9 @@ def _dumps_itself(known: MessageClass) -> bool:
         return False
     if known.cls.model_dump is not BaseModel.model_dump:
         return False
-    fields = (known.module, known.name, tuple(known.cls.model_fields))
-    return all(_same(known.cls(**sample), fields) for sample in samples_of(known.cls))
+    return all(_same(known.cls(**sample), known) for sample in samples_of(known.cls))
 
 
-def _same(message: Any, fields: tuple[str, str, tuple[str, ...]]) -> bool:
-    ours, stock = _packed(message, fields), _STOCK_DEFAULT(message)
+def _same(message: Any, known: MessageClass) -> bool:
+    ours, stock = _packed(message, known), _STOCK_DEFAULT(message)
     return bool(ormsgpack.packb([ours]) == ormsgpack.packb([stock]))

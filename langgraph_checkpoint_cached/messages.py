@@ -28,6 +28,7 @@ class MessageClass(NamedTuple):
     module: str
     name: str
     cls: type[BaseModel]
+    fields: tuple[str, ...]
     # What `cls(**payload)` gives, or None where only it can tell. The payload becomes part of the message.
     restore: Callable[[Any], Any]
 
@@ -48,7 +49,7 @@ def _message_class(
         cls = getattr(importlib.import_module(module), name)
         if set(cls.model_fields) != {*_COMMON, *own} or not _has_only(cls, validators):
             return None
-        known = MessageClass(module, name, cls, _restorer(cls, rule and rule(cls)))
+        known = MessageClass(module, name, cls, tuple(cls.model_fields), _restorer(cls, rule and rule(cls)))
         return known if all(_agrees(known, sample) for sample in samples_of(cls)) else None
     except (ImportError, LookupError, AttributeError, TypeError, SchemaError, ValidationError):
         return None  # not the class that this was written for
