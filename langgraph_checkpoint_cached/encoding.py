@@ -60,6 +60,8 @@ def _default(value: Any) -> Any:
 
 def _named(fields: dict[str, Any]) -> bool:
     """Whether every key of its typed dicts is a name: pydantic refuses to dump others."""
+    if "tool_calls" not in fields:
+        return True
     for field in ("tool_calls", "invalid_tool_calls", "tool_call_chunks"):
         calls = fields.get(field)
         if calls and (type(calls) is not list or not all(map(_has_names, calls))):
