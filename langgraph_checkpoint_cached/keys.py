@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from urllib.parse import quote
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 
 NAME_BYTES_MAX = 200
+TAGS_KEPT_MAX = 1024
 _PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")  # what quoting leaves as it is
 
 
@@ -62,6 +64,7 @@ def names_key(prefix: str, thread_id: str) -> str:
     return f"{prefix}:{_tag(thread_id)}:names"
 
 
+@lru_cache(maxsize=TAGS_KEPT_MAX)
 def _tag(thread_id: str) -> str:
     """The part of a key by which Redis Cluster chooses its slot. An empty one would not count as a tag."""
     return f"{{{name_of(thread_id) or '!'}}}"
