@@ -33,6 +33,7 @@ from langgraph_checkpoint_cached.stores.entries import RedisEntries
 from langgraph_checkpoint_cached.stores.guard import Guard
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore, check_stock
 from langgraph_checkpoint_cached.tiers.reader import Reader
+from langgraph_checkpoint_cached.tiers.recovery import Recovery
 from langgraph_checkpoint_cached.tiers.writer import Writer
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
 from langgraph_checkpoint_cached.versions import MintedVersions
@@ -93,10 +94,10 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
             self._redis, prefix, seconds_of(redis_timeout, "redis_timeout"), self._stats, self._loop
         )
         entries = RedisEntries(self._guard, prefix, life)
-        self._postgres = PostgresStore(postgres)
-        self._reader = Reader(entries, self._postgres, self._stats)
-        self._writer = Writer(entries, self._postgres, self._stats, self._loop)
-        self._guard.before_reopening = self._writer.void_suspects
+        self._postgres = PostgresStore(postgres, prefix)
+        self._recovery = Recovery(entries, self._guard, self._postgres.suspects, self._stats, self._loop)
+        self._reader = Reader(entries, self._postgres, self._recovery, self._stats)
+        self._writer = Writer(entries, self._postgres, self._recovery, self._stats, self._loop)
         self._tasks = Tasks()
         self._minted = MintedVersions()
 
@@ -170,7 +171,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
                 await saver.aclose()
 
     async def setup(self) -> None:
-        """Creates or migrates the stock saver's tables. Any number of processes may call it at once.
+        """Creates or migrates the stock saver's tables and our own. Any number of processes may call it at once.
 
         Where the tables are up to date it only reads, so that it needs no right to create any.
 
@@ -183,6 +184,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
 
     async def aclose(self) -> None:
         """Waits for what is under way, after which the clients may be closed. They are not closed here."""
+        await self._recovery.close()
         await self._tasks.drain()
         await self._reader.drain()
         await self._writer.drain()
@@ -276,10 +278,10 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Deletes all checkpoints and writes of a thread."""
-        stock, thread_id = self._postgres.stock(self.serde), str(thread_id)
+        thread_id = str(thread_id)
         await self._run(
             "delete_thread",
-            self._writer.change_threads([thread_id], lambda: stock.adelete_thread(thread_id)),
+            self._writer.change_threads([thread_id], lambda stock: stock.adelete_thread(thread_id)),
         )
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
@@ -294,9 +296,14 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
             raise ArgumentTypeError("thread_ids must be a sequence of thread IDs, not a str")
         if strategy not in PRUNE_STRATEGIES:
             raise ArgumentError(f"strategy must be one of {PRUNE_STRATEGIES}, not {strategy!r}")
-        stock, names = self._postgres.stock(self.serde), [str(t) for t in thread_ids]
+        names = [str(t) for t in thread_ids]
         await self._run(
-            "prune", self._writer.change_threads(names, lambda: stock.aprune(names, strategy=strategy))
+            "prune",
+            self._writer.change_threads(
+                names,
+                lambda stock: stock.aprune(names, strategy=strategy),
+                in_transaction=strategy == "delete",  # the other one makes its own, and keeps what is latest
+            ),
         )
 
     # -- the same from other threads -------------------------------------------------------------------------

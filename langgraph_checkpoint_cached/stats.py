@@ -34,6 +34,8 @@ class Stats:
     """Of those, how many moved the entry along."""
     degraded_writes: int = 0
     """Of those, how many could not tell Redis."""
+    suspects: int = 0
+    """Threads that this process voided in Redis because somebody could not tell it of a write."""
     redis_errors: int = 0
     """Calls to Redis that failed or took too long."""
 

@@ -23,6 +23,7 @@ from langgraph.checkpoint.postgres import PostgresSaver
 from psycopg import sql
 
 from langgraph_checkpoint_cached.embedded import EmbeddedServerError, PostgresServer, RedisServer
+from langgraph_checkpoint_cached.stores.suspects import CREATE as CREATE_SUSPECTS
 
 KINDS = ("urls", "containers", "embedded")
 READY_TIMEOUT_SECONDS = 60.0
@@ -123,10 +124,11 @@ class Databases:
 
     @contextmanager
     def fresh_migrated(self) -> Iterator[str]:
-        """A new database with the stock saver's tables."""
+        """A new database with the stock saver's tables and our own."""
         with self.fresh() as url:
             with PostgresSaver.from_conn_string(url) as saver:
                 saver.setup()
+                saver.conn.execute(CREATE_SUSPECTS)
             yield url
 
     def close(self) -> None:

@@ -6,8 +6,6 @@ Each step is one script in `lua/`, atomic on the server; what each promises is s
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from glob import escape as glob_escape
@@ -19,6 +17,7 @@ from langgraph_checkpoint_cached.lifetimes import Lifetime
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites
 from langgraph_checkpoint_cached.stores.guard import Guard, RedisFull, RedisUnavailable
 from langgraph_checkpoint_cached.stores.scripts import Script, lua
+from langgraph_checkpoint_cached.utilities.tokens import new_token
 
 FENCE_MS = 30_000
 """A write that takes longer is taken for lost: its namespace is read from Postgres meanwhile, and after it."""
@@ -76,16 +75,6 @@ def advance_by(operation: Put | PutWrites) -> Advance:
     else:
         script, arguments = COMMIT_WRITES, writes_arguments(operation)
     return DROP if arguments is None else Advance(script, arguments)
-
-
-_random = random.Random()  # noqa: S311 - unlike the module's, nobody seeds it; no secret is made of it
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_random.seed)
-
-
-def new_token() -> str:
-    """A random name for one write, one ticket or one owner."""
-    return f"{_random.getrandbits(64):016x}"
 
 
 class RedisEntries:
@@ -169,14 +158,16 @@ class RedisEntries:
         """Removes the entry and the ticket, as an eviction would."""
         await self._submit(COMMIT_DROP, namespace, new_token(), self._owner)
 
-    async def void_thread(self, thread_id: str, tokens: Iterable[str]) -> None:
-        """Voids every entry of a thread and removes these fences, even while the guard lets no call through."""
-        await self._guard.force(END_THREAD, [thread_key(self._prefix, thread_id)], self._thread_arguments(*tokens))
+    async def void_threads(self, suspects: Mapping[str, Iterable[str]]) -> None:
+        """Voids every entry of these threads and removes these fences of each, even while the guard lets no call
+        through.
+        """
+        await self._void({thread_key(self._prefix, thread_id): tokens for thread_id, tokens in suspects.items()})
 
     async def void_all(self) -> None:
         """Voids every entry of every thread, by a scan, even while the guard lets no call through."""
         async for key in self._guard.keys(glob_escape(self._prefix) + ":{*}:thread"):
-            await self._guard.force(END_THREAD, [key], self._thread_arguments())
+            await self._void({key: ()})
 
     async def drain(self) -> None:
         """Waits until nothing is queued or under way."""
@@ -193,6 +184,11 @@ class RedisEntries:
         shared = (keys[1].rpartition(":")[2], new_token(), life_ms or self._life.milliseconds)
         return self._guard.submit(script, keys, (*shared, *arguments), in_order=script in COMMITS)
 
+    async def _void(self, fences: Mapping[str, Iterable[str]]) -> None:
+        await self._guard.force(
+            [(END_THREAD, [key], self._thread_arguments(*tokens)) for key, tokens in fences.items()]
+        )
+
     def _thread_arguments(self, *arguments: Any) -> list[Any]:
         return ["", new_token(), self._life.milliseconds, *arguments]
 
@@ -207,5 +203,4 @@ __all__ = [
     "RedisEntries",
     "RedisUnavailable",
     "advance_by",
-    "new_token",
 ]

@@ -99,9 +99,27 @@ class Guard:
             answer(done, RedisUnavailable(NOT_ASKED))
         return done
 
-    async def force(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """The script's answer, asked for alone and whatever the state. Raises `RedisUnavailable` too."""
-        return await self._attempt(script.run(self._client, keys, arguments))
+    async def force(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]) -> None:
+        """Runs scripts, whatever the state, a group at a time. Raises `RedisUnavailable` too."""
+        for start in range(0, len(calls), GROUP_STEPS_MAX):
+            steps = [Step(*call, self._loop.create_future()) for call in calls[start : start + GROUP_STEPS_MAX]]
+            try:
+                answers = await self._attempt(self._steps.run(steps))
+            except RedisUnavailable as exc:
+                self._fail(exc)
+                raise
+            for said in answers:
+                if isinstance(said, ResponseError):
+                    raise self._translated(said)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether calls are let through."""
+        return self._breaker.closed
+
+    def distrust(self) -> None:
+        """Lets no call through until `before_reopening` has done its work."""
+        self._breaker.fail()
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
         """Keys that match a glob, found by scanning every node. Raises `RedisUnavailable` too."""

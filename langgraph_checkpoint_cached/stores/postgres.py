@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from langgraph_checkpoint_cached.errors import OVERLOADED, ArgumentError, Argume
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
 from langgraph_checkpoint_cached.stores.statements import batches, one_statement, statements
+from langgraph_checkpoint_cached.stores.suspects import SuspectTable
 from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
 
 JSONB_OID = 3802
@@ -60,9 +62,10 @@ class PostgresStore:
     anybody who uses that saver directly takes too.
     """
 
-    def __init__(self, stock: AsyncPostgresSaver) -> None:
+    def __init__(self, stock: AsyncPostgresSaver, prefix: str) -> None:
         pooled = isinstance(stock.conn, AsyncConnectionPool)
         self._stock = _without_lock(stock) if pooled else stock
+        self.suspects = SuspectTable(self._stock, prefix)
         self._loads: Groups[_Load] = Groups(
             self._load,
             rows_max=LOADS_OF_A_QUERY_MAX,
@@ -71,10 +74,10 @@ class PostgresStore:
             at_once=QUERIES_AT_ONCE_MAX if pooled else 1,
         )
 
-    def stock(self, serde: SerializerProtocol) -> AsyncPostgresSaver:
-        """The stock saver, decoding with `serde`: for what it already does well."""
+    def stock(self, serde: SerializerProtocol | None = None) -> AsyncPostgresSaver:
+        """The stock saver, decoding with `serde` or its own: for what it already does well."""
         view = copy.copy(self._stock)
-        view.serde = serde
+        view.serde = serde or view.serde
         return view
 
     def latest(self, namespace: Namespace) -> asyncio.Future[Latest]:
@@ -119,19 +122,44 @@ class PostgresStore:
             where, args = where + " LIMIT %s", [*args, int(limit)]
         return await self._select(where, args)
 
-    async def store(self, operations: Sequence[Put | PutWrites]) -> list[bool]:
-        """Stores checkpoints and pending writes, in one transaction and in this order.
+    @asynccontextmanager
+    async def stock_in_transaction(self, suspects: Collection[str]) -> AsyncIterator[AsyncPostgresSaver]:
+        """The stock saver inside a transaction, which also makes these threads suspects."""
+        async with self._stock._cursor() as cur, cur.connection.transaction():
+            if self.suspects.usable:
+                try:
+                    async with cur.connection.transaction():
+                        await self.suspects.insert(cur, suspects)
+                except psycopg.Error as exc:
+                    if not self.suspects.is_why(exc):
+                        raise
+            inside = _without_lock(self._stock)
+            inside.conn = cur.connection
+            yield inside
+
+    async def store(self, operations: Sequence[Put | PutWrites], suspects: Collection[str] = ()) -> list[bool]:
+        """Stores checkpoints and pending writes, in one transaction and in this order, and makes threads suspects.
 
         Returns, for each, whether it is known what was stored. False means that Postgres had a value for one of
         the new channels and versions of a checkpoint, and kept it.
         """
+        try:
+            return await self._store(operations, suspects if self.suspects.usable else ())
+        except psycopg.Error as exc:
+            if not suspects or not self.suspects.is_why(exc):
+                raise
+        return await self._store(operations, ())
+
+    async def _store(self, operations: Sequence[Put | PutWrites], suspects: Collection[str]) -> list[bool]:
         sets = batches(self._stock, operations)
         asking = [(i, o) for i, o in enumerate(operations) if isinstance(o, Put) and o.valueless]
         blobs = self._stock.UPSERT_CHECKPOINT_BLOBS_SQL
-        single = one_statement(sets[0], blobs) if len(sets) == 1 and not asking else None
+        single = one_statement(sets[0], blobs) if len(sets) == 1 and not asking and not suspects else None
         needed = [single] if single else [one for batch in sets for one in statements(batch)]
         # One statement is a transaction of its own; a pipeline would only add to its cost.
         async with self._stock._cursor(pipeline=not single or bool(self._stock.pipe)) as cur:
+            if suspects:
+                await self.suspects.insert(cur, suspects)
             sent = [(statement, await _execute(cur, statement.sql, statement.parameters)) for statement in needed]
             asked = [(i, await _execute(cur, ASK_FOR_VALUES, _question(put))) for i, put in asking]
         unsure = {i for i, own in asked if own.rowcount > 0}

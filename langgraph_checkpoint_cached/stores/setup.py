@@ -1,4 +1,4 @@
-"""What has to be there before the first read: recent enough servers, and the stock saver's tables."""
+"""What has to be there before the first read: recent enough servers, the stock saver's tables and our own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from psycopg_pool import AsyncConnectionPool
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
 from langgraph_checkpoint_cached.stores.guard import Guard, RedisUnavailable
 from langgraph_checkpoint_cached.stores.scripts import Script
+from langgraph_checkpoint_cached.stores.suspects import CREATE as CREATE_SUSPECTS
+from langgraph_checkpoint_cached.stores.suspects import TABLE as SUSPECTS
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
@@ -44,7 +46,7 @@ async def check_redis(guard: Guard) -> None:
 
 
 async def migrate(stock: AsyncPostgresSaver) -> None:
-    """Runs the stock saver's migrations that are missing, in one process at a time.
+    """Creates what is missing of the stock saver's tables and of ours, in one process at a time.
 
     Raises:
         UnsupportedServerError: Postgres is too old.
@@ -54,6 +56,8 @@ async def migrate(stock: AsyncPostgresSaver) -> None:
     async with _one_at_a_time(stock):
         if not await _is_migrated(stock):
             await stock.setup()
+            async with stock._cursor() as cur:
+                await cur.execute(CREATE_SUSPECTS)
 
 
 async def _is_migrated(stock: AsyncPostgresSaver) -> bool:
@@ -62,9 +66,9 @@ async def _is_migrated(stock: AsyncPostgresSaver) -> bool:
             raise UnsupportedServerError(
                 f"PostgreSQL {version // 10_000} is too old: {POSTGRES_VERSION_MIN // 10_000} or later is needed"
             )
-        await cur.execute("select to_regclass('checkpoint_migrations') as migrations")
+        await cur.execute("select to_regclass('checkpoint_migrations') as m, to_regclass(%s) as s", (SUSPECTS,))
         row = await cur.fetchone()
-        if row is None or row["migrations"] is None:
+        if row is None or row["m"] is None or row["s"] is None:
             return False
         await cur.execute("select max(v) as v from checkpoint_migrations")
         row = await cur.fetchone()

@@ -19,10 +19,11 @@ from langgraph_checkpoint_cached.stores.entries import (
     ReadAnswer,
     RedisEntries,
     RedisUnavailable,
-    new_token,
 )
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore
+from langgraph_checkpoint_cached.tiers.recovery import Recovery
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
+from langgraph_checkpoint_cached.utilities.tokens import new_token
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
@@ -50,14 +51,17 @@ class Reader:
         self,
         entries: RedisEntries,
         postgres: PostgresStore,
+        recovery: Recovery,
         stats: Stats,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._entries, self._postgres, self._stats, self._clock = entries, postgres, stats, clock
+        self._entries, self._postgres, self._recovery = entries, postgres, recovery
+        self._stats, self._clock = stats, clock
         self._tasks = Tasks()
 
     async def latest(self, namespace: Namespace) -> Record | None:
         """The namespace's latest checkpoint, or None if it has none."""
+        self._recovery.watch()
         try:
             answer = await self._wait_for_turn(namespace, ticket := new_token())
             if isinstance(answer, Hit):
@@ -76,6 +80,7 @@ class Reader:
 
     async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Record | None:
         """One checkpoint, or None if it does not exist. Served by the entry when that is the one."""
+        self._recovery.watch()
         try:
             answer = await self._entries.read(namespace, new_token(), checkpoint_id)
             if answer == "empty":

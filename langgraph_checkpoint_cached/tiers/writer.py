@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
+
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from langgraph_checkpoint_cached.errors import OVERLOADED, OverloadedError
 from langgraph_checkpoint_cached.records import Put, PutWrites
@@ -20,11 +22,12 @@ from langgraph_checkpoint_cached.stores.entries import (
     RedisEntries,
     RedisUnavailable,
     advance_by,
-    new_token,
 )
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore, is_of_one, may_still_commit
+from langgraph_checkpoint_cached.tiers.recovery import Recovery
 from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
+from langgraph_checkpoint_cached.utilities.tokens import new_token
 
 COMMIT_ATTEMPTS_MAX = 3
 FENCE_SECONDS_TO_SPARE = FENCE_MS / 1000 / 2
@@ -32,9 +35,6 @@ FENCE_SECONDS_TO_SPARE = FENCE_MS / 1000 / 2
 GROUP_ROWS_MAX = 512
 GROUP_BYTES_MAX = 8 * 1024 * 1024
 WRITES_WAITING_MAX = 10_000
-SUSPECTS_MAX = 100_000
-TOKENS_MAX = 100
-"""Of one suspect thread. A fence whose token is forgotten ends at its deadline."""
 THREADS_AT_ONCE_MAX = 16
 
 T = TypeVar("T")
@@ -52,6 +52,8 @@ class _Write:
     begun_at: float
     advance: Advance | None = None
     """What it does to the entry, worked out while Redis takes the fence."""
+    fenced: bool = False
+    """Whether Redis has confirmed the fence. If not, the write makes its thread a suspect."""
 
     @property
     def rows(self) -> int:
@@ -69,19 +71,20 @@ class Writer:
     is the next transaction. Redis is told of writes in the order in which Postgres committed them; another
     process' write in between is seen by its fence, and drops the entry.
 
-    A thread whose entry could not be told of a write is a suspect. It is voided before Redis is used again.
+    A thread whose entry could not be told of a write is a suspect: see `Recovery`.
     """
 
     def __init__(
         self,
         entries: RedisEntries,
         postgres: PostgresStore,
+        recovery: Recovery,
         stats: Stats,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._entries, self._postgres, self._stats, self._clock = entries, postgres, stats, clock
-        self._loop = loop
+        self._entries, self._postgres, self._recovery = entries, postgres, recovery
+        self._stats, self._loop, self._clock = stats, loop, clock
         self._groups: Groups[_Write] = Groups(
             self._store,
             rows_max=GROUP_ROWS_MAX,
@@ -90,8 +93,6 @@ class Writer:
             before=self._fenced,
         )
         self._tasks = Tasks()
-        self._suspects: dict[str, list[str]] = {}  # thread -> tokens of the writes that Redis was not told of
-        self._too_many_suspects = False
 
     def write(self, operation: Operation) -> asyncio.Future[None]:
         """Stores a checkpoint or pending writes; done when Postgres has committed it and Redis knows of it.
@@ -118,39 +119,48 @@ class Writer:
         await self._entries.drain()
         await self._tasks.drain()
 
-    async def change_threads(self, thread_ids: Sequence[str], change: Callable[[], Awaitable[T]]) -> T:
-        """Runs a delete or prune of whole threads; nothing of them is served from Redis until it is over."""
+    async def change_threads(
+        self,
+        thread_ids: Sequence[str],
+        change: Callable[[AsyncPostgresSaver], Awaitable[T]],
+        *,
+        in_transaction: bool = True,
+    ) -> T:
+        """Runs a delete or prune of whole threads; nothing of them is served from Redis until it is over.
+
+        Args:
+            thread_ids: Those threads.
+            change: Does it, on the stock saver that it is given.
+            in_transaction: Whether that may be inside a transaction. If not, it must leave every latest checkpoint
+                as it is.
+        """
         token = new_token()
-        await self._on_threads(thread_ids, lambda thread_id: self._entries.begin_thread(thread_id, token))
+        unfenced = await self._on_threads(thread_ids, lambda t: self._entries.begin_thread(t, token))
         try:
-            return await change()
+            if not unfenced:
+                return await change(self._postgres.stock())
+            if not in_transaction:
+                await self._postgres.suspects.add(unfenced)
+                return await change(self._postgres.stock())
+            async with self._postgres.stock_in_transaction(unfenced) as stock:
+                return await change(stock)
         except BaseException as exc:
             if may_still_commit(exc):
                 thread_ids = []  # their fences stay to the deadline
             raise
         finally:
-            await self._on_threads(thread_ids, lambda thread_id: self._end_thread(thread_id, token))
-
-    async def void_suspects(self) -> None:
-        """Voids what Redis may hold of suspect threads. Raises `RedisUnavailable` if it cannot."""
-        if self._too_many_suspects:
-            await self._entries.void_all()
-            self._too_many_suspects = False
-        while self._suspects:
-            thread_id, tokens = next(iter(self._suspects.items()))
-            known = list(tokens)
-            await self._entries.void_thread(thread_id, known)
-            if tokens == known:  # not one more meanwhile
-                del self._suspects[thread_id]
+            await self._on_threads(thread_ids, lambda t: self._end_thread(t, token, recorded=t in unfenced))
 
     async def _fenced(self, write: _Write) -> None:
-        """Waits for the write's fence. Without one, COMMIT drops the entry."""
+        """Waits for the write's fence. Without one its thread is a suspect, and COMMIT drops the entry."""
         write.advance = write.advance or advance_by(write.operation)
+        write.fenced = False
         with contextlib.suppress(RedisUnavailable):
             await write.begin
             if self._clock() - write.begun_at > FENCE_SECONDS_TO_SPARE:
                 write.begun_at = self._clock()
                 await self._entries.begin(write.operation.namespace, write.token)
+            write.fenced = True
 
     async def _store(self, group: Sequence[_Write]) -> None:
         """Commits a group in Postgres, and queues what Redis is to be told of it in the same order."""
@@ -161,8 +171,9 @@ class Writer:
 
     async def _outcomes(self, group: Sequence[_Write]) -> Sequence[bool | Exception]:
         """For each, whether it is known what was stored, or the error."""
+        suspects = {write.operation.namespace.thread_id for write in group if not write.fenced}
         try:
-            return await self._postgres.store([write.operation for write in group])
+            return await self._postgres.store([write.operation for write in group], suspects)
         except Exception as exc:  # noqa: BLE001 - the callers' to handle
             if len(group) == 1 or not is_of_one(exc):
                 return [exc] * len(group)
@@ -190,7 +201,10 @@ class Writer:
         def drop() -> Awaitable[int]:
             return self._entries.commit(namespace, token, DROP)
 
-        advanced = await self._until_told(namespace.thread_id, token, drop, COMMIT_ATTEMPTS_MAX - 1)
+        recorded = not write.fenced or isinstance(outcome, Exception)
+        advanced = await self._until_told(
+            namespace.thread_id, token, drop, COMMIT_ATTEMPTS_MAX - 1, recorded=recorded
+        )
         self._end(write, outcome, advanced)
 
     def _end(self, write: _Write, outcome: bool | Exception, advanced: int | None) -> None:
@@ -203,29 +217,35 @@ class Writer:
         answer(write.done, None)
 
     async def _until_told(
-        self, thread_id: str, token: str, step: Callable[[], Awaitable[T]], attempts: int
+        self, thread_id: str, token: str, step: Callable[[], Awaitable[T]], attempts: int, *, recorded: bool
     ) -> T | None:
         """Repeats an idempotent step until Redis confirms it. None if it does not: the thread is a suspect."""
         for _ in range(attempts):
             with contextlib.suppress(RedisUnavailable):
                 return await step()
-        if thread_id in self._suspects or len(self._suspects) < SUSPECTS_MAX:
-            self._suspects.setdefault(thread_id, []).append(token)
-            del self._suspects[thread_id][:-TOKENS_MAX]
-        else:
-            self._too_many_suspects = True
+        await self._recovery.remember(thread_id, token, recorded=recorded)
         return None
 
-    async def _end_thread(self, thread_id: str, token: str) -> None:
+    async def _end_thread(self, thread_id: str, token: str, *, recorded: bool) -> None:
         await self._until_told(
-            thread_id, token, lambda: self._entries.end_thread(thread_id, token), COMMIT_ATTEMPTS_MAX
+            thread_id,
+            token,
+            lambda: self._entries.end_thread(thread_id, token),
+            COMMIT_ATTEMPTS_MAX,
+            recorded=recorded,
         )
 
-    async def _on_threads(self, thread_ids: Sequence[str], step: Callable[[str], Awaitable[None]]) -> None:
-        """Takes the step for every thread, a few at a time."""
+    async def _on_threads(
+        self, thread_ids: Sequence[str], step: Callable[[str], Awaitable[None]]
+    ) -> Collection[str]:
+        """Takes the step for every thread, a few at a time. Returns those for which Redis did not."""
+        refused: set[str] = set()
         for start in range(0, len(thread_ids), THREADS_AT_ONCE_MAX):
             batch = thread_ids[start : start + THREADS_AT_ONCE_MAX]
             answers = await asyncio.gather(*(step(thread_id) for thread_id in batch), return_exceptions=True)
-            for error in answers:
-                if isinstance(error, BaseException) and not isinstance(error, RedisUnavailable):
+            for thread_id, error in zip(batch, answers, strict=True):
+                if isinstance(error, RedisUnavailable):
+                    refused.add(thread_id)
+                elif isinstance(error, BaseException):
                     raise error
+        return refused

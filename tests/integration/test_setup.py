@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.embedded import LOCALHOST, EmbeddedServerError, free_port
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
-from langgraph_checkpoint_cached.stores import setup
+from langgraph_checkpoint_cached.stores import setup, suspects
 from langgraph_checkpoint_cached.stores.scripts import Script
 
 pytestmark = pytest.mark.integration
@@ -223,7 +223,13 @@ async def test_a_schema_of_choice_has_tables_of_its_own(
     url = f"{migrated_database_url}?options={quote('-c search_path=mine')}"
     await set_up(url, redis_url, redis_prefix)
     tables = {name for (name,) in rows(url, "select tablename from pg_tables where schemaname = 'mine'")}
-    assert tables == {"checkpoint_migrations", "checkpoints", "checkpoint_blobs", "checkpoint_writes"}
+    assert tables == {
+        "checkpoint_migrations",
+        "checkpoints",
+        "checkpoint_blobs",
+        "checkpoint_writes",
+        suspects.TABLE,
+    }
     async with AsyncPostgresSaver.from_conn_string(url) as stock:
         saver = new_saver(redis, stock, redis_prefix)
         stored = await saver.aput(on_thread(CACHED, checkpoint_ns=""), new_checkpoint(), {}, {})

@@ -1,0 +1,134 @@
+"""Recovery: what Redis holds of threads is voided if it was not told of a write to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import weakref
+
+import psycopg
+from psycopg_pool import PoolClosed
+
+from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.stores.entries import RedisEntries, RedisUnavailable
+from langgraph_checkpoint_cached.stores.guard import Guard
+from langgraph_checkpoint_cached.stores.suspects import SUSPECTS_AT_ONCE_MAX, SuspectTable
+from langgraph_checkpoint_cached.utilities.tasks import Tasks
+
+logger = logging.getLogger("langgraph_checkpoint_cached")
+
+POLL_SECONDS = 1.0
+"""How long a write by a process that alone cannot reach Redis may be unknown to the others."""
+SUSPECTS_MAX = 100_000
+TOKENS_MAX = 100
+"""Of one suspect thread. A fence whose token is forgotten ends at its deadline."""
+
+
+class Recovery:
+    """The suspects: those of this process, which it remembers, and those of all, in the table.
+
+    A write whose fence Redis did not confirm makes its thread a suspect in its own transaction. Every process
+    voids the suspects in Redis before it uses Redis again, and while it uses it once every `POLL_SECONDS`. A row
+    is taken off the table only after that, and only if it is still the one that was seen: a load that began before
+    the write was committed is of the generation before, so it cannot become the entry.
+
+    What this process could not tell Redis itself it also remembers: it serves nothing from Redis before that is
+    voided, be the table missing or Postgres slow, and it knows which fences to remove.
+    """
+
+    def __init__(
+        self,
+        entries: RedisEntries,
+        guard: Guard,
+        table: SuspectTable,
+        stats: Stats,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._entries, self._guard, self._table, self._stats, self._loop = entries, guard, table, stats, loop
+        self._own: dict[str, list[str]] = {}  # thread -> tokens of the writes that Redis was not told of
+        self._too_many = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks = Tasks()
+        guard.before_reopening = self.void_suspects
+
+    async def remember(self, thread_id: str, token: str, *, recorded: bool) -> None:
+        """Redis was not told of a write to this thread. Nothing is served from it to this process before it was.
+
+        Args:
+            thread_id: The thread.
+            token: Of the write's fence, which may stand.
+            recorded: Whether the write's transaction made the thread a suspect. If not, this does.
+        """
+        if thread_id in self._own or len(self._own) < SUSPECTS_MAX:
+            self._own.setdefault(thread_id, []).append(token)
+            del self._own[thread_id][:-TOKENS_MAX]
+        else:
+            self._too_many = True
+        self._guard.distrust()
+        if not recorded:
+            try:
+                await self._table.add([thread_id])
+            except psycopg.Error as exc:
+                logger.warning("a write that Redis was not told of is not known to other processes: %s", exc)
+
+    async def void_suspects(self) -> None:
+        """Voids what Redis may hold of suspects. Raises `RedisUnavailable` if that cannot be done."""
+        try:
+            await self._void_table()
+        except psycopg.Error as exc:
+            raise RedisUnavailable(f"nobody can tell what is stale there: {type(exc).__name__}") from exc
+        if self._too_many:
+            await self._entries.void_all()
+            self._too_many = False
+        while self._own:  # last, and with no wait after it: none of this process is missed
+            some = {thread_id: list(self._own[thread_id]) for thread_id in [*self._own][:SUSPECTS_AT_ONCE_MAX]}
+            await self._entries.void_threads(some)
+            for thread_id, tokens in some.items():
+                if self._own.get(thread_id) == tokens:  # not one more meanwhile
+                    del self._own[thread_id]
+
+    def watch(self) -> None:
+        """Sees to it that suspects are looked for from now on. Cheap: to be called at every read."""
+        if self._timer is None:
+            # Does not keep this alive, nor the loop: a saver may be forgotten without being closed.
+            self._timer = self._loop.call_later(POLL_SECONDS, _poll, weakref.ref(self))
+
+    async def close(self) -> None:
+        """Looks for suspects no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._tasks.drain()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def poll(self) -> None:
+        """Starts a look at the table."""
+        self._tasks.start(self._poll())
+
+    async def _poll(self) -> None:
+        try:
+            if self._guard.is_usable:
+                with contextlib.suppress(RedisUnavailable):
+                    await self._void_table()
+        except PoolClosed:
+            self._timer = None  # if the pool is opened again, the next read sees to it
+            return
+        except psycopg.Error as exc:
+            logger.debug("could not look for suspects: %s", exc)
+        self._timer = self._loop.call_later(POLL_SECONDS, _poll, weakref.ref(self))
+
+    async def _void_table(self) -> None:
+        last: str | None = None
+        while seen := await self._table.after(last):
+            await self._entries.void_threads({s.thread_id: self._own.get(s.thread_id, ()) for s in seen})
+            await self._table.remove(seen)
+            self._stats.suspects += len(seen)
+            last = seen[-1].thread_id
+
+
+def _poll(reference: weakref.ref[Recovery]) -> None:
+    recovery = reference()
+    if recovery is not None:
+        recovery.poll()
