@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import math
+import random
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
@@ -18,7 +21,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from psycopg import AsyncCursor
 from psycopg.adapt import Buffer, Loader
-from psycopg.errors import PipelineAborted
+from psycopg.errors import DeadlockDetected, PipelineAborted, ReadOnlySqlTransaction, SerializationFailure
 from psycopg.pq import Format
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
@@ -29,6 +32,8 @@ from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, 
 from langgraph_checkpoint_cached.stores.statements import batches, one_statement, statements
 from langgraph_checkpoint_cached.stores.suspects import SuspectTable
 from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
+
+T = TypeVar("T")
 
 JSONB_OID = 3802
 REPLACED_METHODS = ("aget_tuple", "alist", "aput", "aput_writes")
@@ -42,6 +47,11 @@ ASK_FOR_VALUES = (
     "select from checkpoint_blobs where thread_id = %s and checkpoint_ns = %s"
     " and (channel, version) in (select * from unnest(%s::text[], %s::text[]))"
 )
+ATTEMPTS_MAX = 3
+"""Of a transaction that Postgres ended because of another one."""
+RETRY_SECONDS_MAX = 0.02
+DRAIN_SECONDS_MIN = 10.0
+"""Between two replacements of all connections, should Postgres stay read-only."""
 CONNECTION_LOST_STATES = ("08", "57P", "40003")
 """SQLSTATEs of a connection that ended in mid-transaction, which may or may not have committed."""
 
@@ -66,6 +76,7 @@ class PostgresStore:
         pooled = isinstance(stock.conn, AsyncConnectionPool)
         self._stock = _without_lock(stock) if pooled else stock
         self.suspects = SuspectTable(self._stock, prefix)
+        self._drained_at = -math.inf
         self._loads: Groups[_Load] = Groups(
             self._load,
             rows_max=LOADS_OF_A_QUERY_MAX,
@@ -144,11 +155,14 @@ class PostgresStore:
         the new channels and versions of a checkpoint, and kept it.
         """
         try:
-            return await self._store(operations, suspects if self.suspects.usable else ())
+            return await retrying(lambda: self._store(operations, suspects if self.suspects.usable else ()))
+        except ReadOnlySqlTransaction:
+            await self._leave_standby()
+            raise
         except psycopg.Error as exc:
             if not suspects or not self.suspects.is_why(exc):
                 raise
-        return await self._store(operations, ())
+        return await retrying(lambda: self._store(operations, ()))
 
     async def _store(self, operations: Sequence[Put | PutWrites], suspects: Collection[str]) -> list[bool]:
         sets = batches(self._stock, operations)
@@ -167,6 +181,13 @@ class PostgresStore:
             if statement.batch.sql == blobs and own.rowcount != statement.rows:
                 unsure |= statement.batch.of
         return [i not in unsure for i in range(len(operations))]
+
+    async def _leave_standby(self) -> None:
+        """Replaces the pool's connections: after a failover they may be to what is a standby now."""
+        pool, now = self._stock.conn, time.monotonic()
+        if isinstance(pool, AsyncConnectionPool) and now - self._drained_at > DRAIN_SECONDS_MIN:
+            self._drained_at = now
+            await pool.drain()
 
     async def _load(self, loads: Sequence[_Load]) -> None:
         try:
@@ -255,6 +276,16 @@ def may_still_commit(error: BaseException) -> bool:
     if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return not error.sqlstate or error.sqlstate.startswith(CONNECTION_LOST_STATES)
     return False
+
+
+async def retrying(transaction: Callable[[], Awaitable[T]]) -> T:
+    """Runs a transaction, and again if Postgres ended it for a deadlock or a serialization failure."""
+    for _ in range(ATTEMPTS_MAX - 1):
+        try:
+            return await transaction()
+        except (DeadlockDetected, SerializationFailure):
+            await asyncio.sleep(random.uniform(0, RETRY_SECONDS_MAX))  # noqa: S311 - so that they do not meet again
+    return await transaction()
 
 
 def is_of_one(error: Exception) -> bool:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg.errors import LockNotAvailable, QueryCanceled
 
 from langgraph_checkpoint_cached.errors import OVERLOADED, OverloadedError
 from langgraph_checkpoint_cached.records import Put, PutWrites
@@ -23,7 +24,7 @@ from langgraph_checkpoint_cached.stores.entries import (
     RedisUnavailable,
     advance_by,
 )
-from langgraph_checkpoint_cached.stores.postgres import PostgresStore, is_of_one, may_still_commit
+from langgraph_checkpoint_cached.stores.postgres import PostgresStore, is_of_one, may_still_commit, retrying
 from langgraph_checkpoint_cached.tiers.recovery import Recovery
 from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
@@ -35,6 +36,8 @@ FENCE_SECONDS_TO_SPARE = FENCE_MS / 1000 / 2
 GROUP_ROWS_MAX = 512
 GROUP_BYTES_MAX = 8 * 1024 * 1024
 WRITES_WAITING_MAX = 10_000
+CANCELED_MAX = 3
+"""Writes of one group that may each run into a statement timeout."""
 THREADS_AT_ONCE_MAX = 16
 
 T = TypeVar("T")
@@ -137,19 +140,27 @@ class Writer:
         token = new_token()
         unfenced = await self._on_threads(thread_ids, lambda t: self._entries.begin_thread(t, token))
         try:
-            if not unfenced:
-                return await change(self._postgres.stock())
-            if not in_transaction:
-                await self._postgres.suspects.add(unfenced)
-                return await change(self._postgres.stock())
-            async with self._postgres.stock_in_transaction(unfenced) as stock:
-                return await change(stock)
+            return await retrying(lambda: self._change(change, unfenced, in_transaction=in_transaction))
         except BaseException as exc:
             if may_still_commit(exc):
                 thread_ids = []  # their fences stay to the deadline
             raise
         finally:
             await self._on_threads(thread_ids, lambda t: self._end_thread(t, token, recorded=t in unfenced))
+
+    async def _change(
+        self,
+        change: Callable[[AsyncPostgresSaver], Awaitable[T]],
+        unfenced: Collection[str],
+        *,
+        in_transaction: bool,
+    ) -> T:
+        if unfenced and in_transaction:
+            async with self._postgres.stock_in_transaction(unfenced) as stock:
+                return await change(stock)
+        if unfenced:
+            await self._postgres.suspects.add(unfenced)
+        return await change(self._postgres.stock())
 
     async def _fenced(self, write: _Write) -> None:
         """Waits for the write's fence. Without one its thread is a suspect, and COMMIT drops the entry."""
@@ -177,8 +188,13 @@ class Writer:
         except Exception as exc:  # noqa: BLE001 - the callers' to handle
             if len(group) == 1 or not is_of_one(exc):
                 return [exc] * len(group)
-        # One of them is bad, and it fails alone.
-        return [outcome for write in group for outcome in await self._outcomes([write])]
+        # One of them is bad, and it fails alone. Where it was its time that ran out, a few more of that kind mean
+        # that Postgres is slow for all; then the rest is not tried again, one wait after the other.
+        outcomes: list[bool | Exception] = []
+        for write in group:
+            slow = [o for o in outcomes if isinstance(o, (QueryCanceled, LockNotAvailable))]
+            outcomes += await self._outcomes([write]) if len(slow) < CANCELED_MAX else [slow[-1]]
+        return outcomes
 
     def _tell(self, write: _Write, outcome: bool | Exception) -> None:
         if isinstance(outcome, Exception) and may_still_commit(outcome):
