@@ -51,7 +51,8 @@ def postgres_pool(
         ) from None  # its text repeats the string, password and all
     _check_count("pool_min_size", min_size, least=0)
     _check_count("pool_max_size", max_size, least=max(1, min_size))
-    return AsyncConnectionPool(
+    care = _Care()
+    care.pool = AsyncConnectionPool(
         uri,
         open=False,
         min_size=min_size,
@@ -59,10 +60,11 @@ def postgres_pool(
         timeout=timeout_seconds,
         max_idle=max_idle_seconds,
         max_lifetime=max_lifetime_seconds,
-        configure=_prepare_unless_pooled,
-        check=_CheckIdle(),
+        configure=care.configure,
+        check=care.check,
         kwargs={"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row},
     )
+    return care.pool
 
 
 def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> Redis:
@@ -111,19 +113,31 @@ async def _prepare_unless_pooled(conn: AsyncConnection[Any]) -> None:
         conn.prepare_threshold = None
 
 
-class _CheckIdle:
-    """The pool's check of a connection that it hands out, left out when there was one a moment ago.
+class _Care:
+    """What the pool's connections need when they are new, and before they are used.
 
-    On a busy pool a check for each operation would be a round trip for each operation.
+    The check is left out for those that were used a moment ago: on a busy pool it would be a round trip for each
+    operation. Where one is found dead, all are replaced, for they mostly die together, and the pool pauses for
+    longer and longer after each one that it finds.
     """
+
+    pool: Pool
 
     def __init__(self) -> None:
         self._seen: WeakKeyDictionary[AsyncConnection[Any], float] = WeakKeyDictionary()
 
-    async def __call__(self, conn: AsyncConnection[Any]) -> None:
+    async def configure(self, conn: AsyncConnection[Any]) -> None:
+        await _prepare_unless_pooled(conn)
+        self._seen[conn] = time.monotonic()
+
+    async def check(self, conn: AsyncConnection[Any]) -> None:
         now = time.monotonic()
         if now - self._seen.get(conn, 0.0) > CHECK_AFTER_IDLE_SECONDS:
-            await AsyncConnectionPool.check_connection(conn)
+            try:
+                await AsyncConnectionPool.check_connection(conn)
+            except psycopg.Error:
+                await self.pool.drain()
+                raise
         self._seen[conn] = now
 
 

@@ -50,8 +50,8 @@ ASK_FOR_VALUES = (
 ATTEMPTS_MAX = 3
 """Of a transaction that Postgres ended because of another one."""
 RETRY_SECONDS_MAX = 0.02
-DRAIN_SECONDS_MIN = 10.0
-"""Between two replacements of all connections, should Postgres stay read-only."""
+DRAIN_SECONDS_MIN = 1.0
+"""Between two replacements of all connections, should Postgres stay as it is."""
 CONNECTION_LOST_STATES = ("08", "57P", "40003")
 """SQLSTATEs of a connection that ended in mid-transaction, which may or may not have committed."""
 
@@ -136,7 +136,7 @@ class PostgresStore:
     @asynccontextmanager
     async def stock_in_transaction(self, suspects: Collection[str]) -> AsyncIterator[AsyncPostgresSaver]:
         """The stock saver inside a transaction, which also makes these threads suspects."""
-        async with self._stock._cursor() as cur, cur.connection.transaction():
+        async with self._cursor() as cur, cur.connection.transaction():
             if self.suspects.usable:
                 try:
                     async with cur.connection.transaction():
@@ -156,9 +156,6 @@ class PostgresStore:
         """
         try:
             return await retrying(lambda: self._store(operations, suspects if self.suspects.usable else ()))
-        except ReadOnlySqlTransaction:
-            await self._leave_standby()
-            raise
         except psycopg.Error as exc:
             if not suspects or not self.suspects.is_why(exc):
                 raise
@@ -171,7 +168,7 @@ class PostgresStore:
         single = one_statement(sets[0], blobs) if len(sets) == 1 and not asking and not suspects else None
         needed = [single] if single else [one for batch in sets for one in statements(batch)]
         # One statement is a transaction of its own; a pipeline would only add to its cost.
-        async with self._stock._cursor(pipeline=not single or bool(self._stock.pipe)) as cur:
+        async with self._cursor(pipeline=not single or bool(self._stock.pipe)) as cur:
             if suspects:
                 await self.suspects.insert(cur, suspects)
             sent = [(statement, await _execute(cur, statement.sql, statement.parameters)) for statement in needed]
@@ -182,12 +179,24 @@ class PostgresStore:
                 unsure |= statement.batch.of
         return [i not in unsure for i in range(len(operations))]
 
-    async def _leave_standby(self) -> None:
-        """Replaces the pool's connections: after a failover they may be to what is a standby now."""
-        pool, now = self._stock.conn, time.monotonic()
-        if isinstance(pool, AsyncConnectionPool) and now - self._drained_at > DRAIN_SECONDS_MIN:
-            self._drained_at = now
-            await pool.drain()
+    @asynccontextmanager
+    async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
+        """The stock saver's. When Postgres turns out to be gone, or a standby now, all connections of the pool are
+        replaced: they mostly are in the same state, and each would cost somebody an error.
+        """
+        try:
+            async with self._stock._cursor(pipeline=pipeline) as cur:
+                yield cur
+        except psycopg.Error as exc:
+            pool, now = self._stock.conn, time.monotonic()
+            if (
+                isinstance(pool, AsyncConnectionPool)
+                and (may_still_commit(exc) or isinstance(exc, ReadOnlySqlTransaction))
+                and now - self._drained_at > DRAIN_SECONDS_MIN
+            ):
+                self._drained_at = now
+                await pool.drain()
+            raise
 
     async def _load(self, loads: Sequence[_Load]) -> None:
         try:
@@ -211,7 +220,7 @@ class PostgresStore:
         sql = _latest_sql(self._stock.SELECT_SQL, one=len(namespaces) == 1)
         names: list[Any] = [[n.thread_id for n in namespaces], [n.checkpoint_ns for n in namespaces]]
         found: dict[int, Latest] = {}
-        async with self._stock._cursor() as cur:
+        async with self._cursor() as cur:
             await _execute_raw(cur, sql, [n[0] for n in names] if len(namespaces) == 1 else names)
             for row in await cur.fetchall():
                 early = tuple(_early_write(w) for w in row["early_writes"] or ())
@@ -221,7 +230,7 @@ class PostgresStore:
         return [found[position] for position in range(1, len(namespaces) + 1)]
 
     async def _select(self, where: str, args: Sequence[Any]) -> list[Record]:
-        async with self._stock._cursor() as cur:
+        async with self._cursor() as cur:
             await _execute_raw(cur, self._stock.SELECT_SQL + where, args)
             return await self._records(cur, await cur.fetchall())
 
