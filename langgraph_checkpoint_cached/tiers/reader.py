@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable
 
-from langgraph_checkpoint_cached.envelope import DamagedEntry, decode_entry
+from langgraph_checkpoint_cached.envelope import DamagedEntry
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Latest, Record
 from langgraph_checkpoint_cached.stats import Stats
@@ -111,7 +111,7 @@ class Reader:
     async def _entry(self, namespace: Namespace, hit: Hit) -> Latest | None:
         """The entry that was hit, or None when it has to be asked of Postgres."""
         try:
-            entry = decode_entry(namespace, hit.fields)
+            entry = self._entries.decode(namespace, hit)
         except DamagedEntry as exc:
             self._stats.damaged += 1
             logger.warning("dropped what Redis held: %s", exc)

@@ -19,7 +19,6 @@ from langgraph_checkpoint_cached.stores.entries import (
     Advance,
     RedisEntries,
     RedisUnavailable,
-    advance_by,
     new_token,
 )
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore, is_of_one, may_still_commit
@@ -145,7 +144,7 @@ class Writer:
 
     async def _fenced(self, write: _Write) -> None:
         """Waits for the write's fence. Without one, COMMIT drops the entry."""
-        write.advance = write.advance or advance_by(write.operation)
+        write.advance = write.advance or self._entries.advance_by(write.operation)
         with contextlib.suppress(RedisUnavailable):
             await write.begin
             if self._clock() - write.begun_at > FENCE_SECONDS_TO_SPARE:

@@ -26,7 +26,12 @@ VERSION = f"{1:032}.0.1234567890123456"
 
 
 def record(**changes: Any) -> Record:
-    checkpoint = {"v": 4, "id": "c1", "channel_versions": {"messages": VERSION}, "channel_values": {"n": 1}}
+    checkpoint = {
+        "v": 4,
+        "id": "c1",
+        "channel_versions": {"messages": VERSION, "gone": 7},
+        "channel_values": {"n": 1},
+    }
     fields: dict[str, Any] = {
         "namespace": NAMESPACE,
         "checkpoint_id": "c1",
@@ -62,14 +67,14 @@ def stored(fields: envelope.Fields) -> dict[bytes, bytes]:
 
 def test_an_entry_comes_back_as_it_was() -> None:
     early = Write("c9", "task", 0, "channel", "msgpack", b"\xc0", "")
-    entry = decode_entry(NAMESPACE, stored(entry_fields(Latest(record(), (early,)))))
+    entry = decode_entry(NAMESPACE, stored(entry_fields(NAMESPACE, Latest(record(), (early,)))))
     assert entry is not None
     assert entry.record == record()  # without the early write: that is another checkpoint's
 
 
 def test_a_namespace_without_checkpoints_is_an_entry_too() -> None:
     early = Write("c9", "task", 0, "channel", "msgpack", b"\xc0", "")
-    fields = stored(entry_fields(Latest(None, (early,))))
+    fields = stored(entry_fields(NAMESPACE, Latest(None, (early,))))
     assert decode_entry(NAMESPACE, fields) == Latest(None)
     assert write_field(early).encode() in fields
 
@@ -83,21 +88,21 @@ def test_a_checkpoint_that_no_entry_can_hold_makes_an_opaque_one(
         latest = Latest(record())
     else:
         latest = Latest(record(checkpoint_json=b'{"v":3,"channel_versions":{}}'))
-    fields = stored(entry_fields(latest))
+    fields = stored(entry_fields(NAMESPACE, latest))
     assert fields == {b"i": b"c1"}
     assert decode_entry(NAMESPACE, fields) is None
 
 
 def test_another_threads_entry_is_not_taken() -> None:
-    fields = stored(entry_fields(Latest(record())))
+    fields = stored(entry_fields(NAMESPACE, Latest(record())))
     for other in (Namespace("other", "ns"), Namespace("thread", "other")):
-        with pytest.raises(DamagedEntry, match="another checkpoint"):
+        with pytest.raises(DamagedEntry, match="seal"):
             decode_entry(other, fields)
 
 
 @given(st.data())
 def test_any_damaged_byte_is_noticed(data: st.DataObject) -> None:
-    fields = stored(entry_fields(Latest(record())))
+    fields = stored(entry_fields(NAMESPACE, Latest(record())))
     field = data.draw(st.sampled_from(sorted(f for f in fields if f not in (b"i", b"v"))))
     position = data.draw(st.integers(0, len(fields[field]) - 1))
     damaged = bytearray(fields[field])
@@ -108,7 +113,7 @@ def test_any_damaged_byte_is_noticed(data: st.DataObject) -> None:
 
 @given(st.sampled_from([b"h", b"w:c1\0task\x000", b"c:messages"]), st.binary(max_size=40))
 def test_bytes_that_are_no_envelope_are_noticed(field: bytes, junk: bytes) -> None:
-    fields = stored(entry_fields(Latest(record())))
+    fields = stored(entry_fields(NAMESPACE, Latest(record())))
     assert field in fields
     with pytest.raises(DamagedEntry):
         decode_entry(NAMESPACE, {**fields, field: junk})
@@ -116,10 +121,10 @@ def test_bytes_that_are_no_envelope_are_noticed(field: bytes, junk: bytes) -> No
 
 def test_another_format_version_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     """https://github.com/redis-developer/langgraph-redis/issues/81"""
-    monkeypatch.setattr(envelope, "FORMAT", 2)
-    fields = stored(entry_fields(Latest(record())))
+    monkeypatch.setattr(envelope, "FORMAT", 3)
+    fields = stored(entry_fields(NAMESPACE, Latest(record())))
     monkeypatch.undo()
-    with pytest.raises(DamagedEntry, match="format 2, not 1"):
+    with pytest.raises(DamagedEntry, match="format 3, not 2"):
         decode_entry(NAMESPACE, fields)
 
 
