@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ WAIT_SECONDS_MAX = 2.0
 """How long a reader waits for another one's load before it reads Postgres itself."""
 POLL_SECONDS_MIN = 0.002
 POLL_SECONDS_MAX = 0.05
+COMPLAINT_EVERY_SECONDS = 60.0
 
 
 class Reader:
@@ -55,6 +57,7 @@ class Reader:
     ) -> None:
         self._entries, self._postgres, self._stats, self._clock = entries, postgres, stats, clock
         self._tasks = Tasks()
+        self._complain_at = -math.inf
 
     async def latest(self, namespace: Namespace) -> Record | None:
         """The namespace's latest checkpoint, or None if it has none."""
@@ -114,11 +117,17 @@ class Reader:
             entry = self._entries.decode(namespace, hit)
         except DamagedEntry as exc:
             self._stats.damaged += 1
-            logger.warning("dropped what Redis held: %s", exc)
+            self._complain(exc)
             await self._entries.discard(namespace)
             return None
         self._stats.hits += entry is not None
         return entry
+
+    def _complain(self, damage: DamagedEntry) -> None:
+        """Logs it, but not over and over: others may write what this process does not take, for hours."""
+        if self._clock() >= self._complain_at:
+            self._complain_at = self._clock() + COMPLAINT_EVERY_SECONDS
+            logger.warning("dropped what Redis held (more of the kind is only counted for a while): %s", damage)
 
     async def _load(self, namespace: Namespace, ticket: str, load: Load) -> Record | None:
         self._stats.loads += 1
