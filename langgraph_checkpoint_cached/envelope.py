@@ -173,6 +173,7 @@ def _record(namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, byt
             write = _unpack_write(place, field, packed)
             if write.checkpoint_id == checkpoint_id:
                 writes.append(write)
+    # A put whose caller never stored that version names one that Postgres does not have: that is dropped too.
     if not values.keys() >= set(channels):
         raise DamagedEntry(f"an entry of {namespace} lacks the value of a channel")
     record = Record(
