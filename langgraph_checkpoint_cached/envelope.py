@@ -1,13 +1,20 @@
 """Between stored records and the fields of a Redis hash. Pure.
 
-Each part stands in an envelope: a CRC-32 of the rest, then a msgpack array that starts with a format version.
+Each part stands in an envelope: a seal, then a msgpack array that starts with a format version. The seal covers
+thread, namespace and field too, and of a channel's value the version, so that a part which was put elsewhere, or
+left behind by another version, is no part of an entry. The head also names the channels that have a value.
 A write's task path stands before its envelope, ended by NUL, for `lua/commit_writes.lua` to compare.
+
+With signatures for seals, whoever can write to Redis but has no key can still: delete; spoil entries, so that
+Postgres is read; leave out pending writes, whose number nobody knows; put back, whole, what the namespace held
+before; or say that it is empty. No signature tells old from new: only Postgres could. `i` has to be the signed
+head's. `v` and the task paths are not signed and steer the scripts; what a script makes that was misled by them is
+an entry that does not open, or one of the kinds above.
 """
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
@@ -24,10 +31,12 @@ from langgraph_checkpoint_cached.records import (
     Value,
     Write,
 )
+from langgraph_checkpoint_cached.seal import CHECKSUMS, Place, Seal
 from langgraph_checkpoint_cached.versions import UNIQUE_VERSION
 
-FORMAT = 1
-CHECKSUM_BYTES = 4
+FORMAT = 2
+HEAD = b"h"
+NOT_IN_TEXT = b"\xff"  # nor in any other UTF-8
 ENTRY_BYTES_MAX = 16 * 1024 * 1024
 
 Fields: TypeAlias = "list[str | bytes]"
@@ -45,41 +54,46 @@ EMPTY: Fields = ["i", "", "v", msgpack.packb({})]
 """The entry of a namespace that has no checkpoint."""
 
 
-def entry_fields(latest: Latest) -> Fields:
+def entry_fields(namespace: Namespace, latest: Latest, seal: Seal = CHECKSUMS) -> Fields:
     """The entry for what Postgres holds.
 
     A checkpoint that no entry can hold (too old a format, too large) makes an opaque one: its id alone, which
     says "ask Postgres".
     """
-    record = latest.record
+    record, place = latest.record, _place(namespace, seal)
     if any(map(_only_postgres_can_read, latest.early_writes)):
         return ["i", record.checkpoint_id if record else NO_SUCH_ID]
     if record is None:
-        return EMPTY + [part for w in latest.early_writes for part in (write_field(w), _pack_write(w))]
+        return EMPTY + [part for w in latest.early_writes for part in _write(place, w)]
     opaque: Fields = ["i", record.checkpoint_id]
     if record.predates_tasks_channel:
         return opaque
+    versions = record.checkpoint["channel_versions"]
+    if any("\\" in channel for channel in versions):
+        return opaque  # Postgres gives its value back under another name
     fields: Fields = [
         *opaque,
-        "h",
+        HEAD,
         _pack_head(
-            record.namespace,
+            place,
+            namespace,
             record.checkpoint_id,
             record.parent_id,
             record.checkpoint_json,
             record.metadata_json,
+            [value.channel for value in record.values],
         ),
         "v",
-        _pack_versions(record.checkpoint["channel_versions"]),
+        _pack_versions(versions),
     ]
     for value in record.values:
-        fields += (f"c:{value.channel}", _pack(value))
+        fields += (f"c:{value.channel}", _pack_value(place, value, versions[value.channel]))
     for write in (*record.writes, *latest.early_writes):
-        fields += (write_field(write), _pack_write(write))
+        fields += _write(place, write)
     return fields if sum(map(len, fields)) <= ENTRY_BYTES_MAX else opaque
 
 
-def advance_arguments(put: Put) -> Fields | None:
+def advance_arguments(put: Put, seal: Seal = CHECKSUMS) -> Fields | None:
     """What `commit_put.lua` takes from its 6th argument on, or None when the entry has to be dropped.
 
     Dropped, because only Postgres knows what the checkpoint then holds: versions that may exist already,
@@ -93,68 +107,86 @@ def advance_arguments(put: Put) -> Fields | None:
             return None
         if not isinstance(version, str) or not UNIQUE_VERSION.fullmatch(version):
             return None
-    stored = {value.channel for value in put.values}
+    place, stored = _place(put.namespace, seal), [value.channel for value in put.values]
     arguments: Fields = [
         put.checkpoint_id,
         put.parent_id or "",
         _pack_head(
+            place,
             put.namespace,
             put.checkpoint_id,
             put.parent_id,
             round_trip(put.checkpoint_json).encode(),
             round_trip(put.metadata_json).encode(),
+            [*stored, *put.kept],
         ),
         _pack_versions(put.versions),
         msgpack.packb([channel for channel in put.new_versions if channel not in stored]),
     ]
     for value in put.values:
-        arguments += (value.channel, _pack(value))
+        arguments += (value.channel, _pack_value(place, value, put.new_versions[value.channel]))
     return arguments if sum(map(len, arguments)) <= ENTRY_BYTES_MAX else None
 
 
-def writes_arguments(put: PutWrites) -> Fields | None:
+def writes_arguments(put: PutWrites, seal: Seal = CHECKSUMS) -> Fields | None:
     """What `commit_writes.lua` takes from its 6th argument on, or None when the entry has to be dropped."""
     if any(map(_only_postgres_can_read, put.writes)):
         return None
+    place = _place(put.namespace, seal)
     arguments: Fields = [put.checkpoint_id, "1" if put.replace else "0"]
     for write in put.writes:
-        arguments += (write.task_path, write_field(write), _pack_write(write))
+        arguments += (write.task_path, *_write(place, write))
     return arguments if sum(map(len, arguments)) <= ENTRY_BYTES_MAX else None
 
 
-def decode_entry(namespace: Namespace, fields: Mapping[bytes, bytes]) -> Latest | None:
+def decode_entry(namespace: Namespace, fields: Mapping[bytes, bytes], seal: Seal = CHECKSUMS) -> Latest | None:
     """The entry that `fields` hold, or None for an opaque one.
 
     Raises:
-        DamagedEntry: anything is missing, unknown, damaged or another namespace's.
+        DamagedEntry: anything is missing, unknown, damaged, or another namespace's, field's or version's.
     """
     try:
         checkpoint_id = fields[b"i"].decode()
         if not checkpoint_id:
             return Latest(None)
-        if b"h" not in fields:
+        if HEAD not in fields:
             return None
-        thread_id, checkpoint_ns, head_id, parent_id, checkpoint_json, metadata_json = _unpack(fields[b"h"])
-        if (thread_id, checkpoint_ns, head_id) != (
-            namespace.thread_id,
-            namespace.checkpoint_ns,
-            checkpoint_id,
-        ):
-            raise DamagedEntry(f"an entry of {namespace} holds another checkpoint")
-        writes = (_unpack_write(fields[f]) for f in fields if f.startswith(b"w:"))
-        return Latest(
-            Record(
-                namespace=namespace,
-                checkpoint_id=checkpoint_id,
-                parent_id=parent_id,
-                checkpoint_json=checkpoint_json,
-                metadata_json=metadata_json,
-                values=tuple(Value(*_unpack(fields[f])) for f in fields if f.startswith(b"c:")),
-                writes=tuple(w for w in writes if w.checkpoint_id == checkpoint_id),
-            )
-        )
+        return Latest(_record(namespace, checkpoint_id, fields, _place(namespace, seal)))
     except (KeyError, ValueError, TypeError) as exc:
         raise DamagedEntry(f"the entry of {namespace} cannot be read: {type(exc).__name__}") from exc
+
+
+def _record(namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes], place: Place) -> Record:
+    thread_id, checkpoint_ns, *rest = _unpack(place, fields[HEAD], HEAD)
+    head_id, parent_id, checkpoint_json, metadata_json, channels = rest
+    if (thread_id, checkpoint_ns, head_id) != (namespace.thread_id, namespace.checkpoint_ns, checkpoint_id):
+        raise DamagedEntry(f"an entry of {namespace} holds another checkpoint")
+    checkpoint = json.loads(checkpoint_json.decode())
+    versions = checkpoint["channel_versions"]
+    values, writes = {}, []
+    for field, packed in fields.items():
+        if field.startswith(b"c:"):
+            channel = field[2:].decode()
+            part = _value_part(field, versions[channel])
+            values[channel] = Value(channel, *_unpack(place, packed, part))
+        elif field.startswith(b"w:"):
+            write = _unpack_write(place, field, packed)
+            if write.checkpoint_id == checkpoint_id:
+                writes.append(write)
+    # A put whose caller never stored that version names one that Postgres does not have: that is dropped too.
+    if not values.keys() >= set(channels):
+        raise DamagedEntry(f"an entry of {namespace} lacks the value of a channel")
+    record = Record(
+        namespace=namespace,
+        checkpoint_id=checkpoint_id,
+        parent_id=parent_id,
+        checkpoint_json=checkpoint_json,
+        metadata_json=metadata_json,
+        values=tuple(values.values()),
+        writes=tuple(writes),
+    )
+    record.__dict__["checkpoint"] = checkpoint  # parsed once
+    return record
 
 
 def _only_postgres_can_read(row: Value | Write) -> bool:
@@ -171,37 +203,52 @@ def write_field(write: Write) -> str:
     return f"w:{write.checkpoint_id}\0{write.task_id}\0{write.idx}"
 
 
-def _pack_head(namespace: Namespace, *rest: Any) -> bytes:
-    return _pack((namespace.thread_id, namespace.checkpoint_ns, *rest))
+def _place(namespace: Namespace, seal: Seal) -> Place:
+    return seal.of(namespace.checkpoint_ns, within=namespace.thread_id)
+
+
+def _pack_head(place: Place, namespace: Namespace, *rest: Any) -> bytes:
+    return _pack(place, (namespace.thread_id, namespace.checkpoint_ns, *rest), HEAD)
+
+
+def _version_text(version: Any) -> str:
+    return version if isinstance(version, str) else json.dumps(version)
 
 
 def _pack_versions(versions: Mapping[str, Any]) -> bytes:
-    return cast(
-        "bytes", msgpack.packb({c: v if isinstance(v, str) else json.dumps(v) for c, v in versions.items()})
-    )
+    return cast("bytes", msgpack.packb({c: _version_text(v) for c, v in versions.items()}))
 
 
-def _pack_write(write: Write) -> bytes:
-    return write.task_path.encode() + b"\0" + _pack(write)
+def _pack_value(place: Place, value: Value, version: Any) -> bytes:
+    return _pack(place, value[1:], _value_part(f"c:{value.channel}".encode(), version))
 
 
-def _unpack_write(packed: bytes) -> Write:
+def _value_part(field: bytes, version: Any) -> bytes:
+    return field + NOT_IN_TEXT + _version_text(version).encode()
+
+
+def _write(place: Place, write: Write) -> tuple[str, bytes]:
+    """Field and value of a write."""
+    field = write_field(write)
+    return field, write.task_path.encode() + b"\0" + _pack(place, write, field.encode())
+
+
+def _unpack_write(place: Place, field: bytes, packed: bytes) -> Write:
     path, _, envelope = packed.partition(b"\0")
-    write = Write(*_unpack(envelope))
+    write = Write(*_unpack(place, envelope, field))
     if write.task_path.encode() != path:
         raise DamagedEntry("a write's task path is damaged")
     return write
 
 
-def _pack(fields: Iterable[Any]) -> bytes:
-    body = cast("bytes", msgpack.packb((FORMAT, *fields)))
-    return zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "big") + body
+def _pack(place: Place, fields: Iterable[Any], part: bytes) -> bytes:
+    return place.seal(cast("bytes", msgpack.packb((FORMAT, *fields))), part)
 
 
-def _unpack(envelope: bytes) -> list[Any]:
-    body = memoryview(envelope)[CHECKSUM_BYTES:]
-    if zlib.crc32(body) != int.from_bytes(envelope[:CHECKSUM_BYTES], "big"):
-        raise DamagedEntry("an envelope's checksum is wrong")
+def _unpack(place: Place, envelope: bytes, part: bytes) -> list[Any]:
+    body = place.open(envelope, part)
+    if body is None:
+        raise DamagedEntry("an envelope's seal is not right: damaged, made elsewhere, or of another kind or key")
     version, *fields = cast("list[Any]", msgpack.unpackb(body))
     if version != FORMAT:
         raise DamagedEntry(f"an envelope has format {version!r}, not {FORMAT}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
@@ -14,6 +14,7 @@ from redis.asyncio import Redis, RedisCluster
 from langgraph_checkpoint_cached import lifetimes
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.lifetimes import Lifetime, seconds_of
+from langgraph_checkpoint_cached.seal import seal_with
 from langgraph_checkpoint_cached.stores.key_value import TIMEOUT_SECONDS, KeyValueStore
 from langgraph_checkpoint_cached.utilities.cache_aside import CacheAside, Serializer
 from langgraph_checkpoint_cached.utilities.stampede_lock import StampedeLock
@@ -46,6 +47,8 @@ class IntentCache(Generic[T]):
         lease_seconds: how long the others leave a message to the process that classifies it. Longer than
             a classification takes as a rule: a slower one may be run a second time and not be kept.
         timeout_seconds: the longest that one call to Redis may take.
+        signing_keys: as for `CachedPostgresSaver`: whoever can write to Redis, but has none of the keys, cannot
+            make an answer, nor pass one message's off as another's. What is not signed is a miss.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument that cannot work, by name.
@@ -61,6 +64,7 @@ class IntentCache(Generic[T]):
         serializer: Serializer[T] | None = None,
         lease_seconds: float | timedelta = 10.0,
         timeout_seconds: float | timedelta = TIMEOUT_SECONDS,
+        signing_keys: Sequence[bytes | str] | None = None,
     ) -> None:
         if not isinstance(redis, (Redis, RedisCluster)):
             raise ArgumentTypeError(f"redis must be a redis.asyncio client, not {type(redis).__name__}")
@@ -68,6 +72,7 @@ class IntentCache(Generic[T]):
             redis,
             f"{_part_of_key(prefix, 'prefix')}:{_part_of_key(namespace, 'namespace')}",
             timeout_seconds=seconds_of(timeout_seconds, "timeout_seconds"),
+            seal=None if signing_keys is None else seal_with(signing_keys),
         )
         self._cache: CacheAside[T] = CacheAside(
             store,

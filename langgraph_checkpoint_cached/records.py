@@ -88,6 +88,8 @@ class Put:
     format: int
     valueless: tuple[tuple[str, Any], ...] = ()
     """New channels and versions without a value here, for which Postgres might have one."""
+    kept: tuple[str, ...] = ()
+    """Channels of an older version whose value was stored with that."""
 
     @property
     def rows(self) -> int:

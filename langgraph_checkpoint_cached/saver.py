@@ -26,6 +26,7 @@ from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError,
 from langgraph_checkpoint_cached.keys import check_prefix
 from langgraph_checkpoint_cached.lifetimes import Lifetime, seconds_of
 from langgraph_checkpoint_cached.records import Record
+from langgraph_checkpoint_cached.seal import check_keys, seal_with
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores import opening, setup
 from langgraph_checkpoint_cached.stores.clients import AnyRedis, check_client
@@ -65,6 +66,9 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         mode: `"write_through"`.
         redis_timeout: How long one call to Redis may take, in seconds or as a `timedelta`, before the saver
             goes on with Postgres.
+        signing_keys: Secrets of 16 to 64 bytes, or text. Every part of an entry is signed with the first, and
+            read if it is signed with any of them for its place; everything else is a miss. Without them, parts
+            carry checksums.
 
     Raises:
         ArgumentTypeError, ArgumentError: an argument cannot work; the message names it.
@@ -81,6 +85,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         serde: SerializerProtocol | None = None,
         mode: Mode = "write_through",
         redis_timeout: float | timedelta = REDIS_TIMEOUT_SECONDS,
+        signing_keys: Sequence[bytes | str] | None = None,
     ) -> None:
         self._redis = check_client(redis)
         self._stock = check_stock(postgres)
@@ -88,12 +93,13 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         life = Lifetime(seconds_of(ttl, "ttl"), sliding=bool(refresh_on_read))
         check_prefix(prefix)
         check_mode(mode)
+        seal = seal_with(signing_keys)
         self._loop = postgres.loop
         self._stats = Stats()
         self._guard = Guard(
             self._redis, prefix, seconds_of(redis_timeout, "redis_timeout"), self._stats, self._loop
         )
-        entries = RedisEntries(self._guard, prefix, life)
+        entries = RedisEntries(self._guard, prefix, life, seal)
         self._postgres = PostgresStore(postgres, prefix)
         self._recovery = Recovery(entries, self._guard, self._postgres.suspects, self._stats, self._loop)
         self._reader = Reader(entries, self._postgres, self._recovery, self._stats)
@@ -114,6 +120,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         serde: SerializerProtocol | None = None,
         mode: Mode = "write_through",
         redis_timeout: float | timedelta = REDIS_TIMEOUT_SECONDS,
+        signing_keys: Sequence[bytes | str] | None = None,
         pool_min_size: int = 1,
         pool_max_size: int = 10,
         pool_timeout: float | timedelta = 30.0,
@@ -129,7 +136,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         Args:
             postgres_uri: A libpq connection string or URI.
             redis_url: `redis://`, `rediss://` or `unix://`.
-            ttl, refresh_on_read, prefix, serde, mode, redis_timeout: As for the class.
+            ttl, refresh_on_read, prefix, serde, mode, redis_timeout, signing_keys: As for the class.
             pool_min_size: Connections to Postgres that are kept open.
             pool_max_size: The most that are open at once.
             pool_timeout: How long an operation waits for a connection.
@@ -145,6 +152,8 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         life = Lifetime(seconds_of(ttl, "ttl"), sliding=bool(refresh_on_read))
         check_prefix(prefix)
         check_mode(mode)
+        if signing_keys is not None:
+            check_keys(signing_keys)
         timeout = seconds_of(redis_timeout, "redis_timeout")
         pool = opening.postgres_pool(
             postgres_uri,
@@ -164,6 +173,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
                 prefix=prefix,
                 mode=mode,
                 redis_timeout=timeout,
+                signing_keys=signing_keys,
             )
             try:
                 yield saver

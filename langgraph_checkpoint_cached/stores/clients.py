@@ -13,6 +13,12 @@ from langgraph_checkpoint_cached.errors import ArgumentTypeError
 AnyRedis: TypeAlias = "Redis | RedisCluster"
 
 
+def reason(error: BaseException) -> str:
+    """What an error of a client says. A server that does not know a command repeats its arguments: of AUTH too."""
+    text, repeats, _ = str(error).partition(", with args beginning with")
+    return f"{text} (its arguments are left out here)" if repeats else text
+
+
 def check_client(client: object) -> AnyRedis:
     """`client`, if it is one of `redis.asyncio`: a `Redis` (a Sentinel's master too) or a `RedisCluster`.
 

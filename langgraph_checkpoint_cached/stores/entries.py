@@ -11,10 +11,17 @@ from dataclasses import dataclass
 from glob import escape as glob_escape
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from langgraph_checkpoint_cached.envelope import Fields, advance_arguments, entry_fields, writes_arguments
+from langgraph_checkpoint_cached.envelope import (
+    Fields,
+    advance_arguments,
+    decode_entry,
+    entry_fields,
+    writes_arguments,
+)
 from langgraph_checkpoint_cached.keys import Namespace, names_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.lifetimes import Lifetime
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites
+from langgraph_checkpoint_cached.seal import CHECKSUMS, Seal
 from langgraph_checkpoint_cached.stores.guard import Guard, RedisFull, RedisUnavailable
 from langgraph_checkpoint_cached.stores.scripts import Script, lua
 from langgraph_checkpoint_cached.utilities.tokens import new_token
@@ -68,15 +75,6 @@ class Advance(NamedTuple):
 DROP = Advance(COMMIT_DROP, [])
 
 
-def advance_by(operation: Put | PutWrites) -> Advance:
-    """What a write does to the entry."""
-    if isinstance(operation, Put):
-        script, arguments = COMMIT_PUT, advance_arguments(operation)
-    else:
-        script, arguments = COMMIT_WRITES, writes_arguments(operation)
-    return DROP if arguments is None else Advance(script, arguments)
-
-
 class RedisEntries:
     """The entries of one saver's process. Every method raises `RedisUnavailable` when it could not be done.
 
@@ -84,10 +82,11 @@ class RedisEntries:
         guard: Runs the scripts.
         prefix: What every key starts with.
         life: How long an entry lives, and whether reads extend that.
+        seal: Of every part of an entry.
     """
 
-    def __init__(self, guard: Guard, prefix: str, life: Lifetime) -> None:
-        self._guard, self._prefix, self._life = guard, prefix, life
+    def __init__(self, guard: Guard, prefix: str, life: Lifetime, seal: Seal = CHECKSUMS) -> None:
+        self._guard, self._prefix, self._life, self._seal = guard, prefix, life, seal
         self._owner = new_token()
 
     async def read(self, namespace: Namespace, ticket: str, checkpoint_id: str = "") -> ReadAnswer:
@@ -110,6 +109,10 @@ class RedisEntries:
             return Load(answer[1].decode())
         return kind.decode()  # type: ignore[no-any-return]
 
+    def decode(self, namespace: Namespace, hit: Hit) -> Latest | None:
+        """The entry that was hit, or None for an opaque one. Raises `DamagedEntry`."""
+        return decode_entry(namespace, hit.fields, self._seal)
+
     async def fill(self, namespace: Namespace, ticket: str, load: Load, latest: Latest) -> bool:
         """FILL: returns whether what was loaded became the entry."""
         life_ms = self._life.milliseconds
@@ -122,7 +125,7 @@ class RedisEntries:
                 ticket,
                 load.generation,
                 "1" if latest.thread_is_empty else "0",
-                *entry_fields(latest),
+                *entry_fields(namespace, latest, self._seal),
                 life_ms=life_ms,
             )
         except RedisFull:
@@ -139,6 +142,14 @@ class RedisEntries:
     def begin(self, namespace: Namespace, token: str) -> asyncio.Future[Any]:
         """BEGIN: fences the namespace. Queued when this returns."""
         return self._submit(BEGIN, namespace, token, self._owner, FENCE_MS)
+
+    def advance_by(self, operation: Put | PutWrites) -> Advance:
+        """What a write does to the entry."""
+        if isinstance(operation, Put):
+            script, arguments = COMMIT_PUT, advance_arguments(operation, self._seal)
+        else:
+            script, arguments = COMMIT_WRITES, writes_arguments(operation, self._seal)
+        return DROP if arguments is None else Advance(script, arguments)
 
     def commit(self, namespace: Namespace, token: str, advance: Advance) -> asyncio.Future[int]:
         """COMMIT: releases the fence; 1 if the entry was advanced, not dropped. Queued when this returns."""
@@ -202,5 +213,4 @@ __all__ = [
     "ReadAnswer",
     "RedisEntries",
     "RedisUnavailable",
-    "advance_by",
 ]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from langgraph_checkpoint_cached.stats import Stats
-from langgraph_checkpoint_cached.stores.clients import AnyRedis
+from langgraph_checkpoint_cached.stores.clients import AnyRedis, reason
 from langgraph_checkpoint_cached.stores.scripts import Script
 from langgraph_checkpoint_cached.stores.steps import Step, Steps
 from langgraph_checkpoint_cached.utilities.breaker import Breaker
@@ -160,7 +160,7 @@ class Guard:
             raise RedisUnavailable(f"no answer in {self._timeout_seconds} seconds") from exc
         except (RedisError, OSError) as exc:
             self._stats.redis_errors += 1
-            raise RedisUnavailable(f"{type(exc).__name__}: {exc}") from exc
+            raise RedisUnavailable(f"{type(exc).__name__}: {reason(exc)}") from exc
 
     def _translated(self, said: ResponseError) -> RedisUnavailable:
         """What a caller is to make of an error that Redis answered."""
@@ -171,8 +171,8 @@ class Guard:
             if not self._full:
                 self._full = True
                 logger.warning("Redis is full: nothing new is cached until it has memory again")
-            return RedisFull(f"it answered: {said}")
-        error = RedisUnavailable(f"it answered: {said}")
+            return RedisFull(f"it answered: {reason(said)}")
+        error = RedisUnavailable(f"it answered: {reason(said)}")
         self._fail(error)
         return error
 

@@ -11,7 +11,8 @@ from redis.client import NEVER_DECODE
 from redis.exceptions import RedisClusterException, RedisError
 
 from langgraph_checkpoint_cached.errors import ArgumentError
-from langgraph_checkpoint_cached.stores.clients import AnyRedis
+from langgraph_checkpoint_cached.seal import Seal
+from langgraph_checkpoint_cached.stores.clients import AnyRedis, reason
 from langgraph_checkpoint_cached.stores.scripts import Script, lua
 from langgraph_checkpoint_cached.utilities.cache_aside import MISS, Miss
 from langgraph_checkpoint_cached.utilities.stampede_lock import StoreUnavailable
@@ -19,6 +20,7 @@ from langgraph_checkpoint_cached.utilities.stampede_lock import StoreUnavailable
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 0.5
+VALUE = b"value"
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +41,19 @@ class KeyValueStore:
         client: asyncio client for a server, a Sentinel master or a Cluster.
         prefix: of every key, without `{` and `}`.
         timeout_seconds: the longest that one method waits for Redis, retries of the client included.
+        seal: of payloads, for their key. One that is not right makes a miss. None stores them as they are.
     """
 
-    def __init__(self, client: AnyRedis, prefix: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self,
+        client: AnyRedis,
+        prefix: str,
+        *,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        seal: Seal | None = None,
+    ) -> None:
+        self._seal = seal
+        self._refusal_reported = False
         self._client = client
         self._prefix = prefix
         self._timeout_seconds = timeout_seconds
@@ -62,11 +74,22 @@ class KeyValueStore:
         name = self._value_key(key)
         call = self._execute("GET", name) if extend_ms is None else self._execute("GETEX", name, "PX", extend_ms)
         payload: bytes | None = await self._bounded("read", call)
-        return MISS if payload is None else payload
+        if payload is None or self._seal is None:
+            return MISS if payload is None else payload
+        body = self._seal.of(name).open(payload, VALUE)
+        if body is not None:
+            return bytes(body)
+        if not self._refusal_reported:
+            self._refusal_reported = True
+            logger.warning("Values under %r are not signed with our keys: loaded anew.", self._prefix)
+        return MISS
 
     async def fill(self, key: str, token: str, payload: bytes, ttl_ms: int) -> bool:
         """Stores the payload if `token` holds the lock; says whether it did. See `CacheStore`."""
-        call = self._run(FILL, [self._value_key(key), self._lock_key(key)], token, payload, ttl_ms)
+        name = self._value_key(key)
+        if self._seal is not None:
+            payload = self._seal.of(name).seal(payload, VALUE)
+        call = self._run(FILL, [name, self._lock_key(key)], token, payload, ttl_ms)
         return bool(await self._bounded("fill", call))
 
     async def discard(self, key: str) -> None:
@@ -93,11 +116,11 @@ class KeyValueStore:
         try:
             answer = await asyncio.wait_for(call, self._timeout_seconds)
         except (RedisError, RedisClusterException, asyncio.TimeoutError, OSError) as exc:
-            reason = f"{type(exc).__name__}: {exc}"
+            why = f"{type(exc).__name__}: {reason(exc)}"
             if self._failing is None:
                 self._failing = method
-                logger.warning("Redis is unavailable, going on without it: %s", reason)
-            raise StoreUnavailable(f"Redis did not {method} under {self._prefix!r}: {reason}") from exc
+                logger.warning("Redis is unavailable, going on without it: %s", why)
+            raise StoreUnavailable(f"Redis did not {method} under {self._prefix!r}: {why}") from exc
         if self._failing == method:  # others may do well all the time: a full Redis still reads
             self._failing = None
             logger.warning("Redis is available again")

@@ -42,13 +42,11 @@ def postgres_pool(
     """
     if not isinstance(uri, str):
         raise ArgumentTypeError(f"postgres_uri must be a str, not {type(uri).__name__}")
-    try:
-        conninfo_to_dict(uri)
-    except psycopg.ProgrammingError:
+    if not _is_conninfo(uri):
         raise ArgumentError(
             "postgres_uri does not parse: use postgresql://user:password@host:5432/database, with special "
             "characters of the password percent-encoded"
-        ) from None  # its text repeats the string, password and all
+        )
     _check_count("pool_min_size", min_size, least=0)
     _check_count("pool_max_size", max_size, least=max(1, min_size))
     care = _Care()
@@ -72,24 +70,51 @@ def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> R
     the client's own costs a third of a call.
 
     Raises:
-        ArgumentTypeError, ArgumentError: `redis_url` or `redis_max_connections` cannot work.
+        ArgumentTypeError, ArgumentError: `redis_url` or `redis_max_connections` cannot work. No secret is in the
+            message.
     """
     if not isinstance(url, str):
         raise ArgumentTypeError(f"redis_url must be a str, not {type(url).__name__}")
     _check_count("redis_max_connections", max_connections, least=1)
-    try:
-        pool = ConnectionPool.from_url(
-            url,
-            max_connections=max_connections,
-            socket_timeout=None,
-            socket_connect_timeout=timeout_seconds,
-            retry=Retry(NoBackoff(), 1),  # once: a connection may have died while it was idle
-        )
-    except ValueError as exc:
+    pool = _redis_pool(
+        url,
+        max_connections=max_connections,
+        socket_timeout=None,
+        socket_connect_timeout=timeout_seconds,
+        retry=Retry(NoBackoff(), 1),  # once: a connection may have died while it was idle
+    )
+    if pool is None:
         raise ArgumentError(
-            "redis_url does not parse: use redis://user:password@host:6379/0, rediss:// for TLS, or unix://path"
-        ) from exc
+            "redis_url does not parse: use redis://user:password@host:6379/0, rediss:// for TLS, or unix://path, "
+            "with special characters of the password percent-encoded and only options that redis.asyncio knows"
+        )
     return Redis.from_pool(pool)
+
+
+def _is_conninfo(uri: str) -> bool:
+    """Whether libpq can use it. Its own message repeats the string, password and all, and so does the error of a
+    connection to a host, or a path, that is the second half of a password with an `@` or `/` in it.
+    """
+    try:
+        conninfo_to_dict(uri)
+    except psycopg.ProgrammingError:
+        return False
+    scheme, is_uri, rest = uri.partition("://")
+    if not is_uri or scheme not in ("postgresql", "postgres"):
+        return True
+    authority, _, path = rest.partition("/")
+    host = authority.partition("@")[2]
+    return "@" not in host.partition("?")[0] and "@" not in path.partition("?")[0]
+
+
+def _redis_pool(url: str, **options: Any) -> ConnectionPool | None:
+    """The pool, or None if the URL or an option in it is bad. The client's own error may repeat parts of them."""
+    try:
+        pool = ConnectionPool.from_url(url, **options)
+        pool.connection_class(**pool.connection_kwargs)  # else an option that it does not know fails every call
+    except (ValueError, TypeError):
+        return None
+    return pool
 
 
 @asynccontextmanager

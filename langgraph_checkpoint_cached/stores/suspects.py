@@ -56,6 +56,7 @@ class SuspectTable:
     def __init__(self, stock: AsyncPostgresSaver, prefix: str) -> None:
         self._stock, self._prefix = stock, prefix
         self.usable = True
+        self._may_write = True
 
     async def insert(self, cur: AsyncCursor[Any], thread_ids: Collection[str]) -> None:
         """Makes threads suspects, in the transaction that `cur` is in.
@@ -82,22 +83,31 @@ class SuspectTable:
                 await cur.execute(SELECT, (self._prefix, thread_id, thread_id, SUSPECTS_AT_ONCE_MAX))
                 rows: list[DictRow] = await cur.fetchall()
         except psycopg.Error as exc:
-            if not self.is_why(exc):
+            if not self.is_why(exc, reading=True):
                 raise
             return []
-        self.usable = True
+        self.usable = self._may_write
         return [Suspect(row["thread_id"], row["mark"]) for row in rows]
 
     async def remove(self, seen: Sequence[Suspect]) -> None:
         """Takes those off the table that nobody has made suspects again since they were seen."""
         threads, marks = [s.thread_id for s in seen], [s.mark for s in seen]
-        async with self._stock._cursor(pipeline=True) as cur:
-            await cur.execute(DELETE, (threads, marks, self._prefix))
+        try:
+            async with self._stock._cursor(pipeline=True) as cur:
+                await cur.execute(DELETE, (threads, marks, self._prefix))
+        except psycopg.Error as exc:
+            if not self.is_why(exc):
+                raise
 
-    def is_why(self, error: Exception) -> bool:
-        """Whether a statement failed for want of this table, or of the right to it. Then it is not used again."""
+    def is_why(self, error: Exception, *, reading: bool = False) -> bool:
+        """Whether a statement failed for want of this table, or of the right to it.
+
+        Then it is not used until it can be read again; for want of a right to write, never again.
+        """
         if not isinstance(error, (UndefinedTable, InsufficientPrivilege)) or TABLE not in str(error):
             return False
+        if isinstance(error, InsufficientPrivilege) and not reading:
+            self._may_write = False
         if self.usable:
             self.usable = False
             logger.error(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
 
-from langgraph_checkpoint_cached.envelope import DamagedEntry, decode_entry
+from langgraph_checkpoint_cached.envelope import DamagedEntry
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Latest, Record
 from langgraph_checkpoint_cached.stats import Stats
@@ -31,6 +32,7 @@ WAIT_SECONDS_MAX = 2.0
 """How long a reader waits for another one's load before it reads Postgres itself."""
 POLL_SECONDS_MIN = 0.002
 POLL_SECONDS_MAX = 0.05
+COMPLAINT_EVERY_SECONDS = 60.0
 
 
 class Reader:
@@ -58,6 +60,7 @@ class Reader:
         self._entries, self._postgres, self._recovery = entries, postgres, recovery
         self._stats, self._clock = stats, clock
         self._tasks = Tasks()
+        self._complain_at = -math.inf
 
     async def latest(self, namespace: Namespace) -> Record | None:
         """The namespace's latest checkpoint, or None if it has none."""
@@ -116,14 +119,20 @@ class Reader:
     async def _entry(self, namespace: Namespace, hit: Hit) -> Latest | None:
         """The entry that was hit, or None when it has to be asked of Postgres."""
         try:
-            entry = decode_entry(namespace, hit.fields)
+            entry = self._entries.decode(namespace, hit)
         except DamagedEntry as exc:
             self._stats.damaged += 1
-            logger.warning("dropped what Redis held: %s", exc)
+            self._complain(exc)
             await self._entries.discard(namespace)
             return None
         self._stats.hits += entry is not None
         return entry
+
+    def _complain(self, damage: DamagedEntry) -> None:
+        """Logs it, but not over and over: others may write what this process does not take, for hours."""
+        if self._clock() >= self._complain_at:
+            self._complain_at = self._clock() + COMPLAINT_EVERY_SECONDS
+            logger.warning("dropped what Redis held (more of the kind is only counted for a while): %s", damage)
 
     async def _load(self, namespace: Namespace, ticket: str, load: Load) -> Record | None:
         self._stats.loads += 1

@@ -22,7 +22,6 @@ from langgraph_checkpoint_cached.stores.entries import (
     Advance,
     RedisEntries,
     RedisUnavailable,
-    advance_by,
 )
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore, is_of_one, may_still_commit, retrying
 from langgraph_checkpoint_cached.tiers.recovery import Recovery
@@ -164,7 +163,7 @@ class Writer:
 
     async def _fenced(self, write: _Write) -> None:
         """Waits for the write's fence. Without one its thread is a suspect, and COMMIT drops the entry."""
-        write.advance = write.advance or advance_by(write.operation)
+        write.advance = write.advance or self._entries.advance_by(write.operation)
         write.fenced = False
         with contextlib.suppress(RedisUnavailable):
             await write.begin

@@ -14,6 +14,7 @@ import redis
 from langgraph_checkpoint_cached import envelope
 from langgraph_checkpoint_cached.keys import Namespace, names_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
+from langgraph_checkpoint_cached.seal import CHECKSUMS
 from langgraph_checkpoint_cached.stores import entries
 from langgraph_checkpoint_cached.stores.scripts import Script, lua
 
@@ -76,12 +77,12 @@ class BothRedis(model.Redis):
 
     def fill_root(self, ticket: int, generation: tuple[int, int], fresh: int) -> None:
         super().fill_root(ticket, generation, fresh)
-        nothing = envelope.entry_fields(Latest(None))
+        nothing = envelope.entry_fields(NAMESPACE, Latest(None))
         self.run(entries.FILL, fresh, ticket, generation_text(generation), "1", *nothing, root=True)
 
     def fill(self, ticket: int, generation: tuple[int, int], state: model.State, fresh: int) -> bool:
         expected = super().fill(ticket, generation, state, fresh)
-        fields = envelope.entry_fields(latest_of(state))
+        fields = envelope.entry_fields(NAMESPACE, latest_of(state))
         assert self.run(entries.FILL, fresh, ticket, generation_text(generation), "0", *fields) == expected
         return expected
 
@@ -219,7 +220,7 @@ def state_of(fields: dict[bytes, bytes]) -> model.State:
     writes: model.Writes = {}
     for field, value in fields.items():
         if field.startswith(b"w:"):
-            write = envelope._unpack_write(value)
+            write = envelope._unpack_write(envelope._place(NAMESPACE, CHECKSUMS), field, value)
             writes.setdefault(number_of(write.checkpoint_id), {})[-write.idx] = int(write.blob)
     if entry.record is None:
         return model.State(model.NOTHING, (0, 0), writes)

@@ -417,14 +417,14 @@ async def test_two_versions_of_this_package_can_run_side_by_side(
     tiers: Tiers, thread: Thread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """langgraph-redis#81: a change of the stored format broke running systems."""
-    other = tiers.another_saver()
+    other, current = tiers.another_saver(), envelope.FORMAT
     for turn in range(3):
-        for version, saver in ((1, tiers.saver), (2, other)):
+        for version, saver in ((current, tiers.saver), (current + 1, other)):
             monkeypatch.setattr(envelope, "FORMAT", version)
             thread.saver = saver
             await thread.put(messages=[f"{turn} by {version}"])
             await saver.aput_writes(thread.at(), [("messages", [version])], "task")
-            monkeypatch.setattr(envelope, "FORMAT", 3 - version)
+            monkeypatch.setattr(envelope, "FORMAT", 2 * current + 1 - version)
             reader = other if saver is tiers.saver else tiers.saver
             assert await reader.aget_tuple(thread.config) == await tiers.stock.aget_tuple(thread.config)
             assert await reader.aget_tuple(thread.config) == await tiers.stock.aget_tuple(thread.config)

@@ -19,14 +19,23 @@ from langgraph_checkpoint_cached.envelope import (
 )
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
+from langgraph_checkpoint_cached.seal import CHECKSUMS, Seal, seal_with
 from langgraph_checkpoint_cached.versions import UNIQUE_VERSION
 
 NAMESPACE = Namespace("thread", "ns")
 VERSION = f"{1:032}.0.1234567890123456"
 
 
+SEALS = (CHECKSUMS, seal_with([b"a key of 16 bytes and more"]))
+
+
 def record(**changes: Any) -> Record:
-    checkpoint = {"v": 4, "id": "c1", "channel_versions": {"messages": VERSION}, "channel_values": {"n": 1}}
+    checkpoint = {
+        "v": 4,
+        "id": "c1",
+        "channel_versions": {"messages": VERSION, "gone": 7},
+        "channel_values": {"n": 1},
+    }
     fields: dict[str, Any] = {
         "namespace": NAMESPACE,
         "checkpoint_id": "c1",
@@ -62,14 +71,14 @@ def stored(fields: envelope.Fields) -> dict[bytes, bytes]:
 
 def test_an_entry_comes_back_as_it_was() -> None:
     early = Write("c9", "task", 0, "channel", "msgpack", b"\xc0", "")
-    entry = decode_entry(NAMESPACE, stored(entry_fields(Latest(record(), (early,)))))
+    entry = decode_entry(NAMESPACE, stored(entry_fields(NAMESPACE, Latest(record(), (early,)))))
     assert entry is not None
     assert entry.record == record()  # without the early write: that is another checkpoint's
 
 
 def test_a_namespace_without_checkpoints_is_an_entry_too() -> None:
     early = Write("c9", "task", 0, "channel", "msgpack", b"\xc0", "")
-    fields = stored(entry_fields(Latest(None, (early,))))
+    fields = stored(entry_fields(NAMESPACE, Latest(None, (early,))))
     assert decode_entry(NAMESPACE, fields) == Latest(None)
     assert write_field(early).encode() in fields
 
@@ -83,32 +92,152 @@ def test_a_checkpoint_that_no_entry_can_hold_makes_an_opaque_one(
         latest = Latest(record())
     else:
         latest = Latest(record(checkpoint_json=b'{"v":3,"channel_versions":{}}'))
-    fields = stored(entry_fields(latest))
+    fields = stored(entry_fields(NAMESPACE, latest))
     assert fields == {b"i": b"c1"}
     assert decode_entry(NAMESPACE, fields) is None
 
 
 def test_another_threads_entry_is_not_taken() -> None:
-    fields = stored(entry_fields(Latest(record())))
+    fields = stored(entry_fields(NAMESPACE, Latest(record())))
     for other in (Namespace("other", "ns"), Namespace("thread", "other")):
-        with pytest.raises(DamagedEntry, match="another checkpoint"):
+        with pytest.raises(DamagedEntry, match="seal"):
             decode_entry(other, fields)
 
 
-@given(st.data())
-def test_any_damaged_byte_is_noticed(data: st.DataObject) -> None:
-    fields = stored(entry_fields(Latest(record())))
+@given(st.data(), st.sampled_from(SEALS))
+def test_any_damaged_byte_is_noticed(data: st.DataObject, seal: Seal) -> None:
+    fields = stored(entry_fields(NAMESPACE, Latest(record()), seal))
     field = data.draw(st.sampled_from(sorted(f for f in fields if f not in (b"i", b"v"))))
     position = data.draw(st.integers(0, len(fields[field]) - 1))
     damaged = bytearray(fields[field])
     damaged[position] ^= data.draw(st.integers(1, 255))
     with pytest.raises(DamagedEntry):
-        decode_entry(NAMESPACE, {**fields, field: bytes(damaged)})
+        decode_entry(NAMESPACE, {**fields, field: bytes(damaged)}, seal)
+
+
+names = st.text(st.characters(exclude_characters="\0\\", codec="utf-8"), max_size=8)
+versions = st.one_of(st.integers(0, 2**70), st.floats(0, 1e300), st.text(st.characters(codec="utf-8"), max_size=8))
+blobs = st.one_of(st.none(), st.binary(max_size=20))
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> tuple[Namespace, Record]:
+    """A namespace and what it holds, of a few names, so that some are the same in two entries."""
+    namespace = Namespace(draw(st.sampled_from(["t", "u", ""])), draw(st.sampled_from(["", "n", "t"])))
+    channels = draw(st.dictionaries(st.one_of(st.sampled_from("ab"), names), versions, max_size=4))
+    checkpoint_id = draw(st.sampled_from(["c1", "c2"]))
+    with_values = draw(st.lists(st.sampled_from(sorted(channels)), unique=True)) if channels else []
+    keys = draw(st.lists(st.tuples(names, st.integers(-4, 4)), unique=True, max_size=3))
+    checkpoint = {"v": 4, "id": checkpoint_id, "channel_versions": channels, "channel_values": {}}
+    return namespace, Record(
+        namespace=namespace,
+        checkpoint_id=checkpoint_id,
+        parent_id=draw(st.none() | st.just("c0")),
+        checkpoint_json=json.dumps(checkpoint).encode(),
+        metadata_json=b"{}",
+        values=tuple(Value(c, "empty" if (b := draw(blobs)) is None else "msgpack", b) for c in with_values),
+        writes=tuple(Write(checkpoint_id, t, i, draw(names), "msgpack", b"\xc0", draw(names)) for t, i in keys),
+    )
+
+
+@given(entries(), st.sampled_from(SEALS))
+def test_every_entry_comes_back_as_it_was(entry: tuple[Namespace, Record], seal: Seal) -> None:
+    namespace, held = entry
+    found = decode_entry(namespace, stored(entry_fields(namespace, Latest(held), seal)), seal)
+    assert found == Latest(held)
+    assert found is not None
+    assert found.record is not None
+    assert found.record.checkpoint == json.loads(held.checkpoint_json)
+
+
+@given(entries(), entries(), st.sampled_from(SEALS), st.data())
+def test_no_part_is_taken_from_another_place_or_time(
+    entry: tuple[Namespace, Record], another: tuple[Namespace, Record], seal: Seal, data: st.DataObject
+) -> None:
+    """Whatever is put in place of a part of an entry, either it does not open or it is just what was there."""
+    namespace, held = entry
+    fields = stored(entry_fields(namespace, Latest(held), seal))
+    others = stored(entry_fields(another[0], Latest(another[1]), seal))
+    sealed = sorted(f for f in fields if f not in (b"i", b"v"))
+    source = data.draw(st.sampled_from(sorted({**others, **fields})))
+    target = data.draw(st.sampled_from(sealed))
+    swapped = {**fields, target: data.draw(st.sampled_from([others, fields])).get(source, b"")}
+    try:
+        found = decode_entry(namespace, swapped, seal)
+    except DamagedEntry:
+        return
+    assert found is not None
+    assert found.record is not None
+    assert target == source
+    same_place = another[0] == namespace
+    if swapped[target] != fields[target]:
+        # What is left: a value of the same channel and version, a write or a head of the same checkpoint.
+        assert same_place
+        assert target != b"h" or another[1].checkpoint_id == held.checkpoint_id
+        if target.startswith(b"c:"):
+            channel = target[2:].decode()
+            ours, theirs = (r.checkpoint["channel_versions"][channel] for r in (held, another[1]))
+            assert envelope._version_text(ours) == envelope._version_text(theirs)
+
+
+@pytest.mark.parametrize("seal", SEALS)
+def test_parts_of_other_threads_namespaces_fields_and_versions_are_refused(seal: Seal) -> None:
+    """Each alone, so that nothing else can be what was noticed."""
+    fields = stored(entry_fields(NAMESPACE, Latest(record()), seal))
+    write = next(f for f in fields if f.startswith(b"w:"))
+    parts = (b"h", b"c:messages", b"c:gone", write)
+    for other in (Namespace("other", "ns"), Namespace("thread", "other"), Namespace("ns", "thread")):
+        theirs = stored(entry_fields(other, Latest(record(namespace=other)), seal))
+        for part in parts:
+            with pytest.raises(DamagedEntry):
+                decode_entry(NAMESPACE, {**fields, part: theirs[part]}, seal)
+    for part in parts:
+        for source in set(parts) - {part}:
+            with pytest.raises(DamagedEntry):
+                decode_entry(NAMESPACE, {**fields, part: fields[source]}, seal)
+    versions = {"messages": VERSION.replace("1", "2"), "gone": "7.0"}
+    older = record(checkpoint_json=json.dumps({"v": 4, "channel_versions": versions}).encode())
+    theirs = stored(entry_fields(NAMESPACE, Latest(older), seal))
+    for part in parts[1:3]:
+        with pytest.raises(DamagedEntry, match="seal"):
+            decode_entry(NAMESPACE, {**fields, part: theirs[part]}, seal)
+    with pytest.raises(DamagedEntry, match="seal"):
+        decode_entry(NAMESPACE, {**fields, write.replace(b"c1", b"c9"): fields[write]}, seal)
+    with pytest.raises(DamagedEntry, match="another checkpoint"):
+        decode_entry(NAMESPACE, {**fields, b"i": b"c0"}, seal)
+
+
+@pytest.mark.parametrize("channel", [b"c:messages", b"c:gone"])
+def test_a_value_that_was_left_out_is_noticed(channel: bytes) -> None:
+    fields = stored(entry_fields(NAMESPACE, Latest(record())))
+    del fields[channel]
+    with pytest.raises(DamagedEntry, match="lacks the value"):
+        decode_entry(NAMESPACE, fields)
+
+
+def test_a_value_from_an_earlier_put_that_was_left_out_is_noticed() -> None:
+    checkpoint = json.dumps({"v": 4, "channel_versions": {"messages": VERSION, "other": "1"}})
+    arguments = advance_arguments(put(checkpoint_json=checkpoint, kept=("other",)))
+    assert arguments is not None
+    head, [name, value] = arguments[2], arguments[5:]
+    fields = stored(["i", "c2", "h", head, f"c:{name!s}", value])
+    with pytest.raises(DamagedEntry, match="lacks the value"):
+        decode_entry(NAMESPACE, fields)
+    earlier = record(
+        checkpoint_json=b'{"v": 4, "channel_versions": {"other": "1"}}', values=(Value("other", "null", b""),)
+    )
+    kept = stored(entry_fields(NAMESPACE, Latest(earlier)))
+    assert decode_entry(NAMESPACE, {**fields, b"c:other": kept[b"c:other"]}) is not None
+
+
+def test_a_channel_whose_value_postgres_gives_another_name_makes_an_opaque_entry() -> None:
+    odd = record(checkpoint_json=json.dumps({"v": 4, "channel_versions": {"\\x41": VERSION}}).encode(), values=())
+    assert stored(entry_fields(NAMESPACE, Latest(odd))) == {b"i": b"c1"}
 
 
 @given(st.sampled_from([b"h", b"w:c1\0task\x000", b"c:messages"]), st.binary(max_size=40))
 def test_bytes_that_are_no_envelope_are_noticed(field: bytes, junk: bytes) -> None:
-    fields = stored(entry_fields(Latest(record())))
+    fields = stored(entry_fields(NAMESPACE, Latest(record())))
     assert field in fields
     with pytest.raises(DamagedEntry):
         decode_entry(NAMESPACE, {**fields, field: junk})
@@ -116,10 +245,10 @@ def test_bytes_that_are_no_envelope_are_noticed(field: bytes, junk: bytes) -> No
 
 def test_another_format_version_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     """https://github.com/redis-developer/langgraph-redis/issues/81"""
-    monkeypatch.setattr(envelope, "FORMAT", 2)
-    fields = stored(entry_fields(Latest(record())))
+    monkeypatch.setattr(envelope, "FORMAT", 3)
+    fields = stored(entry_fields(NAMESPACE, Latest(record())))
     monkeypatch.undo()
-    with pytest.raises(DamagedEntry, match="format 2, not 1"):
+    with pytest.raises(DamagedEntry, match="format 3, not 2"):
         decode_entry(NAMESPACE, fields)
 
 

@@ -1,0 +1,149 @@
+"""What stands before bytes in Redis and shows that they are whole and where they belong. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from hmac import compare_digest
+from typing import Protocol
+from zlib import crc32
+
+from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
+
+CHECKSUM_BYTES = 4
+SIGNATURE_BYTES = 16
+PLACES_KEPT_MAX = 1024
+KEY_BYTES_MIN = 16
+KEY_BYTES_MAX = blake2b.MAX_KEY_SIZE
+PERSON = b"lg-cached"
+"""Keeps these signatures apart from others that are made with the same key."""
+
+
+class Place(Protocol):
+    """Seals bytes for parts of one place, and opens what was sealed for the same part of it."""
+
+    def seal(self, body: bytes, part: bytes) -> bytes:
+        """`body` under a seal of this part."""
+
+    def open(self, sealed: bytes, part: bytes) -> memoryview | None:
+        """The body, or None if it was not sealed for this part, by this kind of seal, exactly so."""
+
+
+class Seal(Protocol):
+    """A kind of seal."""
+
+    def of(self, name: str, within: str = "") -> Place:
+        """The place of this name within another."""
+
+
+class Checksums:
+    """CRC-32 of place, part and body: notices damage and mistakes. Whoever means harm can make one."""
+
+    def of(self, name: str, within: str = "") -> Place:
+        return _checksum_place(name, within)
+
+
+class Signatures:
+    """Keyed BLAKE2b of place, part and body, by the first key; those by the other keys are good too.
+
+    The keys themselves are not kept, only states of the hash, which can be neither printed nor pickled.
+
+    Args:
+        keys: From `check_keys`.
+    """
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._starts = [blake2b(key=key, digest_size=SIGNATURE_BYTES, person=PERSON) for key in keys]
+
+    def of(self, name: str, within: str = "") -> Place:
+        starts, names = [start.copy() for start in self._starts], _names(name, within)
+        for start in starts:
+            start.update(names)
+        return _SignaturePlace(starts)
+
+
+CHECKSUMS = Checksums()
+
+
+def seal_with(signing_keys: Sequence[bytes | str] | None) -> Seal:
+    """Signatures by these keys; checksums for None. As `check_keys`."""
+    return CHECKSUMS if signing_keys is None else Signatures(check_keys(signing_keys))
+
+
+def check_keys(signing_keys: object) -> list[bytes]:
+    """The keys as bytes, text as UTF-8.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: one cannot be used, or there is none. Nothing of a key is in the message.
+    """
+    if isinstance(signing_keys, (str, bytes, bytearray)) or not isinstance(signing_keys, Sequence):
+        kind = type(signing_keys).__name__
+        raise ArgumentTypeError(f"signing_keys must be a list or tuple of keys, not a single {kind}")
+    if not signing_keys:
+        raise ArgumentError("signing_keys is empty: leave it out where entries are not to be signed")
+    keys = []
+    for number, key in enumerate(signing_keys):
+        if not isinstance(key, (bytes, str)):
+            raise ArgumentTypeError(f"signing_keys[{number}] must be bytes or str, not {type(key).__name__}")
+        keys.append(_bytes(key) if isinstance(key, str) else key)
+        if not KEY_BYTES_MIN <= len(keys[-1]) <= KEY_BYTES_MAX:
+            raise ArgumentError(
+                f"signing_keys[{number}] must be {KEY_BYTES_MIN} to {KEY_BYTES_MAX} bytes long, "
+                f"not {len(keys[-1])}: secrets.token_bytes(32) makes a good one"
+            )
+    return keys
+
+
+class _ChecksumPlace:
+    __slots__ = ("_start",)
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+
+    def seal(self, body: bytes, part: bytes) -> bytes:
+        return crc32(body, crc32(b"%d:%b" % (len(part), part), self._start)).to_bytes(CHECKSUM_BYTES, "big") + body
+
+    def open(self, sealed: bytes, part: bytes) -> memoryview | None:
+        body = memoryview(sealed)[CHECKSUM_BYTES:]
+        found = crc32(body, crc32(b"%d:%b" % (len(part), part), self._start))
+        return body if found == int.from_bytes(sealed[:CHECKSUM_BYTES], "big") else None
+
+
+@lru_cache(maxsize=PLACES_KEPT_MAX)
+def _checksum_place(name: str, within: str) -> _ChecksumPlace:
+    return _ChecksumPlace(crc32(_names(name, within)))
+
+
+class _SignaturePlace:
+    __slots__ = ("_starts",)
+
+    def __init__(self, starts: Sequence[blake2b]) -> None:
+        self._starts = starts
+
+    def seal(self, body: bytes, part: bytes) -> bytes:
+        return _signature(self._starts[0], body, part) + body
+
+    def open(self, sealed: bytes, part: bytes) -> memoryview | None:
+        signature, body = sealed[:SIGNATURE_BYTES], memoryview(sealed)[SIGNATURE_BYTES:]
+        for start in self._starts:
+            if compare_digest(_signature(start, body, part), signature):
+                return body
+        return None
+
+
+def _signature(start: blake2b, body: bytes | memoryview, part: bytes) -> bytes:
+    state = start.copy()
+    state.update(b"%d:%b" % (len(part), part))
+    state.update(body)
+    return state.digest()
+
+
+@lru_cache(maxsize=PLACES_KEPT_MAX)
+def _names(*names: str) -> bytes:
+    """The names as one, such that no others give the same: each after its length, as a part is."""
+    return b"".join([b"%d:%b" % (len(name), name) for name in map(_bytes, names)])
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")

@@ -1,0 +1,141 @@
+"""A seal is good for one body, one part of one place, and one kind or key."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langgraph_checkpoint_cached import IntentCache, SyncCachedPostgresSaver
+from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
+from langgraph_checkpoint_cached.seal import CHECKSUMS, Seal, check_keys, seal_with
+
+OLD, NEW = b"an old secret key", "a new secret key ü"
+SEALS = [CHECKSUMS, seal_with([OLD]), seal_with((NEW, OLD))]
+
+seals = st.sampled_from(SEALS)
+names = st.text(max_size=6)
+parts = st.binary(max_size=6)
+
+
+@given(seals, names, names, parts, st.binary(max_size=200))
+def test_what_was_sealed_opens(seal: Seal, name: str, within: str, part: bytes, body: bytes) -> None:
+    opened = seal.of(name, within).open(seal.of(name, within).seal(body, part), part)
+    assert opened is not None
+    assert opened == body
+
+
+@given(seals, st.data(), st.tuples(names, names, parts), st.binary(max_size=200))
+def test_no_other_part_of_no_other_place_and_no_other_bytes_open(
+    seal: Seal, data: st.DataObject, where: tuple[str, str, bytes], body: bytes
+) -> None:
+    sealed = seal.of(*where[:2]).seal(body, where[2])
+    name, within, part = data.draw(st.tuples(names, names, parts).filter(lambda other: other != where))
+    if seal is not CHECKSUMS:  # 32 bits may collide
+        assert seal.of(name, within).open(sealed, part) is None
+    position = data.draw(st.integers(0, len(sealed) - 1))
+    damaged = bytearray(sealed)
+    damaged[position] ^= data.draw(st.integers(1, 255))
+    for junk in (bytes(damaged), sealed[:position]):
+        if seal is not CHECKSUMS or len(junk) == len(sealed):  # a changed byte always changes a CRC
+            assert seal.of(*where[:2]).open(junk, where[2]) is None
+
+
+@pytest.mark.parametrize("seal", SEALS)
+def test_names_that_run_into_each_other_are_different_places(seal: Seal) -> None:
+    sealed = seal.of("a", "bc").seal(b"body", b"p")
+    for name, within, part in (("ab", "c", b"p"), ("abc", "", b"p"), ("", "abc", b"p"), ("bc", "a", b"p")):
+        assert seal.of(name, within).open(sealed, part) is None
+    longer = seal.of("a", "bc").seal(b"y", b"p")
+    assert seal.of("a", "bc").open(longer[: len(longer) - 1] + b"py", b"") is None
+
+
+def test_each_key_and_kind_has_seals_of_its_own() -> None:
+    old, new, both = (seal_with(keys) for keys in ([OLD], [NEW], [NEW, OLD]))
+    sealed = {seal: seal.of("n").seal(b"body", b"p") for seal in (CHECKSUMS, old, new, both)}
+    opens = {(by, of) for by in sealed for of in sealed if by.of("n").open(sealed[of], b"p") is not None}
+    pairs = {(seal, seal) for seal in sealed}
+    assert opens == pairs | {(new, both), (both, new), (both, old)}
+
+
+def test_keys_are_rotated_without_a_miss() -> None:
+    """Two steps: everybody reads what the new key signs before anybody signs with it."""
+    before, first, second, after = (seal_with(keys) for keys in ([OLD], [OLD, NEW], [NEW, OLD], [NEW]))
+    for side, other in ((before, first), (first, second), (second, first), (first, before)):
+        assert other.of("n").open(side.of("n").seal(b"body", b"p"), b"p") == b"body"
+    assert after.of("n").open(second.of("n").seal(b"body", b"p"), b"p") == b"body"
+
+
+def test_a_signature_is_not_made_of_public_things_alone() -> None:
+    sealed = seal_with([OLD]).of("n").seal(b"body", b"p")
+    assert sealed[4:] != b"body"
+    assert zlib.crc32(b"body") != int.from_bytes(sealed[:4], "big")
+    assert OLD not in sealed
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("canary canary canary", "not a single str"),
+        (b"canary canary canary", "not a single bytes"),
+        (bytearray(b"canary canary canary"), "not a single bytearray"),
+        ({"canary canary canary"}, "list or tuple"),
+        (iter(["canary canary canary"]), "list or tuple"),
+        (7, "list or tuple"),
+        ([], "is empty"),
+        ((), "is empty"),
+        (["canary canary canary", 7], r"signing_keys\[1\] must be bytes or str, not int"),
+        ([None], r"signing_keys\[0\]"),
+        ([bytearray(b"canary canary canary")], r"signing_keys\[0\] must be bytes or str"),
+        (["canary"], r"signing_keys\[0\] must be 16 to 64 bytes long, not 6"),
+        ([b""], "not 0"),
+        (["canary canary 12"[:15]], "not 15"),
+        ([b"canary" * 11], "not 66"),
+        (["ü" * 33], "not 66"),
+    ],
+)
+def test_bad_keys_are_refused_before_anything_is_opened_and_not_repeated(keys: Any, message: str) -> None:
+    attempts = [
+        lambda: check_keys(keys),
+        lambda: SyncCachedPostgresSaver.from_conn_string(
+            "postgresql://127.0.0.1:1/nowhere", "redis://127.0.0.1:1", signing_keys=keys
+        ).__enter__(),
+    ]
+    for attempt in attempts:
+        with pytest.raises((ArgumentError, ArgumentTypeError), match=message) as caught:
+            attempt()
+        error: BaseException | None = caught.value
+        while error is not None:
+            assert "canary" not in repr(error)
+            error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize("keys", ["a single key of a str", ["short"], []])
+async def test_intent_cache_refuses_bad_keys_too(keys: Any) -> None:
+    from redis.asyncio import Redis
+
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="signing_keys"):
+        IntentCache(Redis(), signing_keys=keys)
+
+
+@pytest.mark.parametrize("keys", [[b"x" * 16], ["x" * 64], ("ü" * 32, b"\0" * 16), ["\ud800" * 6]])
+def test_keys_of_allowed_lengths_are_taken(keys: Sequence[bytes | str]) -> None:
+    assert len(check_keys(keys)) == len(keys)
+
+
+def test_keys_do_not_show() -> None:
+    key = b"canary canary canary"
+    seal = seal_with([key])
+    place = seal.of("n")
+    shown = [repr(seal), repr(vars(seal)), repr(place), str(seal)]
+    assert not [text for text in shown if "canary" in text]
+    for secret in (seal, place):
+        for way in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(TypeError, match="pickle"):
+                way(secret)
