@@ -13,12 +13,10 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.stores.clients import AnyRedis
+from langgraph_checkpoint_cached.stores.redis_url import client_of
 
 Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
@@ -65,29 +63,18 @@ def postgres_pool(
     )
 
 
-def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> Redis:
-    """A client that connects in `timeout_seconds`. How long a call may take is for its caller to say: a timeout of
-    the client's own costs a third of a call.
+def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> AnyRedis:
+    """A client for a server, a Cluster or the primary of a Sentinel service, that connects in `timeout_seconds`.
+    How long a call may take is for its caller to say.
 
     Raises:
-        ArgumentTypeError, ArgumentError: `redis_url` or `redis_max_connections` cannot work.
+        ArgumentTypeError, ArgumentError: `redis_url` or `redis_max_connections` cannot work. No secret is in the
+            message.
     """
     if not isinstance(url, str):
         raise ArgumentTypeError(f"redis_url must be a str, not {type(url).__name__}")
     _check_count("redis_max_connections", max_connections, least=1)
-    try:
-        pool = ConnectionPool.from_url(
-            url,
-            max_connections=max_connections,
-            socket_timeout=None,
-            socket_connect_timeout=timeout_seconds,
-            retry=Retry(NoBackoff(), 1),  # once: a connection may have died while it was idle
-        )
-    except ValueError as exc:
-        raise ArgumentError(
-            "redis_url does not parse: use redis://user:password@host:6379/0, rediss:// for TLS, or unix://path"
-        ) from exc
-    return Redis.from_pool(pool)
+    return client_of(url, max_connections=max_connections, timeout_seconds=timeout_seconds)
 
 
 @asynccontextmanager
