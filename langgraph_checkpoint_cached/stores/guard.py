@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError, TryAgainError
 
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.clients import AnyRedis
@@ -30,6 +30,8 @@ logger = logging.getLogger("langgraph_checkpoint_cached")
 
 PROBE_LIFE_MS = 1000
 FULL = "command not allowed when used memory > 'maxmemory'"
+NOT_HERE = "attempted to access a non local key"
+"""What a script is answered that makes a key anew which it has removed, while its slot is being moved."""
 SCAN_COUNT = 1000
 GROUP_STEPS_MAX = 256
 GROUP_BYTES_MAX = 4 * 1024 * 1024
@@ -101,7 +103,11 @@ class Guard:
 
     async def force(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """The script's answer, asked for alone and whatever the state. Raises `RedisUnavailable` too."""
-        return await self._attempt(script.run(self._client, keys, arguments))
+        step = Step(script, keys, arguments, self._loop.create_future())
+        (said,) = await self._attempt(self._steps.run([step]))
+        if isinstance(said, ResponseError):
+            raise self._translated(said) from said
+        return said
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
         """Keys that match a glob, found by scanning every node. Raises `RedisUnavailable` too."""
@@ -140,7 +146,7 @@ class Guard:
         except asyncio.TimeoutError as exc:
             self._stats.redis_errors += 1
             raise RedisUnavailable(f"no answer in {self._timeout_seconds} seconds") from exc
-        except (RedisError, OSError) as exc:
+        except (RedisError, RedisClusterException, OSError) as exc:
             self._stats.redis_errors += 1
             raise RedisUnavailable(f"{type(exc).__name__}: {exc}") from exc
 
@@ -149,6 +155,8 @@ class Guard:
         self._stats.redis_errors += 1
         if isinstance(said, NoScriptError):
             return RedisUnavailable("it has lost its scripts")
+        if isinstance(said, TryAgainError) or NOT_HERE in str(said):
+            return RedisUnavailable("a Cluster is moving the thread's slot")  # all other threads are well
         if FULL in str(said):  # Redis 6.2 gives a script's error no class of its own
             if not self._full:
                 self._full = True
@@ -173,7 +181,7 @@ class Guard:
             # A plain write that needs memory, so that a replica or a loading server does not pass. A full one
             # does: it takes what frees memory, and that is enough to be coherent.
             with contextlib.suppress(RedisFull):
-                await self._attempt(self._client.set(self.probe_key, b"1", px=PROBE_LIFE_MS))
+                await self._attempt(self._steps.probe(self.probe_key, PROBE_LIFE_MS))
             if self.before_reopening is not None:
                 await self.before_reopening()
             succeeded = True
