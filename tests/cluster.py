@@ -142,7 +142,7 @@ class Cluster:
             self.clients[node].execute_command("CLUSTER", "SETSLOT", slot, "NODE", self._id(target))
 
     def wait_until_well(self) -> None:
-        """Waits until every node that runs sees all the others, and each replica is in step with its primary."""
+        """Waits until all nodes that run agree on who is there and what, and each replica is in step."""
         until(self._is_well)
 
     def _join(self) -> None:
@@ -167,7 +167,8 @@ class Cluster:
             replication: Any = self.clients[node].info("replication")
             if replication["role"] == "slave" and replication["master_link_status"] != "up":
                 return False
-        return len(self.primaries) == PRIMARIES
+        seen = {frozenset(line.split()[0] for line in self._nodes(node) if "master" in line) for node in running}
+        return len(seen) == 1 and len(self.primaries) == len(*seen) == PRIMARIES
 
     def _running(self) -> list[int]:
         return [node for node in range(NODES) if self.servers[node].pid]

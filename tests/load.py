@@ -123,10 +123,6 @@ class Player:
 
 SAVERS = 3
 BACK_WITHIN_SECONDS = 20
-ONE_IS_BACK_FIRST = (
-    "known, see the README: one process has Redis back while another still writes to Postgres alone, "
-    "until that one has it back too"
-)
 
 
 @asynccontextmanager
@@ -144,9 +140,9 @@ async def playing(
             players.append(Player(await stack.enter_async_context(opening), number, SAVERS, lengths, ids))
         games = asyncio.gather(*(player.play(lambda: on) for player in players))
         try:
-            await asyncio.wait_for(_all_served(players), BACK_WITHIN_SECONDS)
+            await all_served(players)
             yield players, report
-            await asyncio.wait_for(_all_served(players), BACK_WITHIN_SECONDS)
+            await all_served(players)
         finally:
             on = False
             vars(report).update(vars(Report.of_all(await games)))
@@ -155,17 +151,20 @@ async def playing(
             )
 
 
-async def _all_served(players: list[Player]) -> None:
+async def all_served(players: list[Player]) -> None:
     """Waits until every player was served from Redis: all conversations, but for those that have a fence whose
-    write was told to a primary that is one no more. These wait for its deadline, and there are few.
+    write was told to a primary that is one no more. These wait for its deadline.
     """
-    for player in players:
-        answers = [await _answer(player.saver, Namespace(thread_id)) for thread_id in player.ids]
-        while not set(answers) <= {"hit", "fenced"} or answers.count("hit") < len(answers) / 2:
-            await asyncio.sleep(0.01)
-            for which, thread_id in enumerate(player.ids):
-                if answers[which] != "hit":
-                    answers[which] = await _answer(player.saver, Namespace(thread_id))
+    await asyncio.wait_for(asyncio.gather(*map(_is_served, players)), BACK_WITHIN_SECONDS)
+
+
+async def _is_served(player: Player) -> None:
+    answers = [await _answer(player.saver, Namespace(thread_id)) for thread_id in player.ids]
+    while not set(answers) <= {"hit", "fenced"}:
+        await asyncio.sleep(0.01)
+        for which, thread_id in enumerate(player.ids):
+            if answers[which] != "hit":
+                answers[which] = await _answer(player.saver, Namespace(thread_id))
 
 
 async def _answer(saver: CachedPostgresSaver, namespace: Namespace) -> str:

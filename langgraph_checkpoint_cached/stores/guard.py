@@ -37,6 +37,10 @@ GROUP_STEPS_MAX = 256
 GROUP_BYTES_MAX = 4 * 1024 * 1024
 STEPS_WAITING_MAX = 20_000
 NOT_ASKED = "not asked: Redis was found unusable a moment ago"
+PROBE_SECONDS_MAX = 1.0
+SETTLING_SECONDS = 3.0
+"""After an outage nothing is served for this long: longer than another process takes, with `PROBE_SECONDS_MAX`, to
+find that it is over, and to void what it wrote to Postgres alone meanwhile."""
 
 
 class RedisUnavailable(Exception):
@@ -72,7 +76,8 @@ class Guard:
         self._loop = loop
         self._client, self._timeout_seconds, self._stats = client, timeout_seconds, stats
         self.probe_key = f"{prefix}:probe"
-        self._breaker = Breaker()
+        self._breaker = Breaker(retry_seconds_max=PROBE_SECONDS_MAX)
+        self._settled_at = loop.time()
         self._full = False
         self._tasks = Tasks()
         self._steps = Steps(client)
@@ -118,6 +123,11 @@ class Guard:
             except StopAsyncIteration:
                 return
             yield key.decode() if isinstance(key, bytes) else key
+
+    @property
+    def settled(self) -> bool:
+        """Whether Redis may be read from: others too have had the time to come back to it."""
+        return self._loop.time() >= self._settled_at
 
     def has_room(self) -> None:
         """To be told when Redis has stored something that takes memory."""
@@ -185,6 +195,7 @@ class Guard:
             if self.before_reopening is not None:
                 await self.before_reopening()
             succeeded = True
+            self._settled_at = self._loop.time() + SETTLING_SECONDS
         except RedisUnavailable:
             pass
         finally:
