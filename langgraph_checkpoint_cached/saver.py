@@ -135,14 +135,18 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
 
         Args:
             postgres_uri: A libpq connection string or URI.
-            redis_url: `redis://`, `rediss://` or `unix://`.
+            redis_url: `redis://user:password@host:6379/0` or `unix://path`; for a Cluster some of its nodes,
+                `redis+cluster://user:password@host:6379,host:6379`; for a primary behind Sentinels
+                `redis+sentinel://user:password@host:26379,host:26379/service-name/0`. With `rediss` it is TLS.
+                Options follow as redis-py takes them, such as `?ssl_ca_certs=ca.pem`; `sentinel_username` and
+                `sentinel_password` are for the Sentinels, user and password before the `@` for the primary.
             ttl, refresh_on_read, prefix, serde, mode, redis_timeout, signing_keys: As for the class.
             pool_min_size: Connections to Postgres that are kept open.
             pool_max_size: The most that are open at once.
             pool_timeout: How long an operation waits for a connection.
             pool_max_idle: After how long an unused connection beyond `pool_min_size` is closed.
             pool_max_lifetime: After how long a connection is replaced.
-            redis_max_connections: The most connections to Redis that are open at once.
+            redis_max_connections: The most connections to Redis, or to one node of a Cluster, open at once.
 
         Raises:
             ArgumentError, ArgumentTypeError: an argument cannot work; the message names it.

@@ -7,14 +7,17 @@ import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import redis as redis_py
 import redis.asyncio
 import servers
+from cluster import Cluster
 from pgbouncer import PgBouncer
 from proxy import Proxy
+from sentinel import Service
 
 from langgraph_checkpoint_cached.embedded import EmbeddedServerError, RedisServer
 
@@ -30,7 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What uses a server is an integration test, wherever it stands."""
     for item in items:
-        if {"postgres_url", "redis_url", "redis_servers"}.intersection(getattr(item, "fixturenames", ())):
+        if {"postgres_url", "redis_url", "redis_servers", "cluster", "service"}.intersection(
+            getattr(item, "fixturenames", ())
+        ):
             item.add_marker(pytest.mark.integration)
 
 
@@ -129,13 +134,35 @@ def redis_servers() -> Iterator[Callable[..., RedisServer]]:
     """
     with ExitStack() as stack:
 
-        def start(*arguments: str) -> RedisServer:
+        def start(*arguments: str, binary: Path | None = None) -> RedisServer:
             try:
-                return stack.enter_context(RedisServer(*arguments))
+                return stack.enter_context(RedisServer(*arguments, binary=binary))
             except EmbeddedServerError as exc:
                 missing(exc)
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A Redis Cluster of six nodes for the tests of a module, which leave it as well as they found it."""
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(Cluster())
+        except EmbeddedServerError as exc:
+            missing(exc)
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """A primary, its replicas and Sentinels for the tests of a module."""
+    with ExitStack() as stack:
+        try:
+            service = stack.enter_context(Service())
+        except EmbeddedServerError as exc:
+            missing(exc)
+        yield service
 
 
 @pytest.fixture

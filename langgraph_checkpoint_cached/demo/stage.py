@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached.demo.desk import OrderBook
 from langgraph_checkpoint_cached.demo.graph import build_graph
@@ -20,6 +19,7 @@ from langgraph_checkpoint_cached.demo.turns import Turn, WatchedSaver, open_save
 from langgraph_checkpoint_cached.demo.worker import Job
 from langgraph_checkpoint_cached.embedded import PostgresServer, RedisServer
 from langgraph_checkpoint_cached.stores import opening
+from langgraph_checkpoint_cached.stores.clients import AnyRedis
 
 CONNECT_TIMEOUT_SECONDS = 5
 
@@ -62,7 +62,7 @@ class Stage:
     book: OrderBook
     saver: WatchedSaver
     stock: AsyncPostgresSaver
-    redis_client: Redis
+    redis_client: AnyRedis
 
     def __post_init__(self) -> None:
         self.graph = build_graph(self.book, self.saver)
@@ -96,8 +96,9 @@ class Stage:
         keys = [key async for key in self.redis_client.scan_iter(match=f"{self.run}*", count=1000)]
         if self.servers.redis:
             await self.redis_client.flushdb()
-        elif keys:
-            await self.redis_client.unlink(*keys)
+        else:
+            for key in keys:  # one by one, for the nodes of a Cluster
+                await self.redis_client.unlink(key)
         return len(keys)
 
     async def clean_up(self) -> None:
@@ -148,7 +149,7 @@ async def _postgres_version(servers: Servers) -> str:
         return f"PostgreSQL {connection.info.parameter_status('server_version')}"
 
 
-async def _redis_version(client: Redis) -> str:
+async def _redis_version(client: AnyRedis) -> str:
     info = await client.info("server")
     return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
 

@@ -94,6 +94,10 @@ class RedisEntries:
 
         A caller that is cancelled here has no ticket.
         """
+        if not self._guard.settled:
+            raise RedisUnavailable(
+                "not asked: it was away until a moment ago, and other processes may lack it still"
+            )
         try:
             answer = await self._submit(
                 READ, namespace, ticket, TICKET_MS, "1" if self._life.sliding else "0", checkpoint_id

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError, TryAgainError
 
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.clients import AnyRedis, reason
@@ -30,11 +30,17 @@ logger = logging.getLogger("langgraph_checkpoint_cached")
 
 PROBE_LIFE_MS = 1000
 FULL = "command not allowed when used memory > 'maxmemory'"
+NOT_HERE = "attempted to access a non local key"
+"""What a script is answered that makes a key anew which it has removed, while its slot is being moved."""
 SCAN_COUNT = 1000
 GROUP_STEPS_MAX = 256
 GROUP_BYTES_MAX = 4 * 1024 * 1024
 STEPS_WAITING_MAX = 20_000
 NOT_ASKED = "not asked: Redis was found unusable a moment ago"
+PROBE_SECONDS_MAX = 1.0
+SETTLING_SECONDS = 3.0
+"""After an outage nothing is served for this long: longer than another process takes, with `PROBE_SECONDS_MAX`, to
+find that it is over, and to void what it wrote to Postgres alone meanwhile."""
 
 
 class RedisUnavailable(Exception):
@@ -70,7 +76,8 @@ class Guard:
         self._loop = loop
         self._client, self._timeout_seconds, self._stats = client, timeout_seconds, stats
         self.probe_key = f"{prefix}:probe"
-        self._breaker = Breaker()
+        self._breaker = Breaker(retry_seconds_max=PROBE_SECONDS_MAX)
+        self._settled_at = loop.time()
         self._full = False
         self._tasks = Tasks()
         self._steps = Steps(client)
@@ -131,6 +138,11 @@ class Guard:
                 return
             yield key.decode() if isinstance(key, bytes) else key
 
+    @property
+    def settled(self) -> bool:
+        """Whether Redis may be read from: others too have had the time to come back to it."""
+        return self._loop.time() >= self._settled_at
+
     def has_room(self) -> None:
         """To be told when Redis has stored something that takes memory."""
         if self._full:
@@ -158,7 +170,7 @@ class Guard:
         except asyncio.TimeoutError as exc:
             self._stats.redis_errors += 1
             raise RedisUnavailable(f"no answer in {self._timeout_seconds} seconds") from exc
-        except (RedisError, OSError) as exc:
+        except (RedisError, RedisClusterException, OSError) as exc:
             self._stats.redis_errors += 1
             raise RedisUnavailable(f"{type(exc).__name__}: {reason(exc)}") from exc
 
@@ -167,6 +179,8 @@ class Guard:
         self._stats.redis_errors += 1
         if isinstance(said, NoScriptError):
             return RedisUnavailable("it has lost its scripts")
+        if isinstance(said, TryAgainError) or NOT_HERE in str(said):
+            return RedisUnavailable("a Cluster is moving the thread's slot")  # all other threads are well
         if FULL in str(said):  # Redis 6.2 gives a script's error no class of its own
             if not self._full:
                 self._full = True
@@ -191,10 +205,11 @@ class Guard:
             # A plain write that needs memory, so that a replica or a loading server does not pass. A full one
             # does: it takes what frees memory, and that is enough to be coherent.
             with contextlib.suppress(RedisFull):
-                await self._attempt(self._client.set(self.probe_key, b"1", px=PROBE_LIFE_MS))
+                await self._attempt(self._steps.probe(self.probe_key, PROBE_LIFE_MS))
             if self.before_reopening is not None:
                 await self.before_reopening()
             succeeded = True
+            self._settled_at = self._loop.time() + SETTLING_SECONDS
         except RedisUnavailable:
             pass
         finally:

@@ -13,12 +13,10 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.stores.clients import AnyRedis
+from langgraph_checkpoint_cached.stores.redis_url import client_of
 
 Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
@@ -65,9 +63,9 @@ def postgres_pool(
     return care.pool
 
 
-def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> Redis:
-    """A client that connects in `timeout_seconds`. How long a call may take is for its caller to say: a timeout of
-    the client's own costs a third of a call.
+def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> AnyRedis:
+    """A client for a server, a Cluster or the primary of a Sentinel service, that connects in `timeout_seconds`.
+    How long a call may take is for its caller to say.
 
     Raises:
         ArgumentTypeError, ArgumentError: `redis_url` or `redis_max_connections` cannot work. No secret is in the
@@ -76,19 +74,7 @@ def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> R
     if not isinstance(url, str):
         raise ArgumentTypeError(f"redis_url must be a str, not {type(url).__name__}")
     _check_count("redis_max_connections", max_connections, least=1)
-    pool = _redis_pool(
-        url,
-        max_connections=max_connections,
-        socket_timeout=None,
-        socket_connect_timeout=timeout_seconds,
-        retry=Retry(NoBackoff(), 1),  # once: a connection may have died while it was idle
-    )
-    if pool is None:
-        raise ArgumentError(
-            "redis_url does not parse: use redis://user:password@host:6379/0, rediss:// for TLS, or unix://path, "
-            "with special characters of the password percent-encoded and only options that redis.asyncio knows"
-        )
-    return Redis.from_pool(pool)
+    return client_of(url, max_connections=max_connections, timeout_seconds=timeout_seconds)
 
 
 def _is_conninfo(uri: str) -> bool:
@@ -105,16 +91,6 @@ def _is_conninfo(uri: str) -> bool:
     authority, _, path = rest.partition("/")
     host = authority.partition("@")[2]
     return "@" not in host.partition("?")[0] and "@" not in path.partition("?")[0]
-
-
-def _redis_pool(url: str, **options: Any) -> ConnectionPool | None:
-    """The pool, or None if the URL or an option in it is bad. The client's own error may repeat parts of them."""
-    try:
-        pool = ConnectionPool.from_url(url, **options)
-        pool.connection_class(**pool.connection_kwargs)  # else an option that it does not know fails every call
-    except (ValueError, TypeError):
-        return None
-    return pool
 
 
 @asynccontextmanager

@@ -62,7 +62,8 @@ class Recovery:
         """
         if thread_id in self._own or len(self._own) < SUSPECTS_MAX:
             self._own.setdefault(thread_id, []).append(token)
-            del self._own[thread_id][:-TOKENS_MAX]
+            # The oldest may have a fence, taken when Redis went; after that nobody took any.
+            del self._own[thread_id][TOKENS_MAX // 2 : -TOKENS_MAX // 2]
         else:
             self._too_many = True
         self._guard.distrust()

@@ -210,17 +210,17 @@ class Writer:
             self._tasks.start(self._tell_again(write, outcome))
 
     async def _tell_again(self, write: _Write, outcome: bool | Exception) -> None:
-        # What is sent again may come after later writes of this process, so it only drops the entry.
-        namespace, token = write.operation.namespace, write.token
+        # What is sent again may come after later writes of this process, so it only voids, and a thread, for that
+        # takes one key: a Cluster that is moving the thread's slot refuses what takes more.
+        thread_id, token = write.operation.namespace.thread_id, write.token
 
-        def drop() -> Awaitable[int]:
-            return self._entries.commit(namespace, token, DROP)
+        async def void() -> int:
+            await self._entries.end_thread(thread_id, token)
+            return 0
 
         recorded = not write.fenced or isinstance(outcome, Exception)
-        advanced = await self._until_told(
-            namespace.thread_id, token, drop, COMMIT_ATTEMPTS_MAX - 1, recorded=recorded
-        )
-        self._end(write, outcome, advanced)
+        told = await self._until_told(thread_id, token, void, COMMIT_ATTEMPTS_MAX - 1, recorded=recorded)
+        self._end(write, outcome, told)
 
     def _end(self, write: _Write, outcome: bool | Exception, advanced: int | None) -> None:
         if isinstance(outcome, Exception):

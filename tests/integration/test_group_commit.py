@@ -17,7 +17,6 @@ from langgraph.graph import START, MessagesState, StateGraph
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
-from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
 from langgraph_checkpoint_cached import CachedPostgresSaver, OverloadedError
@@ -278,27 +277,6 @@ async def test_a_server_that_lost_its_scripts_gets_them_again_unless_it_is_too_l
         assert isinstance(answers[0], NoScriptError)  # COUNT, of the same thread, has been done
         assert answers[1:] == [1, 2]
         assert await steps.run([step(APPEND, one, number, in_order=True) for number in (3, 4)]) == [3, 4]
-
-
-async def test_steps_for_a_cluster_go_one_by_one_for_each_thread() -> None:
-    calls: list[tuple[str, Any]] = []
-
-    class Cluster(RedisCluster):
-        def __init__(self) -> None:
-            pass  # no server to ask for its slots
-
-        async def execute_command(self, *command: Any, **options: Any) -> Any:
-            await asyncio.sleep(0)
-            calls.append((command[3], command[4]))
-            return command[4]
-
-        def __del__(self, *args: Any) -> None:
-            pass
-
-    answers = await Steps(Cluster()).run([step(APPEND, key, number) for number in range(3) for key in "ab"])
-    assert answers == [0, 0, 1, 1, 2, 2]
-    for key in "ab":
-        assert [number for of, number in calls if of == key] == [0, 1, 2]
 
 
 async def _items(url: str, key: str) -> AsyncIterator[Any]:

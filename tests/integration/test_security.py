@@ -74,6 +74,7 @@ async def use_everything(saver: CachedPostgresSaver) -> None:
         await table.add(["t"])
     saver._recovery._too_many = True
     await saver._guard._probe()
+    saver._guard._settled_at = 0.0
     assert not saver._recovery._too_many
     assert table.usable
     assert await table.after(None) == []

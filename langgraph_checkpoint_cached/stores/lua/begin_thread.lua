@@ -3,7 +3,7 @@
 
 local token, owner, fence_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
 
-redis.call('HDEL', thread, 'g', 'w', 'k')
+redis.call('HDEL', thread, 'w', 'k')
 new_generation()
 redis.call('HSET', thread, 'f:' .. token, string.format('%d %s *', now_ms() + fence_ms, owner))
 keep(thread, math.max(life_ms, 2 * fence_ms))

@@ -1,0 +1,85 @@
+"""Whom the Sentinels call the primary, and that a connection leads there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.exceptions import RedisError
+from redis.utils import str_if_bytes
+
+AGREED_SECONDS = 0.05
+"""How long their agreement is relied on."""
+LEFT_ALONE_SECONDS = 2.0
+"""How long a Sentinel that did not answer is not asked."""
+
+
+class NoAgreement(RedisError):
+    """Most Sentinels cannot be reached, or they name different primaries."""
+
+
+class Agreement:
+    """What the Sentinels of a pool agree on, asked for again and again.
+
+    A pool by itself asks one of them, and only for a new connection. But after a failover the old primary takes
+    writes for another ten seconds, if it lives, until the Sentinels make it a replica. A process whose connections
+    lead there would go on, while others, newly connected to the new one, do not hear of what it writes. So all of
+    them are asked, as the one that leads the failover knows first: while they disagree, there is no primary.
+
+    Args:
+        pool: Of the primary's connections.
+        clock: Seconds, never going back.
+    """
+
+    def __init__(self, pool: SentinelConnectionPool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pool, self._clock = pool, clock
+        self._agreed_at = float("-inf")
+        self._address: tuple[str, int] | None = None
+        self._silent: dict[Redis, float] = {}
+
+    async def find(self) -> None:
+        """Makes sure that they agree. Raises `NoAgreement`, and closes idle connections to a former primary."""
+        asked_at = self._clock()
+        if asked_at - self._agreed_at < AGREED_SECONDS:
+            return
+        manager: Any = self._pool.sentinel_manager
+        sentinels: list[Redis] = list(manager.sentinels)
+        asked = [
+            each for each in sentinels if asked_at - self._silent.get(each, float("-inf")) > LEFT_ALONE_SECONDS
+        ]
+        answers = await asyncio.gather(*map(self._ask, asked))
+        named = {answer for answer in answers if answer is not None}
+        if 2 * (len(answers) - answers.count(None)) <= len(sentinels):
+            raise NoAgreement("most Sentinels do not answer")
+        if len(named) != 1:
+            raise NoAgreement("the Sentinels name different primaries")
+        host, port = named.pop()
+        address = manager._force_master_ip or host, port
+        if address != self._address:
+            self._address = address
+            await self._pool.disconnect(inuse_connections=False)
+        self._agreed_at = asked_at
+
+    async def check(self, connection: AbstractConnection) -> None:
+        """Closes a connection that leads elsewhere, and raises `NoAgreement`."""
+        leads_to: Any = connection
+        if (leads_to.host, int(leads_to.port)) != self._address:
+            await connection.disconnect(nowait=True)
+            raise NoAgreement("connected to another server than the Sentinels agree on")
+
+    async def _ask(self, sentinel: Redis) -> tuple[str, int] | None:
+        asked_at = self._clock()
+        try:
+            found: Any = await sentinel.sentinel_get_master_addr_by_name(self._pool.service_name)
+        except (RedisError, OSError):
+            self._silent[sentinel] = asked_at
+            return None
+        except asyncio.CancelledError:  # the guard waits no longer
+            self._silent[sentinel] = asked_at
+            raise
+        return None if found is None else (str_if_bytes(found[0]), int(found[1]))

@@ -1,0 +1,297 @@
+"""A real Redis Cluster: hits from every node, one slot for each thread, and the same answers whatever happens to
+nodes and slots in the middle of a load of several savers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from agreement import PATIENT_SECONDS
+from cluster import NODES, Cluster
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from load import playing
+from redis.asyncio.cluster import RedisCluster
+from test_redis_faults import Conversation, until_hit
+
+from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.embedded import free_port
+from langgraph_checkpoint_cached.keys import Namespace, names_key, namespace_key, thread_key
+from langgraph_checkpoint_cached.stores.entries import RedisUnavailable
+from langgraph_checkpoint_cached.stores.scripts import Script
+from langgraph_checkpoint_cached.stores.steps import Step, Steps
+
+pytestmark = pytest.mark.integration
+
+THREADS = 12
+IDS = [f"t{number}" for number in range(THREADS)]
+ODD_IDS = ["", "{", "}", "{}", "{a}b", "a{b", "}{", "ü\u0000\ud800", "x" * 500, " *?[]", "!", "{{a}}"]
+COMMANDS = {
+    *("eval", "evalsha", "set", "scan", "asking"),
+    *("hdel", "hget", "hgetall", "hkeys", "hmget", "hset", "hsetnx", "del", "pexpire", "pttl"),
+    *("sadd", "scard", "sismember", "time", "info"),
+    *("cluster|slots", "command", "client|setinfo"),  # redis-py's own
+}
+"""All that is sent, by scripts and by the client."""
+BLOCKED = {
+    # https://docs.aws.amazon.com/AmazonElastiCache/latest/dg/ClientConfig.RestrictedCommands.html
+    *("bgrewriteaof", "bgsave", "config", "debug", "migrate", "replicaof", "save", "slaveof", "shutdown", "sync"),
+    # https://docs.oracle.com/iaas/Content/ocicache/restrictedcommands.htm
+    *("acl", "module", "psync"),
+    # https://aiven.io/docs/products/valkey/reference/restricted-commands
+    *("failover", "lastsave", "monitor"),
+    # https://cloud.google.com/memorystore/docs/redis/product-constraints
+    *("object",),
+    # Nobody should: they stop the server, or everybody's scripts, for a while.
+    *("keys", "flushall", "flushdb", "script", "function", "fcall"),
+}
+"""What some managed service does not let its users send. Without `command`, `client` and `cluster`: some block
+them where there is no Cluster, and with a Cluster every client needs them."""
+
+
+@asynccontextmanager
+async def open_saver(postgres_url: str, cluster: Cluster, **options: Any) -> AsyncIterator[CachedPostgresSaver]:
+    url = options.pop("redis_url", cluster.url)
+    async with CachedPostgresSaver.from_conn_string(postgres_url, url, **options) as saver:
+        yield saver
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"test-{random.SystemRandom().getrandbits(48):x}"
+
+
+@pytest.mark.parametrize("kind", ["url", "client", "decoding client"])
+async def test_hits_come_from_every_node(
+    migrated_database_url: str, cluster: Cluster, prefix: str, kind: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        if kind == "url":
+            saver = await stack.enter_async_context(open_saver(migrated_database_url, cluster, prefix=prefix))
+        else:
+            client = RedisCluster(
+                host="127.0.0.1", port=cluster.servers[0].port, decode_responses=kind == "decoding client"
+            )
+            await stack.enter_async_context(client)
+            stock = await stack.enter_async_context(AsyncPostgresSaver.from_conn_string(migrated_database_url))
+            saver = CachedPostgresSaver(client, stock, prefix=prefix, redis_timeout=PATIENT_SECONDS)
+        await saver.setup()
+        conversations = [Conversation(saver, thread_id) for thread_id in IDS]
+        await asyncio.gather(*(conversation.turns(3) for conversation in conversations))
+        stats = saver.stats()
+        assert (stats["hits"], stats["loads"]) == (2 * THREADS, THREADS)
+        assert (stats["advances"], stats["redis_errors"]) == (4 * THREADS, 0)
+        for node in cluster.primaries:
+            assert list(cluster.clients[node].scan_iter(match=f"{prefix}:*"))
+        await saver.adelete_thread(IDS[0])
+        await saver.aprune(IDS[1:3])
+        assert await saver.aget_tuple(conversations[0].config) is None
+        await conversations[1].check()
+        await saver._writer._entries.void_all()
+        loads = saver.stats()["loads"]
+        for conversation in conversations[1:]:
+            await conversation.check()
+        assert saver.stats()["loads"] == loads + THREADS - 1
+        await saver.aclose()
+
+
+async def test_the_keys_of_a_thread_are_in_one_slot_whatever_it_is_called(cluster: Cluster, prefix: str) -> None:
+    for thread_id in ODD_IDS:
+        keys = [thread_key(prefix, thread_id), names_key(prefix, thread_id)]
+        keys += [namespace_key(prefix, Namespace(thread_id, ns)) for ns in ("", "a|b", "{x}", "}{")]
+        assert len({cluster.slot_of(key) for key in keys}) == 1, thread_id
+
+
+async def test_odd_threads_are_served_too(migrated_database_url: str, cluster: Cluster, prefix: str) -> None:
+    async with open_saver(migrated_database_url, cluster, prefix=prefix) as saver:
+        for thread_id in (each for each in ODD_IDS if "\u0000" not in each):  # which Postgres does not take
+            await Conversation(saver, thread_id).turns(2)
+        assert saver.stats()["redis_errors"] == 0
+        assert saver.stats()["hits"] == len(ODD_IDS) - 1
+
+
+async def test_only_these_commands_are_sent_and_no_service_blocks_them(
+    migrated_database_url: str, cluster: Cluster, prefix: str
+) -> None:
+    assert not {command.partition("|")[0] for command in COMMANDS} & BLOCKED
+    rules = ["reset", "on", ">p@ss/word", f"~{prefix}:*"]
+    for command in COMMANDS - {"client|setinfo"}:  # unknown to Redis 7.0, and never needed
+        rules.append(f"+{command}")
+    for client in cluster.clients:
+        client.execute_command("ACL", "SETUSER", "limited", *rules)
+        client.execute_command("ACL", "LOG", "RESET")
+    url = cluster.url.replace("://", "://limited:p%40ss%2Fword@")
+    try:
+        async with open_saver(migrated_database_url, cluster, prefix=prefix, redis_url=url) as saver:
+            await saver.setup()
+            for thread_id in IDS:
+                conversation = Conversation(saver, thread_id)
+                await conversation.turns(3)
+                await saver.aget_tuple(conversation.latest)
+                await saver.aprune([thread_id])
+                await saver.adelete_thread(thread_id)
+            await saver._writer._entries.void_all()
+            new = Conversation(saver, "new")
+            await new.turn()
+            saver._guard._fail(RedisUnavailable("for a probe"))
+            await until_hit(new)
+            assert saver.stats()["redis_errors"] == 0
+            assert saver.stats()["hits"] >= 2 * THREADS
+        denied = [
+            (entry["reason"], entry["object"])
+            for client in cluster.clients
+            for entry in client.acl_log()
+            if "setinfo" not in str(entry["object"]).lower()
+        ]
+        assert denied == []
+    finally:
+        for client in cluster.clients:
+            client.execute_command("ACL", "DELUSER", "limited")
+
+
+async def test_a_cluster_that_is_not_there_costs_speed_and_nothing_else(migrated_database_url: str) -> None:
+    url = f"redis+cluster://127.0.0.1:{free_port()}"
+    async with CachedPostgresSaver.from_conn_string(migrated_database_url, url) as saver:
+        await saver.setup()
+        await Conversation(saver).turns(3)
+        assert saver.stats()["hits"] == 0
+
+
+APPEND = Script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
+
+
+async def test_steps_for_one_node_share_a_round_trip_and_follow_a_moved_slot(
+    cluster: Cluster, prefix: str
+) -> None:
+    def step(thread: str, number: int) -> Step:
+        done = asyncio.get_running_loop().create_future()
+        return Step(APPEND, [f"{prefix}:{{{thread}}}"], [number], done, True)
+
+    async with RedisCluster(host="127.0.0.1", port=cluster.servers[0].port) as client:
+        steps = Steps(client)
+        for turn in range(2):
+            answers = await steps.run([step(thread, n) for n in range(3) for thread in IDS])
+            assert answers == [3 * turn + n for n in (1, 2, 3) for _ in IDS]
+        for node in client.get_primaries():
+            assert len(node._connections) <= 2  # this one's, and the client's own
+        old = cluster.primary_of(f"{prefix}:{{t0}}")
+        new = await asyncio.to_thread(cluster.fail_over, old)
+        answers = await steps.run([step(thread, n) for n in range(3) for thread in IDS])
+        assert answers == [6 + n for n in (1, 2, 3) for _ in IDS]
+        slot, target = cluster.slot_of(f"{prefix}:{{t0}}"), next(n for n in cluster.primaries if n != new)
+        cluster.begin_to_move(slot, new, target)
+        assert await steps.run([step("t0", 0)]) == [10]
+        cluster.move_keys(slot, new, target)
+        assert await steps.run([step("t0", 0), step("t0", 0)]) == [11, 12]
+        cluster.end_move(slot, new, target)
+        assert await steps.run([step("t0", 0), step("t1", 0)]) == [13, 10]
+        cluster.begin_to_move(slot, target, new)
+        cluster.end_move(slot, target, new)
+    await asyncio.to_thread(cluster.wait_until_well)
+
+
+def fail_over(cluster: Cluster, prefix: str) -> None:
+    for key in (thread_key(prefix, thread_id) for thread_id in IDS[:2]):
+        cluster.fail_over(cluster.primary_of(key))
+        cluster.wait_until_well()
+
+
+def crash(cluster: Cluster, prefix: str) -> None:
+    key = thread_key(prefix, IDS[0])
+    old = cluster.primary_of(key)
+    cluster.kill(old)
+    cluster.wait_for_new_primary(old, key)
+    cluster.restart(old)
+
+
+def crash_with_a_replica_that_is_behind(cluster: Cluster, prefix: str) -> None:
+    key = thread_key(prefix, IDS[0])
+    old = cluster.primary_of(key)
+    go_on = cluster.freeze(cluster.replica_of(old))
+    offset = cluster.clients[old].info("replication")["master_repl_offset"]
+    while cluster.clients[old].info("replication")["master_repl_offset"] < offset + 50_000:
+        pass  # the load writes on
+    cluster.kill(old)
+    go_on()
+    cluster.wait_for_new_primary(old, key)
+    cluster.restart(old)
+
+
+def hang(cluster: Cluster, prefix: str) -> None:
+    key = thread_key(prefix, IDS[0])
+    old = cluster.primary_of(key)
+    go_on = cluster.freeze(old)
+    try:
+        while all(cluster.primary_seen_by(node, key) == old for node in range(NODES) if node != old):
+            pass
+    finally:
+        go_on()
+    cluster.wait_until_well()
+
+
+def move_slots(cluster: Cluster, prefix: str) -> None:
+    for thread_id in IDS[:3]:
+        key = thread_key(prefix, thread_id)
+        slot, source = cluster.slot_of(key), cluster.primary_of(key)
+        target = next(node for node in cluster.primaries if node != source)
+        cluster.begin_to_move(slot, source, target)
+        for _ in range(2):
+            wait_for_writes(cluster, target)
+            cluster.move_keys(slot, source, target, 1)
+        wait_for_writes(cluster, target)
+        cluster.end_move(slot, source, target)
+
+
+def lose_scripts(cluster: Cluster, prefix: str) -> None:
+    for client in cluster.clients * 3:
+        client.script_flush()
+
+
+def lose_everything(cluster: Cluster, prefix: str) -> None:
+    for node in cluster.primaries * 3:
+        cluster.clients[node].flushall()
+        wait_for_writes(cluster, node)
+
+
+def lose_keys(cluster: Cluster, prefix: str) -> None:
+    chance = random.Random(seed := random.SystemRandom().getrandbits(32))
+    print(f"seed {seed}")
+    for _ in range(100):
+        for node in cluster.primaries:
+            keys = sorted(cluster.clients[node].keys(f"{prefix}:*"))
+            for key in chance.sample(keys, len(keys) // 3):
+                cluster.clients[node].delete(key)
+
+
+def wait_for_writes(cluster: Cluster, node: int) -> None:
+    """Until the load has gone on for a while, as a node that takes part in it knows."""
+    before = cluster.clients[node].info("stats")["total_commands_processed"]
+    while cluster.clients[node].info("stats")["total_commands_processed"] < before + 500:
+        pass
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        fail_over,
+        crash,
+        crash_with_a_replica_that_is_behind,
+        hang,
+        move_slots,
+        lose_scripts,
+        lose_everything,
+        lose_keys,
+    ],
+)
+async def test_in_the_middle_of_a_load(
+    migrated_database_url: str, cluster: Cluster, prefix: str, fault: Callable[[Cluster, str], None]
+) -> None:
+    async with playing(migrated_database_url, cluster.url, prefix, IDS) as (players, report):
+        await asyncio.to_thread(fault, cluster, prefix)
+        if fault is move_slots:  # one thread is no reason to leave Redis alone
+            assert all(player.saver._guard._breaker.closed for player in players)
+    assert report.errors == []
+    assert report.violations == []
