@@ -21,9 +21,11 @@ import redis
 from benchmarks import machine, rounds
 from benchmarks.bars import SOAK_THREADS, SOAK_TURNS
 from benchmarks.catalogue import catalogue
-from benchmarks.contestants import BY_NAME, CONTESTANTS, OURS, Contestant
+from benchmarks.contestants import BY_NAME, CONTESTANTS, OURS, STOCK, Contestant
 from benchmarks.counts import count_all
 from benchmarks.network import Network, NoNetwork, network
+from benchmarks.outage import outages
+from benchmarks.outage import table as outage_table
 from benchmarks.readme import put_into
 from benchmarks.report import bars_table, markdown
 from benchmarks.results import Results
@@ -65,6 +67,8 @@ def _command(options: argparse.Namespace) -> int:
         sys.stderr.write(f"no such contestant: {', '.join(unknown)}; there are {', '.join(BY_NAME)}\n")
         return 2
     options.output = options.output or OUTPUT
+    if options.outage:
+        return _outage(options)
     if options.soak:
         return _soak(options)
     plan = rounds.Plan(1 if options.quick else options.rounds, options.seconds, options.quick)
@@ -181,6 +185,18 @@ def _soak(options: argparse.Namespace) -> int:
     return 0
 
 
+def _outage(options: argparse.Namespace) -> int:
+    output: Path = options.output
+    with Screen(1) as screen, servers(options.postgres, options.redis, screen.say) as found:
+        screen.step(f"outages of Redis, {options.rounds} of each kind")
+        result = _run(outages(found, BY_NAME[STOCK], OURS[0], options.rounds, screen.advance))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "outage.json").write_text(json.dumps(result, indent=1) + "\n")
+    (output / "outage.md").write_text(outage_table(result))
+    print(outage_table(result))
+    return 0
+
+
 def save(data: dict[str, Any], output: Path) -> None:
     """Writes the results."""
     output.mkdir(parents=True, exist_ok=True)
@@ -218,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--contestants", metavar="A,B", help=f"of {','.join(BY_NAME)}")
     parser.add_argument("--quick", action="store_true", help="see that it works: no figures, less than a minute")
     parser.add_argument("--soak", action="store_true", help="only the memory of the process, over very many turns")
+    parser.add_argument("--outage", action="store_true", help="only what is noticed when Redis stops or hangs")
     parser.add_argument("--soak-turns", type=int, default=SOAK_TURNS, help=f"({SOAK_TURNS})")
     parser.add_argument("--soak-threads", type=int, default=SOAK_THREADS, help=f"({SOAK_THREADS})")
     parser.add_argument("--postgres", metavar="URI", help="use this server; databases are made there, and dropped")

@@ -163,14 +163,14 @@ class PostgresStore:
 
     async def _store(self, operations: Sequence[Put | PutWrites], suspects: Collection[str]) -> list[bool]:
         sets = batches(self._stock, operations)
+        if suspects:
+            sets[0].insert(0, self.suspects.batch(suspects))
         asking = [(i, o) for i, o in enumerate(operations) if isinstance(o, Put) and o.valueless]
         blobs = self._stock.UPSERT_CHECKPOINT_BLOBS_SQL
-        single = one_statement(sets[0], blobs) if len(sets) == 1 and not asking and not suspects else None
+        single = one_statement(sets[0], blobs) if len(sets) == 1 and not asking else None
         needed = [single] if single else [one for batch in sets for one in statements(batch)]
         # One statement is a transaction of its own; a pipeline would only add to its cost.
         async with self._cursor(pipeline=not single or bool(self._stock.pipe)) as cur:
-            if suspects:
-                await self.suspects.insert(cur, suspects)
             sent = [(statement, await _execute(cur, statement.sql, statement.parameters)) for statement in needed]
             asked = [(i, await _execute(cur, ASK_FOR_VALUES, _question(put))) for i, put in asking]
         unsure = {i for i, own in asked if own.rowcount > 0}
@@ -199,16 +199,17 @@ class PostgresStore:
             raise
 
     async def _load(self, loads: Sequence[_Load]) -> None:
+        wanted = list(dict.fromkeys(load.namespace for load in loads))
         try:
-            found = await self._latest([load.namespace for load in loads])
+            found = dict(zip(wanted, await self._latest(wanted), strict=True))
         except Exception as exc:
             if len(loads) == 1 or not is_of_one(exc):
                 raise
             for load in loads:
                 await self._load_alone(load)
             return
-        for load, latest in zip(loads, found, strict=True):
-            answer(load.done, latest)
+        for load in loads:
+            answer(load.done, found[load.namespace])
 
     async def _load_alone(self, load: _Load) -> None:
         try:

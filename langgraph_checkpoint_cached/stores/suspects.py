@@ -13,6 +13,7 @@ from psycopg import AsyncCursor
 from psycopg.errors import InsufficientPrivilege, UndefinedTable
 from psycopg.rows import DictRow
 
+from langgraph_checkpoint_cached.stores.statements import Batch, statements
 from langgraph_checkpoint_cached.utilities.tokens import new_token
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
@@ -20,8 +21,7 @@ logger = logging.getLogger("langgraph_checkpoint_cached")
 TABLE = "checkpoint_cache_suspects"
 CREATE = resources.files(__package__).joinpath("sql", "create_suspects.sql").read_text(encoding="utf-8")
 INSERT = (
-    "insert into checkpoint_cache_suspects (prefix, thread_id, mark)"
-    " select %s, thread_id, %s from unnest(%s::text[]) thread_id"
+    "insert into checkpoint_cache_suspects (prefix, thread_id, mark) VALUES (%s, %s, %s)"
     " on conflict (prefix, thread_id) do update set mark = excluded.mark"
 )
 SELECT = (
@@ -58,12 +58,15 @@ class SuspectTable:
         self.usable = True
         self._may_write = True
 
-    async def insert(self, cur: AsyncCursor[Any], thread_ids: Collection[str]) -> None:
-        """Makes threads suspects, in the transaction that `cur` is in.
+    def batch(self, thread_ids: Collection[str]) -> Batch:
+        """Rows that make threads suspects. To be stored first: all take the locks on these first, in one order."""
+        mark = new_token()
+        return Batch(INSERT, [(self._prefix, thread_id, mark) for thread_id in sorted(thread_ids)])
 
-        It is to be that transaction's first statement: all take the locks on these rows first, and in one order.
-        """
-        await cur.execute(INSERT, (self._prefix, new_token(), sorted(thread_ids)))
+    async def insert(self, cur: AsyncCursor[Any], thread_ids: Collection[str]) -> None:
+        """Makes threads suspects, in the transaction that `cur` is in."""
+        for statement in statements([self.batch(thread_ids)]):
+            await cur.execute(statement.sql, statement.parameters)
 
     async def add(self, thread_ids: Collection[str]) -> None:
         """Makes threads suspects, in a transaction of its own."""
