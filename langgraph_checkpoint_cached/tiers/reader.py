@@ -64,7 +64,8 @@ class Reader:
 
     async def latest(self, namespace: Namespace) -> Record | None:
         """The namespace's latest checkpoint, or None if it has none."""
-        self._recovery.watch()
+        if not self._recovery.has_looked:
+            await self._recovery.look()
         try:
             answer = await self._wait_for_turn(namespace, ticket := new_token())
             if isinstance(answer, Hit):
@@ -83,7 +84,8 @@ class Reader:
 
     async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Record | None:
         """One checkpoint, or None if it does not exist. Served by the entry when that is the one."""
-        self._recovery.watch()
+        if not self._recovery.has_looked:
+            await self._recovery.look()
         try:
             answer = await self._entries.read(namespace, new_token(), checkpoint_id)
             if answer == "empty":

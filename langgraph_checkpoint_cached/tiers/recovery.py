@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import weakref
 
 import psycopg
@@ -20,6 +21,9 @@ logger = logging.getLogger("langgraph_checkpoint_cached")
 
 POLL_SECONDS = 1.0
 """How long a write by a process that alone cannot reach Redis may be unknown to the others."""
+LOOKED_SECONDS_MAX = 3.0
+"""A process that has not looked for so long, as it has just started or stood still, looks before it serves."""
+LOOK_SECONDS_MAX = 1.0
 SUSPECTS_MAX = 100_000
 TOKENS_MAX = 100
 """Of one suspect thread. A fence whose token is forgotten ends at its deadline."""
@@ -49,6 +53,8 @@ class Recovery:
         self._own: dict[str, list[str]] = {}  # thread -> tokens of the writes that Redis was not told of
         self._too_many = False
         self._timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._looked_at = -math.inf
         self._tasks = Tasks()
         guard.before_reopening = self.void_suspects
 
@@ -89,35 +95,47 @@ class Recovery:
                 if self._own.get(thread_id) == tokens:  # not one more meanwhile
                     del self._own[thread_id]
 
-    def watch(self) -> None:
-        """Sees to it that suspects are looked for from now on. Cheap: to be called at every read."""
-        if self._timer is None:
-            # Does not keep this alive, nor the loop: a saver may be forgotten without being closed.
-            self._timer = self._loop.call_later(POLL_SECONDS, _poll, weakref.ref(self))
+    @property
+    def has_looked(self) -> bool:
+        """Whether the table was looked at a moment ago. If not, `look` before anything is served from Redis."""
+        return self._loop.time() - self._looked_at < LOOKED_SECONDS_MAX
+
+    async def look(self) -> None:
+        """Looks at the table, and from now on once every `POLL_SECONDS`.
+
+        Postgres is not waited for very long: a process that cannot reach it serves what it has.
+        """
+        looking = self._looking
+        if looking is None or looking.done():
+            looking = self.start_poll()
+        await asyncio.wait({looking}, timeout=LOOK_SECONDS_MAX)
+        self._looked_at = self._loop.time()
+
+    def start_poll(self) -> asyncio.Task[None]:
+        """What `look` does, without waiting for it."""
+        self._looking = self._tasks.start(self._poll())
+        return self._looking
 
     async def close(self) -> None:
         """Looks for suspects no more."""
-        if self._timer is not None:
-            self._timer.cancel()
         await self._tasks.drain()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def poll(self) -> None:
-        """Starts a look at the table."""
-        self._tasks.start(self._poll())
-
     async def _poll(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         try:
             if self._guard.is_usable:
                 with contextlib.suppress(RedisUnavailable):
                     await self._void_table()
-        except PoolClosed:
-            self._timer = None  # if the pool is opened again, the next read sees to it
-            return
         except psycopg.Error as exc:
             logger.debug("could not look for suspects: %s", exc)
+            if isinstance(exc, PoolClosed):
+                return  # if the pool is opened again, the next read sees to it
+        self._looked_at = self._loop.time()
+        # Does not keep this alive, nor the loop: a saver may be forgotten without being closed.
         self._timer = self._loop.call_later(POLL_SECONDS, _poll, weakref.ref(self))
 
     async def _void_table(self) -> None:
@@ -132,4 +150,4 @@ class Recovery:
 def _poll(reference: weakref.ref[Recovery]) -> None:
     recovery = reference()
     if recovery is not None:
-        recovery.poll()
+        recovery.start_poll()

@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.stores.suspects import SUSPECTS_AT_ONCE_MAX, TABLE, Suspect, SuspectTable
+from langgraph_checkpoint_cached.tiers.recovery import LOOKED_SECONDS_MAX
 
 pytestmark = pytest.mark.integration
 
@@ -80,6 +81,43 @@ async def test_they_are_told_when_the_writer_has_died(alone: Alone, migrated_dat
     await alone.conversation.turn()
     alone.writer._recovery._own.clear()  # what it remembered is gone with it
     await alone.reader_is_told()
+
+
+async def test_a_process_that_starts_is_told_before_its_first_read(
+    alone: Alone, migrated_database_url: str, redis_url: str, redis_prefix: str
+) -> None:
+    await alone.reader.aclose()  # who would void it
+    alone.proxy.stop()
+    await alone.conversation.turn()
+    async with open_saver(migrated_database_url, redis_url, prefix=redis_prefix) as new:
+        await alone.conversation.check(new)
+    assert alone.rows() == []
+
+
+async def test_a_process_that_stood_still_is_told_before_its_next_read(alone: Alone) -> None:
+    recovery = alone.reader._recovery
+    assert recovery._timer is not None
+    recovery._timer.cancel()
+    alone.proxy.stop()
+    await alone.conversation.turn()
+    recovery._looked_at -= LOOKED_SECONDS_MAX
+    await alone.conversation.check(alone.reader)
+    assert alone.rows() == []
+
+
+async def test_a_postgres_that_does_not_answer_keeps_no_read_waiting_for_long(
+    alone: Alone, migrated_database_url: str, redis_url: str, redis_prefix: str, proxies: Callable[[str], Proxy]
+) -> None:
+    proxy = proxies(migrated_database_url)
+    async with open_saver(proxy.url, redis_url, prefix=redis_prefix, redis_timeout=10) as saver:
+        await alone.conversation.check(saver)
+        hits = saver.stats()["hits"]
+        proxy.deafen()
+        saver._recovery._looked_at -= LOOKED_SECONDS_MAX
+        await asyncio.wait_for(alone.conversation.check(saver), 10)
+        assert saver.stats()["hits"] == hits + 1
+        proxy.cut()
+        proxy.stop()
 
 
 async def test_they_are_told_of_a_delete(alone: Alone) -> None:
