@@ -99,7 +99,6 @@ class History:
     leaks: dict[str, dict[str, Any]] = field(default_factory=dict)
     unsettled: dict[str, list[str]] = field(default_factory=dict)
     killed: dict[str, float] = field(default_factory=dict)
-    started: float = 0.0
 
     def of_kind(self, *kinds: str) -> Iterator[Operation]:
         return (o for o in self.operations if o.kind in kinds)
@@ -214,6 +213,3 @@ class _Reader:
 
     def _bye(self, process: str, at: float, line: dict[str, Any]) -> None:
         self._history.leaks[process] = line["leaks"]
-
-    def _started(self, process: str, at: float, line: dict[str, Any]) -> None:
-        self._history.started = at

@@ -182,7 +182,7 @@ MUTANTS: dict[str, Mutant] = {
                 " if t then redis.call('HSET', namespace, 't', t) redis.call('PEXPIRE', namespace, 5000) end",
             ),
         ),
-        "redis-delete",
+        "redis-delete,stall-one,worker-stop",
         ("older", "backwards"),
     ),
     "restart": Mutant(

@@ -60,7 +60,7 @@ class Result:
     def first(self, checker: str) -> float | None:
         """Seconds from the start of the run to its first violation; None for what is seen after the run."""
         moments = [v.at for v in self.violations if v.checker == checker and v.at]
-        return min(moments) - self.history.started if moments else None
+        return min(moments) - self.history.operations[0].start if moments else None
 
 
 def run(settings: Settings, keep: Path | None = None) -> Result:
@@ -100,7 +100,6 @@ async def _run(settings: Settings, directory: Path) -> End:
     lanes = plan(settings.seed, settings.seconds, settings.kinds)
     world = World(settings.seed, settings.saver, settings.workers, directory, FENCE_SECONDS)
     async with opened(world):
-        world.recorder.note("started")
         started = time.monotonic()
         await torment(world, lanes)
         await asyncio.sleep(max(0.0, started + settings.seconds - time.monotonic()))

@@ -48,8 +48,12 @@ KEPT_THREADS = ("kept-0", "kept-1", "kept-2")
 DELETED_THREADS = ("deleted-0", "deleted-1")
 GRAPH_THREADS = ("graph-0", "graph-1", "graph-2", "graph-3")
 NAMESPACES = ("", "child")
-PLACES: tuple[Place, ...] = tuple((t, ns) for t in (*KEPT_THREADS, *DELETED_THREADS) for ns in NAMESPACES)
+BUSY_PLACES: tuple[Place, ...] = tuple((t, ns) for t in (*KEPT_THREADS, *DELETED_THREADS) for ns in NAMESPACES)
+QUIET_PLACES: tuple[Place, ...] = tuple((f"quiet-{number}", "") for number in range(40))
+"""Read now and then and seldom written, so that what is wrong there is not soon made good by the next write."""
+PLACES = (*BUSY_PLACES, *QUIET_PLACES)
 ALL_PLACES = (*PLACES, *((thread, "") for thread in GRAPH_THREADS))
+QUIET_SHARE, QUIET_WRITES = 0.3, 0.15
 TASKS = 3
 PAUSE_SECONDS_MAX = 0.03
 OPERATION_SECONDS_MAX = 20.0
@@ -133,7 +137,9 @@ class Worker:
             await asyncio.sleep(rng.uniform(0, PAUSE_SECONDS_MAX))
 
     async def _raw(self, rng: random.Random) -> None:
-        place, chance = rng.choice(PLACES), rng.random()
+        place, chance = rng.choice(BUSY_PLACES), rng.random()
+        if rng.random() < QUIET_SHARE:
+            place, chance = rng.choice(QUIET_PLACES), chance if rng.random() < QUIET_WRITES else 0.5
         ids = self._known[place].ids
         if chance < 0.25:
             await self._put(rng, place)
