@@ -46,7 +46,7 @@ async def redis_kill(world: World, rng: random.Random, seconds: float) -> None:
 
 
 async def redis_snapshot(world: World, rng: random.Random, seconds: float) -> None:
-    await world.in_thread(world.redis.admin.save)
+    await world.in_thread(world.redis.save)
     await asyncio.sleep(seconds)  # what is written now is not in it
     await world.in_thread(world.redis.restart, 0.1, keep_snapshot=True)
     world.recorder.note("emptied")

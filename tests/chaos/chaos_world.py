@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 READY_SECONDS_MAX = 60.0
 END_SECONDS_MAX = 20.0
+SAVE_SECONDS_MAX = 10.0
 # Postgres is killed, not the machine: what it has handed to the system survives.
 POSTGRES = {"fsync": "off", "max_connections": "200"}
 REDIS = ("--repl-diskless-sync-delay", "0", "--enable-debug-command", "yes")
@@ -56,6 +57,18 @@ class RedisPair:
         """Has the replica follow the master, through the gate."""
         with redis.Redis(port=self.replica.port) as client:
             client.replicaof(LOCALHOST, self.replication.port)
+
+    def save(self) -> None:
+        """Saves a snapshot, as soon as none is under way: a replica that joins wants one too."""
+        until = time.monotonic() + SAVE_SECONDS_MAX
+        while True:
+            try:
+                self.admin.save()
+                return
+            except redis.ResponseError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
 
     def restart(self, seconds: float, *, keep_snapshot: bool) -> None:
         """Kills the master and starts it again, with the snapshot that it last saved or with none."""
