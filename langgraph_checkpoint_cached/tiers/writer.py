@@ -125,8 +125,9 @@ class Writer:
         try:
             return await change()
         except BaseException as exc:
-            if may_still_commit(exc):
-                thread_ids = []  # their fences stay to the deadline
+            if may_still_commit(exc):  # their fences stay to the deadline, those that they have
+                await self._on_threads(thread_ids, lambda thread_id: self._fence_thread(thread_id, token))
+                thread_ids = []
             raise
         finally:
             await self._on_threads(thread_ids, lambda thread_id: self._end_thread(thread_id, token))
@@ -171,7 +172,10 @@ class Writer:
 
     def _tell(self, write: _Write, outcome: bool | Exception) -> None:
         if isinstance(outcome, Exception) and may_still_commit(outcome):
-            answer(write.done, outcome)  # its fence stays to the deadline
+            if _is_confirmed(write.begin):
+                answer(write.done, outcome)  # its fence stays to the deadline
+            else:
+                self._tasks.start(self._fence_late(write, outcome))
             return
         advance = write.advance if outcome is True and write.advance else DROP
         told = self._entries.commit(write.operation.namespace, write.token, advance)
@@ -216,6 +220,21 @@ class Writer:
             self._too_many_suspects = True
         return None
 
+    async def _fence_late(self, write: _Write, outcome: Exception) -> None:
+        # What Postgres may have stored, or may store yet, must not be hidden by an entry for longer than a fence.
+        namespace, token = write.operation.namespace, write.token
+
+        def fence() -> Awaitable[Any]:
+            return self._entries.begin(namespace, token)
+
+        await self._until_told(namespace.thread_id, token, fence, COMMIT_ATTEMPTS_MAX)
+        answer(write.done, outcome)
+
+    async def _fence_thread(self, thread_id: str, token: str) -> None:
+        await self._until_told(
+            thread_id, token, lambda: self._entries.begin_thread(thread_id, token), COMMIT_ATTEMPTS_MAX
+        )
+
     async def _end_thread(self, thread_id: str, token: str) -> None:
         await self._until_told(
             thread_id, token, lambda: self._entries.end_thread(thread_id, token), COMMIT_ATTEMPTS_MAX
@@ -229,3 +248,7 @@ class Writer:
             for error in answers:
                 if isinstance(error, BaseException) and not isinstance(error, RedisUnavailable):
                     raise error
+
+
+def _is_confirmed(step: asyncio.Future[Any]) -> bool:
+    return step.done() and not step.cancelled() and step.exception() is None
