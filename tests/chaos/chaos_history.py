@@ -59,7 +59,7 @@ class Operation:
     error: str | None = None
     seen: Seen | None = None
     answers: list[str] | None = None
-    """Of a turn: all that the state holds after it."""
+    """Of a turn: the last of what the state holds after it."""
 
     @property
     def place(self) -> Place:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from chaos_history import OK, PUT, PUT_WRITES, READ, READ_BY_ID, TURN, History, Operation, Seen
 from chaos_order import Deletes, Required, Visibility, deletes_by_thread
-from chaos_turns import answers_of
+from chaos_turns import TURNS_KEPT, answers_of
 
 
 @dataclass(frozen=True)
@@ -175,26 +175,30 @@ def failed(history: History) -> Iterator[Violation]:
 def turns(history: History, visibility: Visibility) -> Iterator[Violation]:
     """The answers of a graph's thread grow by exactly those of its turns, which did not interleave."""
     for thread_turns in history.by_place(TURN).values():
-        required: list[Operation] = []
-        perhaps: list[Operation] = []  # that may not have seen all that was required
-        for turn in thread_turns:
+        excused: set[str] = set()
+        for number, turn in enumerate(thread_turns):
             if turn.answers is None:
-                perhaps.append(turn)
                 continue
-            seen = turn.answers
-            for earlier in list(required):
-                if _holds(seen, earlier):
-                    continue
-                required.remove(earlier)
-                visible = visibility.visible_by(earlier)
-                if not any(visible > later.start > earlier.start for later in (*perhaps, turn)):
-                    yield Violation("turns", "answers of an earlier turn are lost", [earlier, turn], turn.end)
-            if len(set(seen)) != len(seen):
+            recent = thread_turns[max(0, number - TURNS_KEPT) : number]
+            yield from _answers_lost(turn, recent, excused, visibility)
+            if len(set(turn.answers)) != len(turn.answers):
                 yield Violation("turns", "an answer is there twice", [turn], turn.end)
-            if seen[-3:] != answers_of(turn.id):
+            if turn.answers[-3:] != answers_of(turn.id):
                 yield Violation("turns", "a turn does not end with its own answers", [turn], turn.end)
-            required.append(turn)
-            perhaps = [p for p in perhaps if p.end > turn.start - 60] + [turn]
+
+
+def _answers_lost(
+    turn: Operation, recent: Sequence[Operation], excused: set[str], visibility: Visibility
+) -> Iterator[Violation]:
+    """Turns before this one whose answers it lacks. Each is told of once."""
+    for position, earlier in enumerate(recent):
+        if earlier.outcome != OK or earlier.id in excused or _holds(turn.answers or [], earlier):
+            continue
+        excused.add(earlier.id)
+        # One that began before the earlier one was visible to all may have gone on without it, for good.
+        visible = visibility.visible_by(earlier)
+        if not any(later.start < visible for later in (*recent[position + 1 :], turn)):
+            yield Violation("turns", "answers of an earlier turn are lost", [earlier, turn], turn.end)
 
 
 def _holds(answers: list[str], turn: Operation) -> bool:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Annotated, Any, TypedDict
 
 from langgraph.graph import START, StateGraph
 
+ANSWERS_MAX = 60
+"""The list keeps the last of them, so that long runs do not slow down."""
+TURNS_KEPT = ANSWERS_MAX // 3 - 1
+"""Behind its last turn, the list holds all answers of at least so many."""
+
+
+def append(answers: list[str], more: list[str]) -> list[str]:
+    return (answers + more)[-ANSWERS_MAX:]
+
 
 class State(TypedDict):
     name: str
-    answers: Annotated[list[str], operator.add]
+    answers: Annotated[list[str], append]
 
 
 def answers_of(name: str) -> list[str]:
@@ -36,7 +44,7 @@ def build(saver: Any) -> Any:
 
 
 async def take(graph: Any, thread: str, name: str, durability: str) -> list[str]:
-    """Takes a turn. Returns all answers of the thread."""
+    """Takes a turn. Returns the answers of the thread."""
     state = {"name": name, "answers": answers_of(name)[:1]}
     config = {"configurable": {"thread_id": thread}}
     result = await graph.ainvoke(state, config, durability=durability)

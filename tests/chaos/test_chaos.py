@@ -201,6 +201,9 @@ def test_lost_answers_of_a_graph_are_found() -> None:
     lost = ["answers of an earlier turn are lost"]
     assert found_by(chaos_reads.turns, one, took("2", 3, 4, "2")) == lost
     assert found_by(chaos_reads.turns, one, two, took("3", 5, 6, "1", "3")) == lost
+    broken_off = did(TURN, 3, 4, UNKNOWN, id="2")
+    assert found_by(chaos_reads.turns, one, broken_off, took("3", 5, 6, "1", "3")) == []
+    assert found_by(chaos_reads.turns, one, broken_off, took("3", 5, 6, "3")) == lost
     assert found_by(chaos_reads.turns, one, took("2", 3, 4, "2"), downs={"1": [(0, 9.0)]}) == []
     assert "an answer is there twice" in found_by(chaos_reads.turns, one, took("2", 3, 4, "1", "1", "2"))
     assert found_by(chaos_reads.turns, took("1", 1, 2, "1", "0")) == ["a turn does not end with its own answers"]
