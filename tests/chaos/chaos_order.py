@@ -2,8 +2,9 @@
 
 A write is required of a read if it was acknowledged, and visible, before the read began, and if no delete of its
 thread can have come between. It is visible when it is acknowledged, with one exception: a worker that knows its
-Redis to be unusable cannot tell the others what it writes. What it writes meanwhile they may miss for `grace`
-seconds after, but not once Redis has been emptied, by a restart, a failover or a flush.
+Redis to be unusable cannot tell the others what it writes. What it writes meanwhile they may miss until it has its
+Redis again, and for `grace` seconds at most; but not once Redis has been emptied, by a restart, a failover or a
+flush.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from collections.abc import Iterable, Sequence
 from chaos_history import DELETE, FAILED, OK, History, Operation
 
 SUSPECT_SECONDS = 5.0
-"""Within this, what one worker could not tell Redis is void for all of them."""
+"""Within this, what one worker could not tell Redis is void for all of them, by the table of suspects."""
+GRACE_SECONDS = math.inf
+"""`SUSPECT_SECONDS` once there is such a table. Without one, others wait for the worker to have its Redis again."""
 
 
 class Visibility:
@@ -26,20 +29,26 @@ class Visibility:
         grace: Seconds for which others may miss what a worker without Redis has written.
     """
 
-    def __init__(self, history: History, grace: float = SUSPECT_SECONDS) -> None:
+    def __init__(self, history: History, grace: float = GRACE_SECONDS) -> None:
         self._downs, self._emptied, self._grace = history.downs, history.emptied, grace
 
     def is_degraded(self, write: Operation) -> bool:
         """Whether its worker knew its Redis to be unusable at any time from its start to its end."""
-        return any(down <= write.end and up >= write.start for down, up in self._downs.get(write.process, ()))
+        return bool(self._downs_during(write))
 
     def visible_by(self, write: Operation) -> float:
         """From when on every read has to show it."""
-        if not self.is_degraded(write):
+        downs = self._downs_during(write)
+        if not downs:
             return write.end
         emptied = bisect_left(self._emptied, write.end)
         empty_at = self._emptied[emptied] if emptied < len(self._emptied) else math.inf
-        return min(write.end + self._grace, max(write.end, empty_at))
+        has_redis_again = max(up for _, up in downs)
+        return max(write.end, min(write.end + self._grace, has_redis_again, empty_at))
+
+    def _downs_during(self, write: Operation) -> list[tuple[float, float]]:
+        downs = self._downs.get(write.process, ())
+        return [(down, up) for down, up in downs if down <= write.end and up >= write.start]
 
 
 class Deletes:

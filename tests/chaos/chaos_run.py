@@ -18,7 +18,7 @@ from chaos_audit import audit
 from chaos_end import End
 from chaos_history import History, load
 from chaos_nemesis import plan, torment
-from chaos_order import SUSPECT_SECONDS, Visibility
+from chaos_order import GRACE_SECONDS, Visibility
 from chaos_reads import Violation
 from chaos_savers import NAMES
 from chaos_worker import SETTLE_SECONDS_MAX
@@ -37,7 +37,7 @@ class Settings:
     kinds: Sequence[str]
     saver: str = "ours"
     workers: int = 3
-    grace: float = SUSPECT_SECONDS
+    grace: float = GRACE_SECONDS
 
     def __post_init__(self) -> None:
         if self.saver not in NAMES:

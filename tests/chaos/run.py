@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from chaos_nemesis import FAULTS, OF_REDIS, OF_THE_REST
-from chaos_order import SUSPECT_SECONDS
+from chaos_order import GRACE_SECONDS
 from chaos_report import lines_of, write_json
 from chaos_run import Settings, run
 from chaos_savers import NAMES
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--nemesis", default="all", help=f"all, none, or some of {', '.join(FAULTS)}")
     parser.add_argument("--saver", default="ours", choices=NAMES)
     parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--grace", type=float, default=SUSPECT_SECONDS, help="seconds; see chaos_order.py")
+    parser.add_argument("--grace", type=float, default=GRACE_SECONDS, help="seconds; see chaos_order.py")
     parser.add_argument("--json", type=Path, help="where to write the report to")
     parser.add_argument("--keep", type=Path, help="where to leave the history")
     options = parser.parse_args()

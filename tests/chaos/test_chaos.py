@@ -127,6 +127,7 @@ def test_a_worker_without_redis_is_given_grace_until_redis_is_emptied() -> None:
     assert found_by(chaos_reads.older, *history, downs=downs) == []
     assert len(found_by(chaos_reads.older, *history, downs=downs, grace=1)) == 1
     assert len(found_by(chaos_reads.older, *history, downs=downs, emptied=[5.0])) == 1
+    assert len(found_by(chaos_reads.older, *history, downs={"1": [(2.5, 5.0)]})) == 1
     assert len(found_by(chaos_reads.older, *history, downs={"1": [(4.5, 20.0)]})) == 1
     assert len(found_by(chaos_reads.older, *history, downs={"2": [(2.5, 20.0)]})) == 1
 
