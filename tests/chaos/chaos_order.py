@@ -18,7 +18,7 @@ from chaos_history import DELETE, FAILED, OK, History, Operation
 SUSPECT_SECONDS = 5.0
 """Within this, what one worker could not tell Redis is void for all of them, by the table of suspects."""
 GRACE_SECONDS = math.inf
-"""`SUSPECT_SECONDS` once there is such a table. Without one, others wait for the worker to have its Redis again."""
+"""`SUSPECT_SECONDS` once there is such a table. Without one, only the worker itself can tell the others."""
 
 
 class Visibility:
