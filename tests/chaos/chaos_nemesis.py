@@ -213,6 +213,14 @@ async def worker_stop(world: World, rng: random.Random, seconds: float) -> None:
     os.kill(pid, signal.SIGCONT)
 
 
+async def worker_freeze(world: World, rng: random.Random, seconds: float) -> None:
+    """Stops a worker for longer than its fences live."""
+    pid = rng.choice(world.workers).pid
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(world.fence_seconds + seconds)
+    os.kill(pid, signal.SIGCONT)
+
+
 async def pg_terminate(world: World, rng: random.Random, seconds: float) -> None:
     terminate = (
         "select pg_terminate_backend(pid) from pg_stat_activity"
@@ -263,7 +271,7 @@ OF_THE_REST: dict[str, Fault] = {
     "pg-restart": pg_restart,
     "pg-cut": pg_cut,
 }
-ON_DEMAND: dict[str, Fault] = {"worker-kill-cut": worker_kill_cut}
+ON_DEMAND: dict[str, Fault] = {"worker-kill-cut": worker_kill_cut, "worker-freeze": worker_freeze}
 """Only where they are asked for by name."""
 FAULTS: dict[str, Fault] = {**OF_REDIS, **OF_THE_REST, **ON_DEMAND}
 
