@@ -8,7 +8,7 @@ from typing import Any
 
 from chaos_history import FAILED, OK, PUT, PUT_WRITES, History, Place, Seen
 from chaos_order import Visibility, deletes_by_thread
-from chaos_reads import Violation
+from chaos_reads import Violation, what_is_wrong
 
 POSTGRES_RECOVERY_SECONDS = 12.0
 """After a fault of Postgres a worker's pool may need this to have connections again."""
@@ -53,8 +53,8 @@ def lost(history: History, end: End, visibility: Visibility) -> Iterator[Violati
         kept = put.start >= deletes[put.thread].last_before(float("inf"))
         if seen is None and put.outcome == OK and kept:
             yield Violation("lost", "an acknowledged checkpoint is not in Postgres", [put])
-        if seen is not None and (seen.digest, seen.problem) != (put.digest, None):
-            yield Violation("lost", f"a checkpoint is not as it was written: {seen.problem}", [put])
+        if seen is not None and (problem := what_is_wrong(seen, put, deletes[put.thread])):
+            yield Violation("lost", f"a checkpoint is not as it was written: {problem}", [put])
     for (place, checkpoint_id), _ in rows.items():
         yield Violation("lost", f"nobody has written checkpoint {checkpoint_id} in {place}")
     tasks = {(p, s.id, task) for p, found in end.rows.items() for s in found for task, _ in s.writes}

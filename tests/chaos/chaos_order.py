@@ -67,6 +67,10 @@ class Deletes:
         begun = bisect_left(self._starts, moment)
         return self._over[begun - 1] if begun else -math.inf
 
+    def met(self, write: Operation) -> bool:
+        """Whether one may have acted while the write did."""
+        return self.last_before(write.over) > write.start
+
     def surely_gone(self, moment: float) -> float:
         """What was over before this is gone for every read that begins at that moment."""
         visible = bisect_left(self._visible, moment)

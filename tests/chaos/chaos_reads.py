@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from chaos_history import OK, PUT, PUT_WRITES, READ, READ_BY_ID, TURN, History, Operation, Seen
 from chaos_order import Deletes, Required, Visibility, deletes_by_thread
 from chaos_turns import TURNS_KEPT, answers_of
+from chaos_values import NO_VALUE
 
 
 @dataclass(frozen=True)
@@ -135,28 +136,35 @@ def _steps_back(reads: Sequence[Operation], gone: Deletes) -> Iterator[tuple[Ope
                 yield first, read, sorted(vanished)
 
 
-def values(history: History) -> Iterator[Violation]:
+def values(history: History, visibility: Visibility) -> Iterator[Violation]:
     """Every value that was read had been written, whole, to that thread and namespace."""
+    deletes = deletes_by_thread(history, visibility)
     puts = {(put.place, put.id): put for put in history.of_kind(PUT)}
     writes = {(w.place, w.id, w.task): w for w in history.of_kind(PUT_WRITES)}
     for read in history.of_kind(READ, READ_BY_ID):
-        seen = read.seen
-        if seen is None:
+        if read.seen is None:
             continue
-        put = puts.get((read.place, seen.id))
-        problem = seen.problem
-        if put is None:
-            problem = problem or "a checkpoint that nobody has written there"
-        elif (seen.digest, seen.parent) != (put.digest, put.parent):
-            problem = problem or "not what was written"
-        elif read.kind == READ_BY_ID and seen.id != read.id:
-            problem = problem or "another checkpoint than the one asked for"
-        for task, digest in seen.writes:
-            write = writes.get((read.place, seen.id, task))
+        put = puts.get((read.place, read.seen.id))
+        problem = what_is_wrong(read.seen, put, deletes[read.thread])
+        if read.kind == READ_BY_ID and read.seen.id != read.id:
+            problem = "another checkpoint than the one asked for"
+        for task, digest in read.seen.writes:
+            write = writes.get((read.place, read.seen.id, task))
             if write is None or write.digest != digest:
                 problem = problem or f"pending writes of task {task} that nobody has written there"
         if problem:
             yield Violation("values", problem, [put, read] if put else [read], read.end)
+
+
+def what_is_wrong(seen: Seen, put: Operation | None, deletes: Deletes) -> str | None:
+    """Why what was seen is not what this put has written; None if it is."""
+    if put is None:
+        return seen.problem or "a checkpoint that nobody has written there"
+    if seen.problem == NO_VALUE and seen.parent == put.parent and deletes.met(put):
+        return None
+    if (seen.digest, seen.parent) != (put.digest, put.parent):
+        return seen.problem or "not what was written"
+    return seen.problem
 
 
 def failed(history: History) -> Iterator[Violation]:

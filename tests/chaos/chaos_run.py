@@ -81,7 +81,7 @@ def check(history: History, end: End, grace: float) -> list[Violation]:
     checkers: list[Callable[[], Iterator[Violation]]] = [
         lambda: chaos_reads.older(history, visibility),
         lambda: chaos_reads.backwards(history, visibility),
-        lambda: chaos_reads.values(history),
+        lambda: chaos_reads.values(history, visibility),
         lambda: chaos_reads.failed(history),
         lambda: chaos_reads.turns(history, visibility),
         lambda: chaos_end.lost(history, end, visibility),

@@ -10,6 +10,8 @@ from chaos_history import Seen
 from langgraph.checkpoint.base import CheckpointTuple
 
 FILLER_BYTES_MAX = 1500
+NO_VALUE = "the checkpoint is there, its value is not"
+"""A delete leaves this in Postgres when it meets a put: it takes the checkpoints first, then the values."""
 
 
 def new_value(rng: random.Random, thread: str, ns: str, checkpoint_id: str, task: str = "") -> dict[str, str]:
@@ -26,11 +28,12 @@ def inspect(thread: str, ns: str, found: CheckpointTuple) -> Seen:
     pending = found.pending_writes or []
     problems = [
         _place(configurable, thread, ns, checkpoint_id),
-        _problem(values.get("value"), thread, ns, checkpoint_id),
+        _problem(values["value"], thread, ns, checkpoint_id) if "value" in values else None,
         # Inherited from an earlier checkpoint, unless that was deleted.
         _problem(values["base"], thread, ns) if "base" in values else None,
         None if found.metadata.get("of") == checkpoint_id else f"metadata of {found.metadata.get('of')}",
         *(_problem(value, thread, ns, checkpoint_id, task) for task, _, value in pending),
+        None if "value" in values else NO_VALUE,
     ]
     parent = found.parent_config["configurable"]["checkpoint_id"] if found.parent_config else None
     return Seen(

@@ -38,7 +38,7 @@ from chaos_reads import Violation
 from chaos_report import lines_of
 from chaos_run import Result, Settings, run
 from chaos_turns import answers_of
-from chaos_values import inspect, new_value
+from chaos_values import NO_VALUE, inspect, new_value
 from langgraph.checkpoint.base import CheckpointTuple, empty_checkpoint
 
 from langgraph_checkpoint_cached.embedded import EmbeddedServerError, postgres_programs, redis_binary
@@ -165,8 +165,15 @@ def test_a_reader_for_whom_pending_writes_vanish_is_found() -> None:
 )
 def test_a_value_that_nobody_has_written_there_is_found(seen: Seen) -> None:
     written = put("a", 1, 2), wrote("a", "x", 1, 2)
-    assert not list(chaos_reads.values(History([*written, read(3, 4, saw("a", "x"))])))
-    assert len(list(chaos_reads.values(History([*written, read(3, 4, seen)])))) == 1
+    assert found_by(chaos_reads.values, *written, read(3, 4, saw("a", "x"))) == []
+    assert len(found_by(chaos_reads.values, *written, read(3, 4, seen))) == 1
+
+
+def test_a_checkpoint_without_its_value_is_found_unless_a_delete_met_its_put() -> None:
+    torn = Seen("a", None, "", problem=NO_VALUE)
+    assert found_by(chaos_reads.values, put("a", 1, 2), read(5, 6, torn)) == [NO_VALUE]
+    assert found_by(chaos_reads.values, put("a", 1, 2), did(DELETE, 3, 4), read(5, 6, torn)) == [NO_VALUE]
+    assert found_by(chaos_reads.values, put("a", 1, 3.5), did(DELETE, 3, 4), read(5, 6, torn)) == []
 
 
 def test_values_know_whether_they_are_whole_and_in_their_place() -> None:
