@@ -15,6 +15,7 @@ class Gate:
 
     - `shut`: connections are dropped, new ones as soon as they are made;
     - `deafen`: connections stay and are made, but nothing passes; it is held, and passes after `open`;
+    - `mute`: the same for replies only: requests pass;
     - `cut`: connections are dropped, new ones are welcome;
     - `drop_after`: the connection on which that many more bytes have passed is dropped, in the midst of them.
     """
@@ -22,7 +23,7 @@ class Gate:
     def __init__(self, target_port: int) -> None:
         self.port = free_port()
         self.target_port = target_port
-        self.passes, self.welcome = True, True
+        self.passes, self.is_mute, self.welcome = True, False, True
         self.budget: dict[Direction, int | None] = {"requests": None, "replies": None}
         self.sides: set[_Side] = set()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -39,6 +40,7 @@ class Gate:
 
     def open(self) -> None:
         self.passes = self.welcome = True
+        self.is_mute = False
         self.budget = {"requests": None, "replies": None}
         for side in list(self.sides):
             side.flow()
@@ -53,6 +55,11 @@ class Gate:
 
     def deafen(self) -> None:
         self.passes = False
+        for side in list(self.sides):
+            side.flow()
+
+    def mute(self) -> None:
+        self.is_mute = True
         for side in list(self.sides):
             side.flow()
 
@@ -122,7 +129,8 @@ class _Side(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing() or self._peer is None:
             return
-        wanted = self._gate.passes and not self._peer_is_full
+        held = self._gate.is_mute and self._direction == "replies"
+        wanted = self._gate.passes and not held and not self._peer_is_full
         if wanted and not transport.is_reading():
             transport.resume_reading()
         elif not wanted and transport.is_reading():

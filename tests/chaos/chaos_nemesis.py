@@ -248,6 +248,21 @@ async def pg_cut(world: World, rng: random.Random, seconds: float) -> None:
         gate.open()
 
 
+async def pg_cut_alone(world: World, rng: random.Random, seconds: float) -> None:
+    """Cuts a worker off from Redis alone, and drops Postgres' replies to it: what it wrote is there or not."""
+    slot = rng.randrange(len(world.workers))
+    gate, until = world.postgres_gates[slot], time.monotonic() + seconds
+    async with _disturbed(world):
+        world.redis_gates[slot].shut()
+        while time.monotonic() < until:
+            await asyncio.sleep(rng.uniform(0.1, 0.4))
+            gate.mute()
+            await asyncio.sleep(0.1)
+            gate.cut()
+            gate.open()
+        world.redis_gates[slot].open()
+
+
 Fault = Callable[[World, random.Random, float], Awaitable[None]]
 
 OF_REDIS: dict[str, Fault] = {
@@ -263,6 +278,7 @@ OF_REDIS: dict[str, Fault] = {
     "cut-one": cut_one,
     "stall-one": stall_one,
     "cut-all": cut_all,
+    "pg-cut-alone": pg_cut_alone,
 }
 OF_THE_REST: dict[str, Fault] = {
     "worker-kill": worker_kill,
