@@ -58,6 +58,7 @@ class Deletes:
         self._all = sorted((d for d in deletes if d.outcome != FAILED), key=lambda d: d.start)
         self._starts = [d.start for d in self._all]
         self._over = _running_max(d.over for d in self._all)
+        self._seen_by_all = _running_max(max(d.over, visibility.visible_by(d)) for d in self._all)
         known = sorted((visibility.visible_by(d), d.start) for d in self._all if d.outcome == OK)
         self._visible = [visible for visible, _ in known]
         self._latest_start = _running_max(start for _, start in known)
@@ -66,6 +67,11 @@ class Deletes:
         """What began before this has perhaps been deleted by then: until when a delete that had begun may act."""
         begun = bisect_left(self._starts, moment)
         return self._over[begun - 1] if begun else -math.inf
+
+    def seen_before(self, moment: float) -> float:
+        """What was read before this may be gone by then: until when a reader may miss a delete that had begun."""
+        begun = bisect_left(self._starts, moment)
+        return self._seen_by_all[begun - 1] if begun else -math.inf
 
     def met(self, write: Operation) -> bool:
         """Whether one may have acted while the write did."""

@@ -122,8 +122,8 @@ def _steps_back(reads: Sequence[Operation], gone: Deletes) -> Iterator[tuple[Ope
                 highest = earlier
             for task, _ in earlier.seen.writes:
                 tasks[earlier.seen.id][task] = earlier
-        if gone.last_before(read.end) > since:  # what was seen before a delete may be gone: seen anew
-            since = gone.last_before(read.end)
+        if gone.seen_before(read.end) > since:  # what was seen before a delete may be gone: seen anew
+            since = gone.seen_before(read.end)
             highest = None
             tasks.clear()
         if highest is None or highest.seen is None or highest.start < since:

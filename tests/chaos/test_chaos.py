@@ -141,6 +141,11 @@ def test_a_reader_for_whom_the_latest_goes_back_is_found() -> None:
     assert found_by(chaos_reads.backwards, *written, read(4, 5, saw("b")), read(6, 7, saw("a"), process="3")) == []
     deleted = did(DELETE, 5.5, 5.8)
     assert found_by(chaos_reads.backwards, *written, deleted, read(4, 5, saw("b")), read(6, 7, None)) == []
+    early = did(DELETE, 2.1, 2.9)  # by one that has no Redis until 5.5: another may read on until then
+    reads = read(4, 5, saw("b")), read(6, 7, None)
+    others = put("b", 3, 99, UNKNOWN, process="4")
+    assert found_by(chaos_reads.backwards, others, early, *reads) == back
+    assert found_by(chaos_reads.backwards, others, early, *reads, downs={"1": [(2.0, 5.5)]}) == []
     downs = {"1": [(2.5, 20.0)]}
     assert found_by(chaos_reads.backwards, *written, read(4, 5, saw("b")), read(6, 7, saw("a")), downs=downs) == []
 
