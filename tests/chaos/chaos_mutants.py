@@ -1,0 +1,237 @@
+"""Savers broken on purpose, each in one rule: every checker has to find one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.stores import entries, postgres
+from langgraph_checkpoint_cached.stores.entries import DROP, RedisEntries
+from langgraph_checkpoint_cached.stores.scripts import Script
+from langgraph_checkpoint_cached.tiers import reader, writer
+
+ACKNOWLEDGED_EARLY_SECONDS = 0.05
+FILL_SECONDS_MAX = 0.1
+SCRIPTS = (
+    "READ",
+    "FILL",
+    "GIVE_BACK",
+    "BEGIN",
+    "COMMIT_PUT",
+    "COMMIT_WRITES",
+    "COMMIT_DROP",
+    "BEGIN_THREAD",
+    "END_THREAD",
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A rule that is dropped, how, the faults that show it, and the checkers of which one has to find it."""
+
+    rule: str
+    apply: Callable[[], None]
+    nemesis: str
+    checkers: tuple[str, ...]
+
+
+def _in_scripts(*changes: tuple[str, str]) -> Callable[[], None]:
+    """Replaces texts in the Lua scripts, wherever they are."""
+
+    def apply() -> None:
+        found = set()
+        for name in SCRIPTS:
+            script: Script = getattr(entries, name)
+            text = script.text
+            for old, new in changes:
+                if old in text:
+                    found.add(old)
+                text = text.replace(old, new)
+            Script.__init__(script, text)
+        assert found == {old for old, _ in changes}, "the scripts have changed: change the mutants too"
+
+    return apply
+
+
+def slow_loads() -> None:
+    """No mutant in itself: what is loaded takes a while to be filled. That is what tickets are for."""
+    fill = RedisEntries.fill
+
+    async def slow(self: RedisEntries, *args: Any) -> bool:
+        await asyncio.sleep(random.uniform(0, FILL_SECONDS_MAX))
+        return await fill(self, *args)
+
+    RedisEntries.fill = slow  # type: ignore[method-assign]
+
+
+def _tickets_stand() -> None:
+    """A write does not void the ticket."""
+    slow_loads()
+    _in_scripts(
+        ("redis.call('HDEL', namespace, 't')", ""),
+        (
+            "redis.call('DEL', namespace)",
+            "local t = redis.call('HGET', namespace, 't'); redis.call('DEL', namespace);"
+            " if t then redis.call('HSET', namespace, 't', t) redis.call('PEXPIRE', namespace, 5000) end",
+        ),
+    )()
+
+
+def _nothing_invalidated() -> None:
+    """Redis is told of no write."""
+
+    def told(self: RedisEntries, *args: Any) -> asyncio.Future[Any]:
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done.set_result(1)
+        return done
+
+    RedisEntries.begin = RedisEntries.commit = told  # type: ignore[method-assign,assignment]
+
+
+def _acknowledged_early() -> None:
+    """Writes return before Postgres has them, and nobody hears when it fails."""
+    store, under_way = postgres.PostgresStore.store, set()
+
+    async def early(self: Any, operations: Any) -> list[bool]:
+        async def late() -> None:
+            await asyncio.sleep(ACKNOWLEDGED_EARLY_SECONDS)
+            await store(self, operations)
+
+        under_way.add(task := asyncio.ensure_future(late()))
+        task.add_done_callback(lambda task: (under_way.discard(task), task.cancelled() or task.exception()))
+        return [True] * len(operations)
+
+    postgres.PostgresStore.store = early  # type: ignore[method-assign]
+
+
+def _suspects_forgotten() -> None:
+    """What Redis was not told of is not voided when it is back."""
+
+    async def forget(self: writer.Writer) -> None:
+        self._suspects.clear()
+
+    writer.Writer.void_suspects = forget  # type: ignore[method-assign]
+
+
+def _replies_crossed() -> None:
+    """Now and then a hit is answered with the one before it, whatever thread that was of."""
+    entry, last = reader.Reader._entry, []
+
+    async def crossed(self: reader.Reader, namespace: Any, hit: Any) -> Any:
+        found = await entry(self, namespace, hit)
+        last[:] = [*last[-1:], found]
+        return last[0] if random.random() < 0.02 else found
+
+    reader.Reader._entry = crossed  # type: ignore[method-assign]
+
+
+def _never_purged() -> None:
+    """A fence whose writer died stays for days."""
+    submit = RedisEntries._submit
+
+    def longer(self: RedisEntries, script: Script, namespace: Any, *arguments: Any, **options: Any) -> Any:
+        if script is entries.BEGIN:
+            arguments = (*arguments[:-1], 10 * 24 * 3_600_000)
+        return submit(self, script, namespace, *arguments, **options)
+
+    RedisEntries._submit = longer  # type: ignore[method-assign]
+
+
+def _leaking() -> None:
+    """Now and then a read keeps a connection to each server, and a task."""
+    read, kept = CachedPostgresSaver.aget_tuple, []
+
+    async def leaky(self: CachedPostgresSaver, config: Any) -> Any:
+        if len(kept) < 3:
+            kept.append(await self._redis.connection_pool.get_connection())  # type: ignore[no-untyped-call,union-attr]
+            kept.append(asyncio.ensure_future(asyncio.sleep(3600)))
+            kept.append(await self._stock.conn.getconn())  # type: ignore[union-attr]
+        return await read(self, config)
+
+    CachedPostgresSaver.aget_tuple = leaky  # type: ignore[method-assign]
+
+
+def _redis_needed() -> None:
+    """A Redis that cannot be used is an error of the read."""
+    read = CachedPostgresSaver.aget_tuple
+
+    async def strict(self: CachedPostgresSaver, config: Any) -> Any:
+        before = self._stats.degraded_reads
+        found = await read(self, config)
+        if self._stats.degraded_reads > before:
+            raise ConnectionError("Redis cannot be reached")
+        return found
+
+    CachedPostgresSaver.aget_tuple = strict  # type: ignore[method-assign]
+
+
+def _rolled_back_unseen() -> None:
+    """A write that Postgres has stored is said to have failed, now and then."""
+    store = postgres.PostgresStore.store
+
+    async def wrong(self: Any, operations: Any) -> list[bool]:
+        stored = await store(self, operations)
+        if random.random() < 0.02:
+            raise ValueError("not stored")
+        return stored
+
+    postgres.PostgresStore.store = wrong  # type: ignore[method-assign]
+
+
+def _never_there() -> None:
+    """COMMIT drops entries that it should leave, and reads fill nothing: nothing is ever served from Redis."""
+
+    async def no_fill(self: RedisEntries, *args: Any) -> bool:
+        return False
+
+    RedisEntries.fill = no_fill  # type: ignore[method-assign]
+    writer.advance_by = lambda operation: DROP
+
+
+MUTANTS: dict[str, Mutant] = {
+    "early": Mutant("write-through", _acknowledged_early, "pg-terminate,pg-cut,worker-kill", ("lost",)),
+    "invalidation": Mutant(
+        "fence, ticket, confirm", _nothing_invalidated, "none", ("older", "backwards", "turns")
+    ),
+    "ticket": Mutant(
+        "ticket",
+        _tickets_stand,
+        "redis-delete",
+        ("older", "backwards"),
+    ),
+    "restart": Mutant(
+        "restart",
+        _in_scripts(("return id or error('this server does not tell its master_replid')", "return 'constant'")),
+        "redis-snapshot,redis-failover",
+        ("older", "backwards"),
+    ),
+    "suspects": Mutant("suspects", _suspects_forgotten, "cut-one,stall-one", ("older", "tiers")),
+    "writes": Mutant(
+        "COMMIT of pending writes",
+        _in_scripts(("redis.call('HSETNX', namespace, field, value)", "")),
+        "none",
+        ("older", "tiers"),
+    ),
+    "values": Mutant(
+        "COMMIT of a checkpoint",
+        _in_scripts(("redis.call('HSET', namespace, 'c:' .. channel, value)", "")),
+        "none",
+        ("values",),
+    ),
+    "crossed": Mutant("the entry is checked", _replies_crossed, "none", ("values",)),
+    "expiry": Mutant(
+        "every key expires",
+        _in_scripts(("if redis.call('PTTL', key) < ms then redis.call('PEXPIRE', key, ms) end", "")),
+        "none",
+        ("keys",),
+    ),
+    "purge": Mutant("purge-expired", _never_purged, "worker-kill,pg-cut,pg-terminate", ("fences",)),
+    "leak": Mutant("nothing leaks", _leaking, "none", ("leaks",)),
+    "available": Mutant("Redis is optional", _redis_needed, "redis-kill", ("available",)),
+    "failed": Mutant("what failed is not there", _rolled_back_unseen, "none", ("failed",)),
+    "useless": Mutant("it comes back", _never_there, "none", ("served",)),
+}

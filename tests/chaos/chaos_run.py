@@ -1,0 +1,115 @@
+"""One run: servers, workers, the nemesis, then the checkers."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import chaos_end
+import chaos_reads
+from chaos_audit import audit
+from chaos_end import End
+from chaos_history import History, load
+from chaos_nemesis import plan, torment
+from chaos_order import GRACE_SECONDS, Visibility
+from chaos_reads import Violation
+from chaos_savers import NAMES
+from chaos_worker import SETTLE_SECONDS_MAX
+from chaos_world import World, opened
+
+FENCE_SECONDS = 3.0
+"""Of the workers; 30 outside of tests."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run."""
+
+    seconds: float
+    seed: str
+    kinds: Sequence[str]
+    saver: str = "ours"
+    workers: int = 3
+    grace: float = GRACE_SECONDS
+
+    def __post_init__(self) -> None:
+        if self.saver not in NAMES:
+            raise ValueError(f"there is no saver {self.saver!r}, only {', '.join(NAMES)}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of it."""
+
+    settings: Settings
+    history: History
+    end: End
+    violations: list[Violation]
+
+    def fired(self) -> dict[str, int]:
+        """How many violations each checker has found."""
+        return dict(Counter(v.checker for v in self.violations))
+
+    def first(self, checker: str) -> float | None:
+        """Seconds from the start of the run to its first violation; None for what is seen after the run."""
+        moments = [v.at for v in self.violations if v.checker == checker and v.at]
+        return min(moments) - self.history.operations[0].start if moments else None
+
+
+def run(settings: Settings, keep: Path | None = None) -> Result:
+    """Runs and checks. The history stays in `keep`, if that is given."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
+        directory = keep or Path(temporary)
+        directory.mkdir(parents=True, exist_ok=True)
+        for old in directory.glob("*.jsonl"):
+            old.unlink()
+        end = asyncio.run(_run(settings, directory))
+        history = load(directory)
+        return Result(settings, history, end, check(history, end, settings.grace))
+
+
+def check(history: History, end: End, grace: float) -> list[Violation]:
+    """What all checkers find, in the order of time."""
+    visibility = Visibility(history, grace)
+    checkers: list[Callable[[], Iterator[Violation]]] = [
+        lambda: chaos_reads.older(history, visibility),
+        lambda: chaos_reads.backwards(history, visibility),
+        lambda: chaos_reads.values(history, visibility),
+        lambda: chaos_reads.failed(history),
+        lambda: chaos_reads.turns(history, visibility),
+        lambda: chaos_end.lost(history, end, visibility),
+        lambda: chaos_end.failed_there(history, end),
+        lambda: chaos_end.tiers(end),
+        lambda: chaos_end.served(end),
+        lambda: chaos_end.keys(end),
+        lambda: chaos_end.fences(end),
+        lambda: chaos_end.leaks(history, end),
+        lambda: chaos_end.available(history),
+    ]
+    return sorted(chain.from_iterable(checker() for checker in checkers), key=lambda v: v.at)
+
+
+async def _run(settings: Settings, directory: Path) -> End:
+    lanes = plan(settings.seed, settings.seconds, settings.kinds)
+    world = World(settings.seed, settings.saver, settings.workers, directory, FENCE_SECONDS)
+    async with opened(world):
+        started = time.monotonic()
+        await torment(world, lanes)
+        await asyncio.sleep(max(0.0, started + settings.seconds - time.monotonic()))
+        for worker in world.workers:
+            worker.say("settle")
+        with suppress(asyncio.TimeoutError):
+            settled = asyncio.gather(*(worker.is_settled.wait() for worker in world.workers))
+            await asyncio.wait_for(settled, 2 * SETTLE_SECONDS_MAX)
+        ended = await asyncio.gather(*(worker.end() for worker in world.workers))
+        await asyncio.sleep(FENCE_SECONDS + 0.5)  # the fences of those that were killed
+        end = await audit(world)
+        end.killed_late = [w.name for w, in_time in zip(world.workers, ended, strict=True) if not in_time]
+        return end

@@ -1,0 +1,103 @@
+"""The savers that workers run with: ours, the textbook cache, and ours broken on purpose (`chaos_mutants`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import chaos_mutants
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.stores import entries, opening
+from langgraph_checkpoint_cached.tiers import writer
+
+PREFIX = "chaos"
+REDIS_TIMEOUT_SECONDS = 0.3
+POOL_TIMEOUT_SECONDS = 3.0
+POOL_SIZE = 6
+NAMES = ("ours", "textbook", *(f"broken-{name}" for name in chaos_mutants.MUTANTS))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A saver, and what it uses."""
+
+    saver: Any
+    pool: Any
+    redis: Any
+
+    def stats(self) -> dict[str, int]:
+        return dict(self.saver.stats()) if hasattr(self.saver, "stats") else {}
+
+
+@asynccontextmanager
+async def open_saver(name: str, postgres_url: str, redis_url: str, fence_seconds: float) -> AsyncIterator[Opened]:
+    """The saver of that name. It changes this process: one name for each process."""
+    if name == "textbook":
+        async with _textbook(postgres_url, redis_url) as opened:
+            yield opened
+        return
+    entries.FENCE_MS = round(fence_seconds * 1000)
+    writer.FENCE_SECONDS_TO_SPARE = fence_seconds / 2
+    if name != "ours":
+        chaos_mutants.MUTANTS[name.removeprefix("broken-")].apply()
+    async with CachedPostgresSaver.from_conn_string(
+        postgres_url,
+        redis_url,
+        prefix=PREFIX,
+        redis_timeout=REDIS_TIMEOUT_SECONDS,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        pool_max_size=POOL_SIZE,
+    ) as saver:
+        yield Opened(saver, saver._stock.conn, saver._redis)
+
+
+class _Forgiving:
+    """A client whose failures are misses, as careful users of the textbook cache write it."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: Any, **options: Any) -> Any:
+            try:
+                return await getattr(self._client, name)(*args, **options)
+            except (RedisError, OSError):
+                return None
+
+        return call
+
+
+@asynccontextmanager
+async def _textbook(postgres_url: str, redis_url: str) -> AsyncIterator[Opened]:
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from benchmarks.textbook import TextbookSaver
+
+    class Textbook(TextbookSaver):
+        async def adelete_thread(self, thread_id: str) -> None:
+            await self._stock.adelete_thread(thread_id)
+            for ns in ("", "child"):
+                await self._redis.delete(
+                    self._key({"configurable": {"thread_id": thread_id, "checkpoint_ns": ns}})
+                )
+
+    pool = opening.postgres_pool(
+        postgres_url,
+        min_size=1,
+        max_size=POOL_SIZE,
+        timeout_seconds=POOL_TIMEOUT_SECONDS,
+        max_idle_seconds=600,
+        max_lifetime_seconds=3600,
+    )
+    client = Redis.from_url(
+        redis_url, socket_timeout=REDIS_TIMEOUT_SECONDS, socket_connect_timeout=REDIS_TIMEOUT_SECONDS
+    )
+    async with opening.opened(pool, client):
+        yield Opened(Textbook(_Forgiving(client), AsyncPostgresSaver(pool), PREFIX), pool, client)  # type: ignore[arg-type]
