@@ -12,7 +12,8 @@ from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.stores import entries, postgres
 from langgraph_checkpoint_cached.stores.entries import DROP, RedisEntries
 from langgraph_checkpoint_cached.stores.scripts import Script
-from langgraph_checkpoint_cached.tiers import reader, writer
+from langgraph_checkpoint_cached.tiers import reader
+from langgraph_checkpoint_cached.tiers.recovery import Recovery
 
 ACKNOWLEDGED_EARLY_SECONDS = 0.05
 FILL_SECONDS_MAX = 0.1
@@ -96,10 +97,10 @@ def _acknowledged_early() -> None:
     """Writes return before Postgres has them, and nobody hears when it fails."""
     store, under_way = postgres.PostgresStore.store, set()
 
-    async def early(self: Any, operations: Any) -> list[bool]:
+    async def early(self: Any, operations: Any, suspects: Any) -> list[bool]:
         async def late() -> None:
             await asyncio.sleep(ACKNOWLEDGED_EARLY_SECONDS)
-            await store(self, operations)
+            await store(self, operations, suspects)
 
         under_way.add(task := asyncio.ensure_future(late()))
         task.add_done_callback(lambda task: (under_way.discard(task), task.cancelled() or task.exception()))
@@ -111,10 +112,10 @@ def _acknowledged_early() -> None:
 def _suspects_forgotten() -> None:
     """What Redis was not told of is not voided when it is back."""
 
-    async def forget(self: writer.Writer) -> None:
-        self._suspects.clear()
+    async def forget(self: Recovery) -> None:
+        self._own.clear()
 
-    writer.Writer.void_suspects = forget  # type: ignore[method-assign]
+    Recovery.void_suspects = Recovery._void_table = forget  # type: ignore[method-assign]
 
 
 def _replies_crossed() -> None:
@@ -173,8 +174,8 @@ def _rolled_back_unseen() -> None:
     """A write that Postgres has stored is said to have failed, now and then."""
     store = postgres.PostgresStore.store
 
-    async def wrong(self: Any, operations: Any) -> list[bool]:
-        stored = await store(self, operations)
+    async def wrong(self: Any, operations: Any, suspects: Any) -> list[bool]:
+        stored = await store(self, operations, suspects)
         if random.random() < 0.02:
             raise ValueError("not stored")
         return stored
@@ -189,7 +190,7 @@ def _never_there() -> None:
         return False
 
     RedisEntries.fill = no_fill  # type: ignore[method-assign]
-    writer.advance_by = lambda operation: DROP
+    RedisEntries.advance_by = lambda self, operation: DROP  # type: ignore[method-assign]
 
 
 MUTANTS: dict[str, Mutant] = {
@@ -215,12 +216,6 @@ MUTANTS: dict[str, Mutant] = {
         _in_scripts(("redis.call('HSETNX', namespace, field, value)", "")),
         "none",
         ("older", "tiers"),
-    ),
-    "values": Mutant(
-        "COMMIT of a checkpoint",
-        _in_scripts(("redis.call('HSET', namespace, 'c:' .. channel, value)", "")),
-        "none",
-        ("values",),
     ),
     "crossed": Mutant("the entry is checked", _replies_crossed, "none", ("values",)),
     "expiry": Mutant(
