@@ -49,8 +49,8 @@ async def migrate(stock: AsyncPostgresSaver, given_up: asyncio.Event) -> None:
     """Creates what is missing of the stock saver's tables and of ours, in one process at a time.
 
     To be run to its end: an index that is half-way when its statement is cancelled stays, invalid, and is taken for
-    done by the next who migrates; and a connection in pipeline mode, or cancelled twice, would not be usable again.
-    Once it is `given_up` it waits for no other process.
+    done the next time; and a single connection that is cancelled twice is closed by psycopg. Once it is `given_up`, no
+    other process is waited for.
 
     Raises:
         UnsupportedServerError: Postgres is too old.
@@ -60,7 +60,7 @@ async def migrate(stock: AsyncPostgresSaver, given_up: asyncio.Event) -> None:
     async with _one_at_a_time(stock, given_up):
         if not await _is_migrated(stock):
             await stock.setup()
-            async with stock._cursor() as cur:
+            async with stock._cursor(pipeline=True) as cur:  # else one in pipeline mode would not commit it
                 await cur.execute(CREATE_SUSPECTS)
 
 
@@ -103,7 +103,7 @@ async def _one_at_a_time(stock: AsyncPostgresSaver, given_up: asyncio.Event) -> 
     try:
         yield
     finally:
-        async with stock._cursor() as cur:
+        async with stock._cursor(pipeline=True) as cur:
             await cur.execute("select pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
 
 
