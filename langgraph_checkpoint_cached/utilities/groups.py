@@ -65,9 +65,16 @@ class Groups(Generic[Operation]):
         self._waiting: deque[Operation] = deque()
         self._tasks = Tasks()
         self._at_once, self._running = at_once, 0
+        self._ended: BaseException | None = None
 
     def add(self, operation: Operation) -> None:
-        """Queues an operation. Raises `TooManyWaiting` instead when the queue is full."""
+        """Queues an operation. Raises `TooManyWaiting` instead when the queue is full.
+
+        Once the loop has begun to end, no task is started any more: nobody would wait for it.
+        """
+        if self._ended is not None:
+            fail([operation], self._ended)
+            return
         if len(self._waiting) >= self._waiting_max:
             raise TooManyWaiting(f"{self._waiting_max} operations are waiting")
         self._waiting.append(operation)
@@ -91,6 +98,7 @@ class Groups(Generic[Operation]):
                 except Exception as exc:  # noqa: BLE001 - it is its callers' to handle
                     fail(group, exc)
         except BaseException as exc:  # the loop ends
+            self._ended = exc
             fail([*group, *self._waiting], exc)
             self._waiting.clear()
             raise
