@@ -48,9 +48,9 @@ async def check_redis(guard: Guard) -> None:
 async def migrate(stock: AsyncPostgresSaver, given_up: asyncio.Event) -> None:
     """Creates what is missing of the stock saver's tables and of ours, in one process at a time.
 
-    To be run to its end: an index that is half-way when its statement is cancelled stays, invalid, and is taken for
-    done the next time; and a single connection that is cancelled twice is closed by psycopg. Once it is `given_up`, no
-    other process is waited for.
+    To be run to its end: an index that is half-way when its statement is cancelled stays, invalid, and is taken
+    for done the next time; and a single connection that is cancelled twice is closed by psycopg. Once it is
+    `given_up`, no other process is waited for.
 
     Raises:
         UnsupportedServerError: Postgres is too old.

@@ -26,7 +26,7 @@ from langgraph_checkpoint_cached.embedded import free_port
 from langgraph_checkpoint_cached.keys import thread_key
 
 KINDS = ("pool", "single", "pipeline")
-TICKS = 3
+TICKS = 2
 """Turns of the loop after each event, in each of which there is a cancellation."""
 TICKS_TO_GO = 10
 """In which a cancelled caller must be gone, whatever goes on for it."""
