@@ -187,14 +187,20 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
     async def setup(self) -> None:
         """Creates or migrates the stock saver's tables and our own. Any number of processes may call it at once.
 
-        Where the tables are up to date it only reads, so that it needs no right to create any.
+        Where the tables are up to date it only reads, so that it needs no right to create any. A caller that is
+        cancelled does not stop a migration that has begun.
 
         Raises:
             UnsupportedServerError: Postgres or Redis is too old. Redis is not asked if it cannot be reached.
         """
         self._check_loop("setup")
         await setup.check_redis(self._guard)
-        await setup.migrate(self._stock)
+        given_up = asyncio.Event()
+        try:
+            await self._tasks.finish(setup.migrate(self._stock, given_up))
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
 
     async def aclose(self) -> None:
         """Waits for what is under way, after which the clients may be closed. They are not closed here."""

@@ -100,8 +100,10 @@ async def opened(pool: Pool, client: AnyRedis) -> AsyncIterator[None]:
         await pool.open(wait=True, timeout=pool.timeout)
         yield
     finally:
-        await client.aclose()
-        await pool.close()
+        try:
+            await client.aclose()
+        finally:
+            await pool.close()
 
 
 async def _prepare_unless_pooled(conn: AsyncConnection[Any]) -> None:

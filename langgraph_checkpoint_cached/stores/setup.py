@@ -45,18 +45,22 @@ async def check_redis(guard: Guard) -> None:
         )
 
 
-async def migrate(stock: AsyncPostgresSaver) -> None:
+async def migrate(stock: AsyncPostgresSaver, given_up: asyncio.Event) -> None:
     """Creates what is missing of the stock saver's tables and of ours, in one process at a time.
+
+    To be run to its end: an index that is half-way when its statement is cancelled stays, invalid, and is taken
+    for done the next time; and a single connection that is cancelled twice is closed by psycopg. Once it is
+    `given_up`, no other process is waited for.
 
     Raises:
         UnsupportedServerError: Postgres is too old.
     """
     if await _is_migrated(stock):
         return
-    async with _one_at_a_time(stock):
+    async with _one_at_a_time(stock, given_up):
         if not await _is_migrated(stock):
             await stock.setup()
-            async with stock._cursor() as cur:
+            async with stock._cursor(pipeline=True) as cur:  # else one in pipeline mode would not commit it
                 await cur.execute(CREATE_SUSPECTS)
 
 
@@ -76,7 +80,7 @@ async def _is_migrated(stock: AsyncPostgresSaver) -> bool:
 
 
 @asynccontextmanager
-async def _one_at_a_time(stock: AsyncPostgresSaver) -> AsyncIterator[None]:
+async def _one_at_a_time(stock: AsyncPostgresSaver, given_up: asyncio.Event) -> AsyncIterator[None]:
     """Holds the advisory lock for the block.
 
     It is polled for, not waited for: a statement that waits has a snapshot, and the migrations' CREATE INDEX
@@ -90,17 +94,23 @@ async def _one_at_a_time(stock: AsyncPostgresSaver) -> AsyncIterator[None]:
                     if await _try_lock(conn.cursor(), "pg_try_advisory_xact_lock"):
                         yield
                         return
-                await asyncio.sleep(LOCK_POLL_SECONDS)
+                await _pause(given_up)
     while True:
         async with stock._cursor() as cur:
             if await _try_lock(cur, "pg_try_advisory_lock"):
                 break
-        await asyncio.sleep(LOCK_POLL_SECONDS)
+        await _pause(given_up)
     try:
         yield
     finally:
-        async with stock._cursor() as cur:
+        async with stock._cursor(pipeline=True) as cur:
             await cur.execute("select pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
+
+
+async def _pause(given_up: asyncio.Event) -> None:
+    if given_up.is_set():
+        raise asyncio.CancelledError
+    await asyncio.sleep(LOCK_POLL_SECONDS)
 
 
 @asynccontextmanager

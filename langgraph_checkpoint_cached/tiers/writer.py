@@ -204,10 +204,13 @@ class Writer:
         told.add_done_callback(partial(self._told, write, outcome))
 
     def _told(self, write: _Write, outcome: bool | Exception, told: asyncio.Future[int]) -> None:
-        if told.exception() is None:
+        error = told.exception()
+        if error is None:
             self._end(write, outcome, told.result())
-        else:
+        elif isinstance(error, RedisUnavailable):
             self._tasks.start(self._tell_again(write, outcome))
+        else:
+            answer(write.done, error)  # the loop ends, and the fence stays to its deadline
 
     async def _tell_again(self, write: _Write, outcome: bool | Exception) -> None:
         # What is sent again may come after later writes of this process, so it only voids, and a thread, for that

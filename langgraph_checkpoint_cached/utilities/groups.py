@@ -13,6 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
 
+REVIVED_AFTER_SECONDS = 1.0
+
 
 class Queued(Protocol):
     """An operation in a queue, with the future that its caller waits for."""
@@ -65,9 +67,17 @@ class Groups(Generic[Operation]):
         self._waiting: deque[Operation] = deque()
         self._tasks = Tasks()
         self._at_once, self._running = at_once, 0
+        self._ended: BaseException | None = None
 
     def add(self, operation: Operation) -> None:
-        """Queues an operation. Raises `TooManyWaiting` instead when the queue is full."""
+        """Queues an operation. Raises `TooManyWaiting` instead when the queue is full.
+
+        When its tasks were just cancelled, as a loop that ends does to all, none is started: nobody would wait for
+        it. The operation gets that error then. Should the loop go on, so does this, after a moment.
+        """
+        if self._ended is not None:
+            fail([operation], self._ended)
+            return
         if len(self._waiting) >= self._waiting_max:
             raise TooManyWaiting(f"{self._waiting_max} operations are waiting")
         self._waiting.append(operation)
@@ -91,11 +101,16 @@ class Groups(Generic[Operation]):
                 except Exception as exc:  # noqa: BLE001 - it is its callers' to handle
                     fail(group, exc)
         except BaseException as exc:  # the loop ends
+            self._ended = exc
+            asyncio.get_running_loop().call_later(REVIVED_AFTER_SECONDS, self._revive)
             fail([*group, *self._waiting], exc)
             self._waiting.clear()
             raise
         finally:
             self._running -= 1
+
+    def _revive(self) -> None:
+        self._ended = None
 
     def _take(self) -> list[Operation]:
         group = [self._waiting.popleft()]

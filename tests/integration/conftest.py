@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-pytest.register_assert_rewrite("agreement")
+pytest.register_assert_rewrite("agreement", "cancelling")
 
 from agreement import Tiers, open_tiers  # noqa: E402
 

@@ -152,6 +152,26 @@ async def test_when_the_loop_ends_nobody_is_left_waiting() -> None:
             await done
 
 
+async def test_after_its_tasks_were_cancelled_it_starts_none_until_the_loop_has_gone_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, revive = asyncio.get_running_loop(), []
+    monkeypatch.setattr(loop, "call_later", lambda seconds, callback: revive.append(callback))
+    runner = Runner()
+    groups = groups_of(runner)
+    add(groups, "a")
+    await until_running(runner, 1)
+    [worker] = groups._tasks._running
+    worker.cancel()
+    await asyncio.wait((worker,))
+    with pytest.raises(asyncio.CancelledError):
+        await add(groups, "b")
+    assert len(groups._tasks) == 0
+    revive[0]()
+    runner.gate.set()
+    assert await add(groups, "c") == "C"
+
+
 async def test_drain_waits_for_what_is_queued() -> None:
     runner = Runner()
     groups = groups_of(runner, rows_max=1)
