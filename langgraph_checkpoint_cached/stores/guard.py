@@ -77,6 +77,7 @@ class Guard:
         self._client, self._timeout_seconds, self._stats = client, timeout_seconds, stats
         self.probe_key = f"{prefix}:probe"
         self._breaker = Breaker(retry_seconds_max=PROBE_SECONDS_MAX)
+        stats.redis_usable.read = lambda: int(self._breaker.closed)
         self._settled_at = loop.time()
         self._full = False
         self._tasks = Tasks()
@@ -126,7 +127,7 @@ class Guard:
 
     def distrust(self) -> None:
         """Lets no call through until `before_reopening` has done its work."""
-        self._breaker.fail()
+        self._stats.breaker_openings += self._breaker.fail()
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
         """Keys that match a glob, found by scanning every node. Raises `RedisUnavailable` too."""
@@ -153,7 +154,8 @@ class Guard:
         if not self._breaker.closed:
             raise RedisUnavailable(NOT_ASKED)
         try:
-            answers = await self._attempt(self._steps.run(steps))
+            with self._stats.redis_exchange.timed():
+                answers = await self._attempt(self._steps.run(steps))
         except RedisUnavailable as exc:
             self._fail(exc)
             raise
@@ -192,6 +194,7 @@ class Guard:
 
     def _fail(self, error: RedisUnavailable) -> None:
         if self._breaker.fail():
+            self._stats.breaker_openings += 1
             logger.warning("Redis is unusable, going on with Postgres alone: %s", error)
 
     async def drain(self) -> None:

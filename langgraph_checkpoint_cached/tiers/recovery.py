@@ -51,6 +51,7 @@ class Recovery:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
         guard.before_reopening = self.void_suspects
+        stats.suspects_own.read = lambda: len(self._own)
 
     async def remember(self, thread_id: str, token: str, *, recorded: bool) -> None:
         """Redis was not told of a write to this thread. Nothing is served from it to this process before it was.
@@ -72,6 +73,14 @@ class Recovery:
                 await self._table.add([thread_id])
             except psycopg.Error as exc:
                 logger.warning("a write that Redis was not told of is not known to other processes: %s", exc)
+
+    async def look(self) -> None:
+        """Voids what the table says now. After that, no entry is older than what Postgres held before.
+
+        Raises:
+            RedisUnavailable, psycopg.Error: it cannot be done.
+        """
+        await self._void_table()
 
     async def void_suspects(self) -> None:
         """Voids what Redis may hold of suspects. Raises `RedisUnavailable` if that cannot be done."""
