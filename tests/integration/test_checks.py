@@ -39,6 +39,8 @@ async def checking_saver(tiers: Tiers, fraction: float = 1) -> AsyncIterator[Cac
         tiers.redis, tiers.stock, prefix=tiers.prefix, redis_timeout=PATIENT_SECONDS, check_hits=fraction
     )
     yield saver
+    if isinstance(held := saver._reader._checker._postgres, Held):
+        held.go.set()  # or a test that fails would wait for ever
     await saver.aclose()
 
 
