@@ -156,8 +156,8 @@ class Stats:
             value = getattr(self, about.name)
             if isinstance(value, Histogram):
                 count, total, stem = names_of(about.name)
-                found |= {count: value.count, total: value.sum}
-                found |= {f"{stem}_p{share}": value.quantile(share / 100) for share in (50, 99)}
+                found |= {count: value.count, total: round(value.sum, 6)}
+                found |= {f"{stem}_p{share}": round(value.quantile(share / 100), 6) for share in (50, 99)}
             else:
                 found[about.name] = value.read() if isinstance(value, Gauge) else value
         return found

@@ -53,7 +53,7 @@ class Checker:
 
     def sample(self, namespace: Namespace, hit: Hit | None, record: Record | None) -> None:
         """Perhaps checks what is being served: `record`, out of `hit`, or that the namespace is empty."""
-        if self._fraction and len(self._tasks) < CHECKS_AT_ONCE_MAX and random.random() < self._fraction:  # noqa: S311
+        if len(self._tasks) < CHECKS_AT_ONCE_MAX and random.random() < self._fraction:  # noqa: S311
             self._tasks.start(self._check(namespace, hit, record))
 
     async def drain(self) -> None:

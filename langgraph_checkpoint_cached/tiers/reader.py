@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TypeAlias
 
 from langgraph_checkpoint_cached.envelope import DamagedEntry
 from langgraph_checkpoint_cached.keys import Namespace
@@ -36,12 +36,8 @@ POLL_SECONDS_MIN = 0.002
 POLL_SECONDS_MAX = 0.05
 COMPLAINT_EVERY_SECONDS = 60.0
 
-
-class Found(NamedTuple):
-    """What a read found, and where the time it took is to be recorded."""
-
-    record: Record | None
-    times: Histogram
+Found: TypeAlias = "tuple[Record | None, Histogram]"
+"""What a read found, and where the time it took is to be recorded."""
 
 
 class Reader:
@@ -69,6 +65,7 @@ class Reader:
     ) -> None:
         self._entries, self._postgres, self._recovery = entries, postgres, recovery
         self._stats, self._clock = stats, clock
+        self._check_hits = check_hits
         self._checker = Checker(entries, postgres, recovery, stats, check_hits)
         self._tasks = Tasks()
         self._complain_at = -math.inf
@@ -82,17 +79,17 @@ class Reader:
             if isinstance(answer, Hit):
                 entry = await self._entry(namespace, answer)
                 if entry is not None:
-                    return Found(entry.record, stats.get_hit)
+                    return entry.record, stats.get_hit
             elif answer == "empty":
                 return self._empty(namespace)
             elif isinstance(answer, Load):
-                return Found(await self._tasks.finish(self._load(namespace, ticket, answer)), stats.get_load)
+                return await self._tasks.finish(self._load(namespace, ticket, answer)), stats.get_load
             stats.bypasses += 1
             times = stats.get_bypass
         except RedisUnavailable:
             stats.degraded_reads += 1
             times = stats.get_degraded
-        return Found((await self._postgres.latest(namespace)).record, times)
+        return (await self._postgres.latest(namespace)).record, times
 
     async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Found:
         """One checkpoint, or None if it does not exist. Served by the entry when that is the one."""
@@ -105,13 +102,13 @@ class Reader:
             if isinstance(answer, Hit):
                 entry = await self._entry(namespace, answer)
                 if entry is not None:
-                    return Found(entry.record, stats.get_hit)
+                    return entry.record, stats.get_hit
             stats.bypasses += 1
             times = stats.get_bypass
         except RedisUnavailable:
             stats.degraded_reads += 1
             times = stats.get_degraded
-        return Found(await self._tasks.finish(self._postgres.by_id(namespace, checkpoint_id)), times)
+        return await self._tasks.finish(self._postgres.by_id(namespace, checkpoint_id)), times
 
     async def drain(self) -> None:
         """Waits until nothing is under way."""
@@ -143,13 +140,15 @@ class Reader:
             return None
         if entry is not None:
             self._stats.hits += 1
-            self._checker.sample(namespace, hit, entry.record)
+            if self._check_hits:
+                self._checker.sample(namespace, hit, entry.record)
         return entry
 
     def _empty(self, namespace: Namespace) -> Found:
         self._stats.hits += 1
-        self._checker.sample(namespace, None, None)
-        return Found(None, self._stats.get_hit)
+        if self._check_hits:
+            self._checker.sample(namespace, None, None)
+        return None, self._stats.get_hit
 
     def _complain(self, damage: DamagedEntry) -> None:
         """Logs it, but not over and over: others may write what this process does not take, for hours."""
