@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -21,7 +22,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.postgres.base import PRUNE_STRATEGIES
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from langgraph_checkpoint_cached import codec, configs, lifetimes
+from langgraph_checkpoint_cached import codec, configs, lifetimes, loops
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, WrongThreadError
 from langgraph_checkpoint_cached.keys import check_prefix
 from langgraph_checkpoint_cached.lifetimes import Lifetime, seconds_of
@@ -33,6 +34,7 @@ from langgraph_checkpoint_cached.stores.clients import AnyRedis, check_client
 from langgraph_checkpoint_cached.stores.entries import RedisEntries
 from langgraph_checkpoint_cached.stores.guard import Guard
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore, check_stock
+from langgraph_checkpoint_cached.tiers.checker import check_fraction
 from langgraph_checkpoint_cached.tiers.reader import Reader
 from langgraph_checkpoint_cached.tiers.recovery import Recovery
 from langgraph_checkpoint_cached.tiers.writer import Writer
@@ -69,6 +71,8 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         signing_keys: Secrets of 16 to 64 bytes, or text. Every part of an entry is signed with the first, and
             read if it is signed with any of them for its place; everything else is a miss. Without them, parts
             carry checksums.
+        check_hits: Which fraction of the hits, from 0 to 1, is compared with Postgres in the background, at the
+            cost of a query each: `stats()["disagreements"]` is to stay 0. Never more than two at a time.
 
     Raises:
         ArgumentTypeError, ArgumentError: an argument cannot work; the message names it.
@@ -86,6 +90,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         mode: Mode = "write_through",
         redis_timeout: float | timedelta = REDIS_TIMEOUT_SECONDS,
         signing_keys: Sequence[bytes | str] | None = None,
+        check_hits: float = 0.0,
     ) -> None:
         self._redis = check_client(redis)
         self._stock = check_stock(postgres)
@@ -94,15 +99,16 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         check_prefix(prefix)
         check_mode(mode)
         seal = seal_with(signing_keys)
+        check_hits = check_fraction(check_hits, "check_hits")
         self._loop = postgres.loop
         self._stats = Stats()
         self._guard = Guard(
             self._redis, prefix, seconds_of(redis_timeout, "redis_timeout"), self._stats, self._loop
         )
-        entries = RedisEntries(self._guard, prefix, life, seal)
-        self._postgres = PostgresStore(postgres, prefix)
+        entries = RedisEntries(self._guard, prefix, life, self._stats, seal)
+        self._postgres = PostgresStore(postgres, prefix, self._stats)
         self._recovery = Recovery(entries, self._guard, self._postgres.suspects, self._stats, self._loop)
-        self._reader = Reader(entries, self._postgres, self._recovery, self._stats)
+        self._reader = Reader(entries, self._postgres, self._recovery, self._stats, check_hits)
         self._writer = Writer(entries, self._postgres, self._recovery, self._stats, self._loop)
         self._tasks = Tasks()
         self._minted = MintedVersions()
@@ -121,6 +127,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         mode: Mode = "write_through",
         redis_timeout: float | timedelta = REDIS_TIMEOUT_SECONDS,
         signing_keys: Sequence[bytes | str] | None = None,
+        check_hits: float = 0.0,
         pool_min_size: int = 1,
         pool_max_size: int = 10,
         pool_timeout: float | timedelta = 30.0,
@@ -140,7 +147,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
                 `redis+sentinel://user:password@host:26379,host:26379/service-name/0`. With `rediss` it is TLS.
                 Options follow as redis-py takes them, such as `?ssl_ca_certs=ca.pem`; `sentinel_username` and
                 `sentinel_password` are for the Sentinels, user and password before the `@` for the primary.
-            ttl, refresh_on_read, prefix, serde, mode, redis_timeout, signing_keys: As for the class.
+            ttl, refresh_on_read, prefix, serde, mode, redis_timeout, signing_keys, check_hits: As for the class.
             pool_min_size: Connections to Postgres that are kept open.
             pool_max_size: The most that are open at once.
             pool_timeout: How long an operation waits for a connection.
@@ -158,6 +165,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         check_mode(mode)
         if signing_keys is not None:
             check_keys(signing_keys)
+        check_fraction(check_hits, "check_hits")
         timeout = seconds_of(redis_timeout, "redis_timeout")
         pool = opening.postgres_pool(
             postgres_uri,
@@ -178,6 +186,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
                 mode=mode,
                 redis_timeout=timeout,
                 signing_keys=signing_keys,
+                check_hits=check_hits,
             )
             try:
                 yield saver
@@ -209,8 +218,8 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         await self._reader.drain()
         await self._writer.drain()
 
-    def stats(self) -> dict[str, int]:
-        """Counters since this saver was made, by name; `Stats` says what each counts."""
+    def stats(self) -> dict[str, float]:
+        """Counters, times and gauges by name, since this saver was made. `Stats` says what each means."""
         return self._stats.as_dict()
 
     # -- reads -----------------------------------------------------------------------------------------------
@@ -219,11 +228,14 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         """The checkpoint that `config` names, or the latest one of its namespace; None if there is none."""
         namespace, checkpoint_id = configs.namespace_of(config), configs.checkpoint_id_of(config)
         self._check_loop("aget_tuple")
+        started = time.perf_counter()
         if checkpoint_id is None:
-            record = await self._reader.latest(namespace)
+            record, times = await self._reader.latest(namespace)
         else:
-            record = await self._reader.by_id(namespace, checkpoint_id)
-        return None if record is None else self._decode(record)
+            record, times = await self._reader.by_id(namespace, checkpoint_id)
+        found = None if record is None else self._decode(record)
+        times.record(time.perf_counter() - started)
+        return found
 
     async def alist(
         self,
@@ -272,10 +284,12 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         configs.checkpoint_id_of(config)
         configs.check_checkpoint(checkpoint)
         self._check_loop("aput")
+        started = time.perf_counter()
         put = codec.encode_put(
             namespace, config, checkpoint, metadata, new_versions, self.serde, self._minted.take
         )
         await self._writer.write(put)
+        self._stats.put.record(time.perf_counter() - started)
         return codec.config_of(namespace, checkpoint["id"])
 
     async def aput_writes(
@@ -293,8 +307,10 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         if not writes:
             return
         self._check_loop("aput_writes")
+        started = time.perf_counter()
         put = codec.encode_writes(namespace, checkpoint_id, writes, task_id, task_path, self.serde)
         await self._writer.write(put)
+        self._stats.put_writes.record(time.perf_counter() - started)
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Deletes all checkpoints and writes of a thread."""
@@ -420,34 +436,13 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
 
     def _wait(self, method: str, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Runs a coroutine on this saver's loop and blocks this thread until it is done."""
-        if _running_loop() is self._loop:
-            raise WrongThreadError(
-                f"{method}() would block the event loop it needs. Use `await saver.a{method}(...)` and the "
-                "graph's async methods here, or call it from another thread."
-            )
-        if not self._loop.is_running():
-            raise WrongThreadError(
-                f"{method}() needs this saver's event loop, which is not running. In a script without one, "
-                "use SyncCachedPostgresSaver."
-            )
-        return asyncio.run_coroutine_threadsafe(start(), self._loop).result()
+        return loops.wait_on(self._loop, method, start)
 
     def _check_loop(self, method: str) -> None:
-        if _running_loop() is not self._loop:
-            raise WrongThreadError(
-                f"{method}() was awaited on another event loop than the one this saver's connections belong to. "
-                "Make a saver per event loop, or call the sync method from here."
-            )
+        loops.check_loop(self._loop, method)
 
 
 def check_mode(mode: object) -> None:
     """Raises `ArgumentError` if there is no such mode."""
     if mode != "write_through":
         raise ArgumentError(f'mode must be "write_through", not {mode!r}')
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

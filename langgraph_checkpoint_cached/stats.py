@@ -1,44 +1,176 @@
-"""Counters of one saver."""
+"""Counters, times and gauges of one saver. What each means is said here and nowhere else."""
+
+# ruff: noqa: RUF009 - what is called there makes a `field`
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-@dataclass
+class Histogram:
+    """How often values fell between fixed bounds, and their sum.
+
+    Args:
+        bounds: The highest value of each bucket but the last, which has none.
+    """
+
+    __slots__ = ("bounds", "buckets", "sum")
+
+    def __init__(self, bounds: Sequence[float] = SECONDS) -> None:
+        self.bounds = bounds
+        self.buckets = [0] * (len(bounds) + 1)
+        self.sum: float = 0
+
+    def record(self, value: float) -> None:
+        """Counts a value."""
+        self.buckets[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Counts the seconds that the block takes, however it ends."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.record(time.perf_counter() - started)
+
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self.buckets)
+
+    def quantile(self, share: float) -> float:
+        """The value that this share of all does not exceed, about: the bounds are all that is known.
+
+        0 if there were none, and never more than the highest bound.
+        """
+        buckets = list(self.buckets)
+        rest = share * sum(buckets)
+        for i, (high, here) in enumerate(zip(self.bounds, buckets, strict=False)):
+            if here and rest <= here:
+                low = self.bounds[i - 1] if i else 0
+                return low + (high - low) * rest / here
+            rest -= here
+        return self.bounds[-1] if any(buckets) else 0
+
+
+class Gauge:
+    """A number that somebody else knows."""
+
+    def __init__(self, read: Callable[[], int] = lambda: 0) -> None:
+        self.read = read
+
+
+def _counter(unit: str, says: str) -> Any:
+    return field(default=0, metadata={"unit": unit, "says": says})
+
+
+def _gauge(unit: str, says: str) -> Any:
+    return field(default_factory=Gauge, metadata={"unit": unit, "says": says})
+
+
+def _times(says: str, *place: str) -> Any:
+    """A histogram of seconds. `place` is the tier, what was done there, and how it ended if that may differ."""
+    return field(default_factory=Histogram, metadata={"unit": "s", "says": says, "place": place})
+
+
+@dataclass(eq=False)
 class Stats:
-    """How often each thing happened since the saver was made.
+    """What happened since the saver was made.
+
+    `as_dict` has each counter and gauge under its name, and for each histogram of times `<name>_count`,
+    `<name>_seconds` (their sum), `<name>_p50` and `<name>_p99` (seconds, about). Of groups it has `groups`,
+    `group_writes`, `group_writes_p50` and `group_writes_p99`.
 
     Reads of a namespace's latest checkpoint, or of one by id, end as one of the first four.
     """
 
-    hits: int = 0
-    """Served from Redis."""
-    loads: int = 0
-    """Loaded from Postgres, with the right to fill the entry."""
-    bypasses: int = 0
-    """Read from Postgres without touching the entry: a write was in flight, or the id was another."""
-    degraded_reads: int = 0
-    """Read from Postgres because Redis could not be used."""
-    waits: int = 0
-    """Reads that waited for another one's load first."""
-    fills: int = 0
-    """Loads that became entries."""
-    fills_refused: int = 0
-    """Loads that did not, because something was written meanwhile or Redis was full."""
-    damaged: int = 0
-    """Entries that could not be read, and were dropped."""
-    writes: int = 0
-    """Checkpoints and pending writes stored in Postgres."""
-    advances: int = 0
-    """Of those, how many moved the entry along."""
-    degraded_writes: int = 0
-    """Of those, how many could not tell Redis."""
-    suspects: int = 0
-    """Threads that this process voided in Redis because somebody could not tell it of a write."""
-    redis_errors: int = 0
-    """Calls to Redis that failed or took too long."""
+    hits: int = _counter("{read}", "Reads served from Redis.")
+    loads: int = _counter("{read}", "Reads loaded from Postgres, with the right to fill the entry.")
+    bypasses: int = _counter(
+        "{read}",
+        "Reads of Postgres that left the entry alone: a write was in flight, or the id was another.",
+    )
+    degraded_reads: int = _counter("{read}", "Reads of Postgres because Redis could not be used.")
+    waits: int = _counter("{read}", "Reads that waited for another one's load first.")
+    fills: int = _counter("{load}", "Loads that became entries.")
+    fills_refused: int = _counter(
+        "{load}", "Loads that did not, because something was written meanwhile or Redis was full."
+    )
+    damaged: int = _counter("{entry}", "Entries that could not be read, and were dropped.")
+    writes: int = _counter("{write}", "Checkpoints and pending writes stored in Postgres.")
+    advances: int = _counter("{write}", "Of those, how many moved the entry along.")
+    degraded_writes: int = _counter("{write}", "Of those, how many could not tell Redis.")
+    suspects: int = _counter(
+        "{thread}",
+        "Threads that this process voided in Redis because somebody could not tell it of a write.",
+    )
+    fences_expired: int = _counter(
+        "{fence}",
+        "Fences that a read or a write found past their deadline: a process died inside a write, or Postgres did "
+        "not say what became of it.",
+    )
+    redis_errors: int = _counter("{call}", "Calls to Redis that failed or took too long.")
+    breaker_openings: int = _counter("{opening}", "How often Redis was given up for a while.")
+    checks: int = _counter("{check}", "Hits that were compared with Postgres (`check_hits`), and could be.")
+    disagreements: int = _counter("{check}", "Of those, how many were not what Postgres holds. Always 0.")
 
-    def as_dict(self) -> dict[str, int]:
-        """A copy, for a dashboard."""
-        return asdict(self)
+    redis_usable: Gauge = _gauge("1", "1 while Redis is used, 0 while it is given up.")
+    writes_waiting: Gauge = _gauge("{write}", "Writes that wait for their transaction to begin.")
+    suspects_own: Gauge = _gauge(
+        "{thread}", "Threads that this process could not tell Redis of, to be voided before Redis is used again."
+    )
+
+    redis_exchange: Histogram = _times("A round trip to Redis with one or more steps.", "redis", "exchange")
+    postgres_load: Histogram = _times(
+        "A query for latest checkpoints, waiting for a connection included.", "postgres", "load"
+    )
+    postgres_store: Histogram = _times(
+        "The transaction of a group of writes, waiting for a connection included.", "postgres", "store"
+    )
+    get_hit: Histogram = _times("A whole `get_tuple` that was a hit.", "saver", "get_tuple", "hit")
+    get_load: Histogram = _times("The same that was a load.", "saver", "get_tuple", "load")
+    get_bypass: Histogram = _times("The same that was a bypass.", "saver", "get_tuple", "bypass")
+    get_degraded: Histogram = _times("The same that was a degraded read.", "saver", "get_tuple", "degraded")
+    put: Histogram = _times("A whole `put` that returned.", "saver", "put")
+    put_writes: Histogram = _times("A whole `put_writes` that returned.", "saver", "put_writes")
+
+    group_sizes: Histogram = field(
+        default_factory=lambda: Histogram(SIZES),
+        metadata={"unit": "{write}", "says": "Writes that shared a transaction.", "place": ("postgres", "group")},
+    )
+
+    def as_dict(self) -> dict[str, float]:
+        """A copy, for a dashboard or a log line: flat, and ready for JSON."""
+        found: dict[str, float] = {}
+        for about in fields(self):
+            value = getattr(self, about.name)
+            if isinstance(value, Histogram):
+                count, total, stem = names_of(about.name)
+                found |= {count: value.count, total: round(value.sum, 6)}
+                found |= {f"{stem}_p{share}": round(value.quantile(share / 100), 6) for share in (50, 99)}
+            else:
+                found[about.name] = value.read() if isinstance(value, Gauge) else value
+        return found
+
+    def described(self, kind: type) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Each counter (`int`), gauge (`Gauge`) or `Histogram`: its name, and what is said of it."""
+        for about in fields(self):
+            if isinstance(getattr(self, about.name), kind):
+                yield about.name, about.metadata
+
+
+def names_of(histogram: str) -> tuple[str, str, str]:
+    """Its names in `as_dict`: of the count, of the sum, and what those of the quantiles start with."""
+    if histogram == "group_sizes":
+        return "groups", "group_writes", "group_writes"
+    return f"{histogram}_count", f"{histogram}_seconds", histogram

@@ -88,7 +88,7 @@ async def play_turn(
 def reads_of(saver: CachedPostgresSaver) -> tuple[int, int]:
     """How many reads Redis has served so far, and how many Postgres."""
     stats = saver.stats()
-    return stats["hits"], stats["loads"] + stats["bypasses"] + stats["degraded_reads"]
+    return int(stats["hits"]), int(stats["loads"] + stats["bypasses"] + stats["degraded_reads"])
 
 
 def _messages_of(update: dict[str, Any]) -> list[AnyMessage]:

@@ -22,6 +22,7 @@ from langgraph_checkpoint_cached.keys import Namespace, names_key, namespace_key
 from langgraph_checkpoint_cached.lifetimes import Lifetime
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites
 from langgraph_checkpoint_cached.seal import CHECKSUMS, Seal
+from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.guard import Guard, RedisFull, RedisUnavailable
 from langgraph_checkpoint_cached.stores.scripts import Script, lua
 from langgraph_checkpoint_cached.utilities.tokens import new_token
@@ -82,11 +83,12 @@ class RedisEntries:
         guard: Runs the scripts.
         prefix: What every key starts with.
         life: How long an entry lives, and whether reads extend that.
+        stats: Where expired fences are counted.
         seal: Of every part of an entry.
     """
 
-    def __init__(self, guard: Guard, prefix: str, life: Lifetime, seal: Seal = CHECKSUMS) -> None:
-        self._guard, self._prefix, self._life, self._seal = guard, prefix, life, seal
+    def __init__(self, guard: Guard, prefix: str, life: Lifetime, stats: Stats, seal: Seal = CHECKSUMS) -> None:
+        self._guard, self._prefix, self._life, self._stats, self._seal = guard, prefix, life, stats, seal
         self._owner = new_token()
 
     async def read(self, namespace: Namespace, ticket: str, checkpoint_id: str = "") -> ReadAnswer:
@@ -109,6 +111,8 @@ class RedisEntries:
         if kind == b"hit":
             flat = answer[1]
             return Hit(dict(zip(flat[::2], flat[1::2], strict=True)))
+        if len(answer) > 2:
+            self._stats.fences_expired += answer[2]
         if kind == b"load":
             return Load(answer[1].decode())
         return kind.decode()  # type: ignore[no-any-return]
@@ -156,7 +160,10 @@ class RedisEntries:
         return DROP if arguments is None else Advance(script, arguments)
 
     def commit(self, namespace: Namespace, token: str, advance: Advance) -> asyncio.Future[int]:
-        """COMMIT: releases the fence; 1 if the entry was advanced, not dropped. Queued when this returns."""
+        """COMMIT: releases the fence. Queued when this returns.
+
+        1 if the entry was advanced, not dropped; below 0, the number of fences that were past their deadline.
+        """
         return self._submit(advance.script, namespace, token, self._owner, *advance.arguments)
 
     async def begin_thread(self, thread_id: str, token: str) -> None:

@@ -29,6 +29,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRe
 from langgraph_checkpoint_cached.errors import OVERLOADED, ArgumentError, ArgumentTypeError, OverloadedError
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
+from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.statements import batches, one_statement, statements
 from langgraph_checkpoint_cached.stores.suspects import SuspectTable
 from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
@@ -72,10 +73,11 @@ class PostgresStore:
     anybody who uses that saver directly takes too.
     """
 
-    def __init__(self, stock: AsyncPostgresSaver, prefix: str) -> None:
+    def __init__(self, stock: AsyncPostgresSaver, prefix: str, stats: Stats) -> None:
         pooled = isinstance(stock.conn, AsyncConnectionPool)
         self._stock = _without_lock(stock) if pooled else stock
         self.suspects = SuspectTable(self._stock, prefix)
+        self._stats = stats
         self._drained_at = -math.inf
         self._loads: Groups[_Load] = Groups(
             self._load,
@@ -170,9 +172,10 @@ class PostgresStore:
         single = one_statement(sets[0], blobs) if len(sets) == 1 and not asking else None
         needed = [single] if single else [one for batch in sets for one in statements(batch)]
         # One statement is a transaction of its own; a pipeline would only add to its cost.
-        async with self._cursor(pipeline=not single or bool(self._stock.pipe)) as cur:
-            sent = [(statement, await _execute(cur, statement.sql, statement.parameters)) for statement in needed]
-            asked = [(i, await _execute(cur, ASK_FOR_VALUES, _question(put))) for i, put in asking]
+        with self._stats.postgres_store.timed():
+            async with self._cursor(pipeline=not single or bool(self._stock.pipe)) as cur:
+                sent = [(one, await _execute(cur, one.sql, one.parameters)) for one in needed]
+                asked = [(i, await _execute(cur, ASK_FOR_VALUES, _question(put))) for i, put in asking]
         unsure = {i for i, own in asked if own.rowcount > 0}
         for statement, own in sent:
             if statement.batch.sql == blobs and own.rowcount != statement.rows:
@@ -221,13 +224,14 @@ class PostgresStore:
         sql = _latest_sql(self._stock.SELECT_SQL, one=len(namespaces) == 1)
         names: list[Any] = [[n.thread_id for n in namespaces], [n.checkpoint_ns for n in namespaces]]
         found: dict[int, Latest] = {}
-        async with self._cursor() as cur:
-            await _execute_raw(cur, sql, [n[0] for n in names] if len(namespaces) == 1 else names)
-            for row in await cur.fetchall():
-                early = tuple(_early_write(w) for w in row["early_writes"] or ())
-                records = [] if row["checkpoint_id"] is None else await self._records(cur, [row])
-                record = records[0] if records else None
-                found[row["position"]] = Latest(record, early, bool(row["thread_is_empty"]))
+        with self._stats.postgres_load.timed():
+            async with self._cursor() as cur:
+                await _execute_raw(cur, sql, [n[0] for n in names] if len(namespaces) == 1 else names)
+                for row in await cur.fetchall():
+                    early = tuple(_early_write(w) for w in row["early_writes"] or ())
+                    records = [] if row["checkpoint_id"] is None else await self._records(cur, [row])
+                    record = records[0] if records else None
+                    found[row["position"]] = Latest(record, early, bool(row["thread_is_empty"]))
         return [found[position] for position in range(1, len(namespaces) + 1)]
 
     async def _select(self, where: str, args: Sequence[Any]) -> list[Record]:

@@ -9,11 +9,12 @@ import math
 import random
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 from langgraph_checkpoint_cached.envelope import DamagedEntry
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Latest, Record
-from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.stats import Histogram, Stats
 from langgraph_checkpoint_cached.stores.entries import (
     Hit,
     Load,
@@ -22,6 +23,7 @@ from langgraph_checkpoint_cached.stores.entries import (
     RedisUnavailable,
 )
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore
+from langgraph_checkpoint_cached.tiers.checker import Checker
 from langgraph_checkpoint_cached.tiers.recovery import Recovery
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
 from langgraph_checkpoint_cached.utilities.tokens import new_token
@@ -33,6 +35,9 @@ WAIT_SECONDS_MAX = 2.0
 POLL_SECONDS_MIN = 0.002
 POLL_SECONDS_MAX = 0.05
 COMPLAINT_EVERY_SECONDS = 60.0
+
+Found: TypeAlias = "tuple[Record | None, Histogram]"
+"""What a read found, and where the time it took is to be recorded."""
 
 
 class Reader:
@@ -55,53 +60,61 @@ class Reader:
         postgres: PostgresStore,
         recovery: Recovery,
         stats: Stats,
+        check_hits: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._entries, self._postgres, self._recovery = entries, postgres, recovery
         self._stats, self._clock = stats, clock
+        self._check_hits = check_hits
+        self._checker = Checker(entries, postgres, recovery, stats, check_hits)
         self._tasks = Tasks()
         self._complain_at = -math.inf
 
-    async def latest(self, namespace: Namespace) -> Record | None:
+    async def latest(self, namespace: Namespace) -> Found:
         """The namespace's latest checkpoint, or None if it has none."""
         if not self._recovery.has_looked:
             await self._recovery.look()
+        stats = self._stats
         try:
             answer = await self._wait_for_turn(namespace, ticket := new_token())
             if isinstance(answer, Hit):
                 entry = await self._entry(namespace, answer)
                 if entry is not None:
-                    return entry.record
+                    return entry.record, stats.get_hit
             elif answer == "empty":
-                self._stats.hits += 1
-                return None
+                return self._empty(namespace)
             elif isinstance(answer, Load):
-                return await self._tasks.finish(self._load(namespace, ticket, answer))
-            self._stats.bypasses += 1
+                return await self._tasks.finish(self._load(namespace, ticket, answer)), stats.get_load
+            stats.bypasses += 1
+            times = stats.get_bypass
         except RedisUnavailable:
-            self._stats.degraded_reads += 1
-        return (await self._postgres.latest(namespace)).record
+            stats.degraded_reads += 1
+            times = stats.get_degraded
+        return (await self._postgres.latest(namespace)).record, times
 
-    async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Record | None:
+    async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Found:
         """One checkpoint, or None if it does not exist. Served by the entry when that is the one."""
         if not self._recovery.has_looked:
             await self._recovery.look()
+        stats = self._stats
         try:
             answer = await self._entries.read(namespace, new_token(), checkpoint_id)
             if answer == "empty":
-                self._stats.hits += 1
-                return None
+                return self._empty(namespace)
             if isinstance(answer, Hit):
                 entry = await self._entry(namespace, answer)
                 if entry is not None:
-                    return entry.record
-            self._stats.bypasses += 1
+                    return entry.record, stats.get_hit
+            stats.bypasses += 1
+            times = stats.get_bypass
         except RedisUnavailable:
-            self._stats.degraded_reads += 1
-        return await self._tasks.finish(self._postgres.by_id(namespace, checkpoint_id))
+            stats.degraded_reads += 1
+            times = stats.get_degraded
+        return await self._tasks.finish(self._postgres.by_id(namespace, checkpoint_id)), times
 
     async def drain(self) -> None:
         """Waits until nothing is under way."""
+        await self._checker.drain()
         await self._tasks.drain()
         await self._postgres.drain()
 
@@ -127,8 +140,17 @@ class Reader:
             self._complain(exc)
             await self._entries.discard(namespace)
             return None
-        self._stats.hits += entry is not None
+        if entry is not None:
+            self._stats.hits += 1
+            if self._check_hits:
+                self._checker.sample(namespace, hit, entry.record)
         return entry
+
+    def _empty(self, namespace: Namespace) -> Found:
+        self._stats.hits += 1
+        if self._check_hits:
+            self._checker.sample(namespace, None, None)
+        return None, self._stats.get_hit
 
     def _complain(self, damage: DamagedEntry) -> None:
         """Logs it, but not over and over: others may write what this process does not take, for hours."""

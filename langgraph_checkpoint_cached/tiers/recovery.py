@@ -57,6 +57,7 @@ class Recovery:
         self._looked_at = -math.inf
         self._tasks = Tasks()
         guard.before_reopening = self.void_suspects
+        stats.suspects_own.read = lambda: len(self._own)
 
     async def remember(self, thread_id: str, token: str, *, recorded: bool) -> None:
         """Redis was not told of a write to this thread. Nothing is served from it to this process before it was.
@@ -82,7 +83,7 @@ class Recovery:
     async def void_suspects(self) -> None:
         """Voids what Redis may hold of suspects. Raises `RedisUnavailable` if that cannot be done."""
         try:
-            await self._void_table()
+            await self.void_table()
         except psycopg.Error as exc:
             raise RedisUnavailable(f"nobody can tell what is stale there: {type(exc).__name__}") from exc
         if self._too_many:
@@ -129,7 +130,7 @@ class Recovery:
         try:
             if self._guard.is_usable:
                 with contextlib.suppress(RedisUnavailable):
-                    await self._void_table()
+                    await self.void_table()
         except psycopg.Error as exc:
             logger.debug("could not look for suspects: %s", exc)
             if isinstance(exc, PoolClosed):
@@ -138,7 +139,11 @@ class Recovery:
         # Does not keep this alive, nor the loop: a saver may be forgotten without being closed.
         self._timer = self._loop.call_later(POLL_SECONDS, _poll, weakref.ref(self))
 
-    async def _void_table(self) -> None:
+    async def void_table(self) -> None:
+        """Voids what the table says now. After that, no entry is older than what Postgres held before.
+
+        Raises `RedisUnavailable` if that cannot be done, and psycopg's errors.
+        """
         last: str | None = None
         while seen := await self._table.after(last):
             await self._entries.void_threads({s.thread_id: self._own.get(s.thread_id, ()) for s in seen})

@@ -94,6 +94,7 @@ class Writer:
             waiting_max=WRITES_WAITING_MAX,
             before=self._fenced,
         )
+        stats.writes_waiting.read = lambda: self._groups.waiting
         self._tasks = Tasks()
 
     def write(self, operation: Operation) -> asyncio.Future[None]:
@@ -174,6 +175,7 @@ class Writer:
 
     async def _store(self, group: Sequence[_Write]) -> None:
         """Commits a group in Postgres, and queues what Redis is to be told of it in the same order."""
+        self._stats.group_sizes.record(len(group))
         for write in group:
             await self._fenced(write)
         for write, outcome in zip(group, await self._outcomes(group), strict=True):
@@ -206,6 +208,7 @@ class Writer:
     def _told(self, write: _Write, outcome: bool | Exception, told: asyncio.Future[int]) -> None:
         error = told.exception()
         if error is None:
+            self._stats.fences_expired += max(0, -told.result())
             self._end(write, outcome, told.result())
         elif isinstance(error, RedisUnavailable):
             self._tasks.start(self._tell_again(write, outcome))

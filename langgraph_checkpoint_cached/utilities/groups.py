@@ -85,6 +85,11 @@ class Groups(Generic[Operation]):
             self._running += 1
             self._tasks.start(self._work())
 
+    @property
+    def waiting(self) -> int:
+        """How many operations wait for their group."""
+        return len(self._waiting)
+
     async def drain(self) -> None:
         """Waits until nothing is queued or under way."""
         await self._tasks.drain()

@@ -115,7 +115,7 @@ def _suspects_forgotten() -> None:
     async def forget(self: Recovery) -> None:
         self._own.clear()
 
-    Recovery.void_suspects = Recovery._void_table = forget  # type: ignore[method-assign]
+    Recovery.void_suspects = Recovery.void_table = forget  # type: ignore[method-assign]
 
 
 def _replies_crossed() -> None:

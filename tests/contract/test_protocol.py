@@ -32,6 +32,7 @@ class BothRedis(model.Redis):
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         super().__init__(on=lambda rule: True)
         self.client = client
+        self.expired = 0  # fences that reads were told of
         self.keys = [thread_key(prefix, "thread"), namespace_key(prefix, NAMESPACE), names_key(prefix, "thread")]
         self.root_key = namespace_key(prefix, Namespace("thread", ""))
         self.incarnation_key = f"{prefix}:incarnation"
@@ -56,9 +57,11 @@ class BothRedis(model.Redis):
     # -- scripts ---------------------------------------------------------------------------------------------
 
     def read(self, ticket: int, fresh: int) -> Any:
+        standing = set(self.fences)
         kind, expected = super().read(ticket, fresh)
         answer = self.run(entries.READ, fresh, ticket, LIFE_MS, "1", "")
         assert answer[0].decode() == kind
+        self._assert_counted(answer, standing)
         if kind == "load":
             assert answer[1].decode() == generation_text(expected)
         if kind == "hit":
@@ -67,13 +70,21 @@ class BothRedis(model.Redis):
         return kind, expected
 
     def read_root(self, ticket: int, fresh: int) -> Any:
+        standing = set(self.fences)
         kind, generation = super().read_root(ticket, fresh)
         self.client.delete(self.root_key)
         answer = self.run(entries.READ, fresh, ticket, LIFE_MS, "1", "", root=True)
         assert answer[0].decode() == kind
+        self._assert_counted(answer, standing)
         if kind == "load":
             assert answer[1].decode() == generation_text(generation)
         return kind, generation
+
+    def _assert_counted(self, answer: Any, standing: set[int]) -> None:
+        """READ says how many of the fences that stood were past their deadline."""
+        expired = len(standing - self.fences.keys())
+        self.expired += expired
+        assert answer[2:] == ([expired] if expired else [])
 
     def fill_root(self, ticket: int, generation: tuple[int, int], fresh: int) -> None:
         super().fill_root(ticket, generation, fresh)
@@ -91,7 +102,9 @@ class BothRedis(model.Redis):
         self.run(entries.BEGIN, fresh, token, owner, LIFE_MS)
 
     def commit_put(self, token: int, owner: int, parent: int, new: model.State, channel: int, fresh: int) -> bool:
+        standing = self.fences.keys() - {token}
         expected = super().commit_put(token, owner, parent, new, channel, fresh)
+        expired = len(standing - self.fences.keys())
         versions = versions_of(new)
         name = CHANNELS[channel]
         put = Put(
@@ -107,20 +120,24 @@ class BothRedis(model.Redis):
         )
         arguments = envelope.advance_arguments(put)
         assert arguments is not None
-        assert self.run(entries.COMMIT_PUT, fresh, token, owner, *arguments) == expected
+        assert self.run(entries.COMMIT_PUT, fresh, token, owner, *arguments) == (expected or -expired)
         return expected
 
     def commit_writes(self, token: int, owner: int, of: int, slot: int, write: int, fresh: int) -> bool:
+        standing = self.fences.keys() - {token}
         expected = super().commit_writes(token, owner, of, slot, write, fresh)
+        expired = len(standing - self.fences.keys())
         put = PutWrites(NAMESPACE, id_of(of), slot == model.REPLACES, (write_of(of, slot, write),))
         arguments = envelope.writes_arguments(put)
         assert arguments is not None
-        assert self.run(entries.COMMIT_WRITES, fresh, token, owner, *arguments) == expected
+        assert self.run(entries.COMMIT_WRITES, fresh, token, owner, *arguments) == (expected or -expired)
         return expected
 
     def commit_drop(self, token: int, owner: int, fresh: int) -> None:
+        standing = self.fences.keys() - {token}
         super().commit_drop(token, owner, fresh)
-        self.run(entries.COMMIT_DROP, fresh, token, owner)
+        expired = len(standing - self.fences.keys())
+        assert self.run(entries.COMMIT_DROP, fresh, token, owner) == -expired
 
     def begin_thread(self, token: int, fresh: int) -> None:
         super().begin_thread(token, fresh)
@@ -244,7 +261,8 @@ def test_scripts_do_what_the_model_does(client: redis.Redis, redis_prefix: str) 
     totals: dict[str, int] = {}
     for seed in range(SEEDS):
         try:
-            counts = model.explore(seed, redis=BothRedis(client, redis_prefix))
+            both = BothRedis(client, redis_prefix)
+            counts = {**model.explore(seed, redis=both), "expired": both.expired}
         except AssertionError as exc:
             raise AssertionError(f"seed {seed}: {exc}") from exc
         for what, count in counts.items():
@@ -288,7 +306,8 @@ def test_a_damaged_fence_voids_the_thread_and_is_gone(
     _, generation = both.read(1, 1)
     both.fill(1, generation, model.State(5, (5, 0), {}), 2)
     client.hset(both.keys[0], "f:x", damaged)
-    [kind, new_generation] = both.run(entries.READ, 3, 4, LIFE_MS, "1", "")
+    [kind, new_generation, expired] = both.run(entries.READ, 3, 4, LIFE_MS, "1", "")
+    assert expired == 1
     assert (kind, client.hexists(both.keys[0], "f:x")) == (b"load", False)
     assert new_generation.decode() != generation_text(generation)
 

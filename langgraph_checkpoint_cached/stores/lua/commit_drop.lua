@@ -1,5 +1,5 @@
 -- COMMIT of a write whose effect on the entry cannot be told from here: releases the fence, drops the entry.
 
-settle()
+local _, said = settle()
 drop_entry()
-return 0
+return said or 0

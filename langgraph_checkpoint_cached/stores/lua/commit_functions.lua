@@ -1,4 +1,5 @@
--- What COMMIT does for every kind of write.
+-- What COMMIT does for every kind of write. It answers 1 if the entry was advanced; else 0, or below that the number
+-- of fences that were past their deadline.
 --
 -- ARGV: 4 token, 5 owner
 
@@ -6,28 +7,29 @@ local token, owner = ARGV[4], ARGV[5]
 
 -- Releases the fence. Returns the entry's checkpoint id if the change may be applied to it. Returns nil when
 -- there is nothing more to do: this write was applied before, or the entry had to go because nothing is there
--- to build on, another process is writing, the fence did not hold to the end, or Redis is full.
+-- to build on, another process is writing, the fence did not hold to the end, or Redis is full. Then the second
+-- value is what COMMIT answers.
 local function settle()
   local full = redis.pcall('HSETNX', thread, 'g', incarnation() .. ':' .. random)
   keep(thread, life_ms)
   local fenced = redis.call('HDEL', thread, 'f:' .. token) == 1
   if not fenced then redis.call('HDEL', thread, 'w', 'k') end -- they may not know of this write
   local generation = current_generation()
-  local others = look_at_fences(owner)
+  local others, _, _, expired = look_at_fences(owner)
   local entry = redis.call('HMGET', namespace, 'g', 'i', 'a')
   local stands = entry[1] == generation and entry[2] and not others
-  if stands and entry[3] == token then return nil end
+  if stands and entry[3] == token then return nil, -expired end
   if stands and fenced and type(full) == 'number' then return entry[2] end
   drop_entry()
-  return nil
+  return nil, -expired
 end
 
 -- Applies a change to the entry after that. `change` gets the entry's checkpoint id and returns whether it has
 -- advanced the entry, false if it let it stand, nil if it cannot be told what Postgres now holds: then the entry
 -- goes. It goes too when anything in `change` fails, as it does when the entry is damaged.
 local function apply(change)
-  local latest = settle()
-  if not latest then return 0 end
+  local latest, said = settle()
+  if not latest then return said end
   local worked, advanced = pcall(change, latest)
   if not worked or advanced == nil then
     drop_entry()

@@ -5,6 +5,7 @@
 --   fenced          a write is in flight: go to Postgres and fill nothing
 --   absent          (by id only) no entry, or that of another checkpoint
 --   empty           the namespace is known to have no checkpoints and no writes; that is its entry now
+-- A third element, if there is one, is the number of fences that were past their deadline; never with a hit.
 --
 -- ARGV: 4 ticket, 5 its life in ms, 6 '1' if a hit extends the entry's life, 7 a checkpoint id or ''
 
@@ -14,8 +15,11 @@ local ticket, ticket_ms, refresh, wanted = ARGV[4], tonumber(ARGV[5]), ARGV[6] =
 -- A server that refuses writes cannot hear of newer ones: it must not serve reads either. This removes nothing.
 redis.call('HDEL', namespace, '-')
 
-local others, own, elsewhere = look_at_fences('')
-if others or own then return { 'fenced' } end
+local others, own, elsewhere, expired = look_at_fences('')
+local function say(what, generation)
+  return expired > 0 and { what, generation or '', expired } or { what, generation }
+end
+if others or own then return say('fenced') end
 
 local generation = current_generation()
 local entry = redis.call('HMGET', namespace, 'g', 'i', 't')
@@ -35,10 +39,10 @@ if known then
     drop_entry()
     redis.call('HSET', namespace, 'g', generation, 'i', '', 'v', '\128') -- an empty map
     redis.call('PEXPIRE', namespace, math.min(life_ms, EMPTY_MS))
-    return { 'empty' }
+    return say('empty')
   end
 end
-if wanted ~= '' then return { 'absent' } end
+if wanted ~= '' then return say('absent') end
 
 local now = now_ms()
 if entry[3] then
@@ -49,4 +53,4 @@ drop_entry()
 redis.call('HSET', namespace, 't', string.format('%d %s %s', now + ticket_ms, generation, ticket))
 redis.call('PEXPIRE', namespace, ticket_ms)
 if name == '' and not elsewhere then redis.call('HSET', thread, 'w', ticket) end
-return { 'load', generation }
+return say('load', generation)

@@ -47,9 +47,10 @@ local function drop_entry()
 end
 
 -- Whether others hold a live fence over the namespace, whether `owner` does, and whether there is any over another
--- one. A fence past its deadline is removed, and with it the entry: nobody knows what its write did.
+-- one. A fence past its deadline is removed, and with it the entry: nobody knows what its write did. How many were
+-- is the last answer.
 local function look_at_fences(owner)
-  local now, others, own, elsewhere = now_ms(), false, false, false
+  local now, others, own, elsewhere, expired = now_ms(), false, false, false, 0
   local fields = redis.call('HGETALL', thread)
   for i = 1, #fields, 2 do
     if string.sub(fields[i], 1, 2) == 'f:' then
@@ -58,6 +59,7 @@ local function look_at_fences(owner)
         if not deadline or tonumber(deadline) <= now then
           redis.call('HDEL', thread, fields[i])
           drop_entry()
+          expired = expired + 1
           if over ~= name then new_generation() end
         elseif by == owner and over ~= '*' then
           own = true
@@ -69,7 +71,7 @@ local function look_at_fences(owner)
       end
     end
   end
-  return others, own, elsewhere
+  return others, own, elsewhere, expired
 end
 
 -- Ids of this shape sort the same under every collation, here and in Postgres; others are never compared.

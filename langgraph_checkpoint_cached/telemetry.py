@@ -1,0 +1,150 @@
+"""What `saver.stats()` says, as OpenTelemetry metrics. Needs `pip install 'langgraph-checkpoint-cached[otel]'`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from itertools import accumulate, count
+from weakref import WeakKeyDictionary
+
+from langgraph_checkpoint_cached.saver import CachedPostgresSaver
+from langgraph_checkpoint_cached.stats import Gauge, Histogram, Stats
+
+try:
+    from opentelemetry import metrics
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+except ImportError as exc:
+    raise ImportError(
+        "langgraph_checkpoint_cached.telemetry needs opentelemetry-api: "
+        "pip install 'langgraph-checkpoint-cached[otel]'"
+    ) from exc
+
+SCOPE = "langgraph_checkpoint_cached"
+
+Attributes = Mapping[str, str]
+Read = Callable[[Stats], "Iterable[tuple[float, Attributes]]"]
+
+
+class _Savers:
+    """Those that one provider's instruments tell of, and which are not kept alive by that."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._instrumented = False
+        self._attributes: WeakKeyDictionary[Stats, Attributes] = WeakKeyDictionary()
+
+    def add(self, stats: Stats, attributes: Attributes | None) -> bool:
+        """Returns whether it is the first one ever, so that there are no instruments yet."""
+        with self._lock:
+            known = self._attributes.get(stats) or {"saver": str(next(_numbers))}
+            self._attributes[stats] = known if attributes is None else dict(attributes)
+            first, self._instrumented = not self._instrumented, True
+            return first
+
+    def observed(self, read: Read) -> Callable[[CallbackOptions], list[Observation]]:
+        """What an instrument asks when metrics are collected."""
+
+        def observe(_: CallbackOptions) -> list[Observation]:
+            with self._lock:
+                savers = list(self._attributes.items())
+            return [
+                Observation(value, {**attributes, **more})
+                for stats, attributes in savers
+                for value, more in read(stats)
+            ]
+
+        return observe
+
+
+_numbers = count(1)
+_globally = _Savers()
+_by_provider: WeakKeyDictionary[MeterProvider, _Savers] = WeakKeyDictionary()
+
+
+def instrument(
+    saver: CachedPostgresSaver,
+    meter_provider: MeterProvider | None = None,
+    attributes: Attributes | None = None,
+) -> None:
+    """Reports what the saver counts whenever metrics are collected, as long as the saver or a copy of it exists.
+
+    Each counter and gauge of `saver.stats()` is a metric of that name, after `langgraph_checkpoint_cached.`. Times
+    are counters too: `call.time` in seconds, `calls`, and `call.buckets`, with the attributes `tier` (`redis`,
+    `postgres` or `saver`), `operation`, for reads `outcome`, and for buckets `le`: the calls that took up to so
+    many seconds, as Prometheus has it. What the API calls a histogram would have to be told of each call when it
+    is made; like this nothing is done for a call that is not done for `stats()`. `group.buckets` is of the same
+    kind, for how many `group.writes` shared each of the `groups`.
+
+    May be called from any thread, before the global provider is set, and again.
+
+    Args:
+        saver: Of either kind.
+        meter_provider: The global one by default.
+        attributes: What all metrics of this saver are marked with; `saver` and a number by default. Where a
+            process has several savers, they must differ.
+    """
+    provider = metrics.get_meter_provider()
+    if meter_provider is None or meter_provider is provider:
+        savers = _globally
+    else:
+        provider, savers = meter_provider, _by_provider.setdefault(meter_provider, _Savers())
+    if savers.add(saver._stats, attributes):
+        _make_instruments(provider.get_meter(SCOPE, version("langgraph-checkpoint-cached")), savers)
+
+
+def _make_instruments(meter: Meter, savers: _Savers) -> None:
+    template = Stats()
+    for name, about in template.described(int):
+        meter.create_observable_counter(
+            f"{SCOPE}.{name}", [savers.observed(_counted(name))], about["unit"], about["says"]
+        )
+    for name, about in template.described(Gauge):
+        meter.create_observable_gauge(
+            f"{SCOPE}.{name}", [savers.observed(_measured(name))], about["unit"], about["says"]
+        )
+    for name, unit, says, read in (
+        ("call.time", "s", "Seconds that calls took.", _call_times),
+        ("calls", "{call}", "Calls that were timed.", _calls),
+        ("call.buckets", "{call}", "Calls that took up to `le` seconds.", _call_buckets),
+        ("groups", "{group}", "Groups of writes, each a transaction.", lambda s: [(s.group_sizes.count, {})]),
+        ("group.writes", "{write}", "Writes in those groups.", lambda s: [(s.group_sizes.sum, {})]),
+        ("group.buckets", "{group}", "Groups of up to `le` writes.", lambda s: _buckets(s.group_sizes, {})),
+    ):
+        meter.create_observable_counter(f"{SCOPE}.{name}", [savers.observed(read)], unit, says)
+
+
+def _counted(name: str) -> Read:
+    return lambda stats: [(getattr(stats, name), {})]
+
+
+def _measured(name: str) -> Read:
+    return lambda stats: [(getattr(stats, name).read(), {})]
+
+
+def _call_times(stats: Stats) -> Iterable[tuple[float, Attributes]]:
+    return [(h.sum, place) for h, place in _timed(stats)]
+
+
+def _calls(stats: Stats) -> Iterable[tuple[float, Attributes]]:
+    return [(h.count, place) for h, place in _timed(stats)]
+
+
+def _call_buckets(stats: Stats) -> Iterable[tuple[float, Attributes]]:
+    return [bucket for h, place in _timed(stats) for bucket in _buckets(h, place)]
+
+
+def _timed(stats: Stats) -> list[tuple[Histogram, Attributes]]:
+    return [
+        (getattr(stats, name), dict(zip(("tier", "operation", "outcome"), about["place"], strict=False)))
+        for name, about in stats.described(Histogram)
+        if about["unit"] == "s"
+    ]
+
+
+def _buckets(histogram: Histogram, attributes: Attributes) -> list[tuple[float, Attributes]]:
+    highest = [*map(str, histogram.bounds), "+Inf"]
+    return [
+        (total, {**attributes, "le": le})
+        for le, total in zip(highest, accumulate(list(histogram.buckets)), strict=True)
+    ]
