@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 PRIMARIES, NODES, SLOTS = 3, 6, 16384
-NODE_TIMEOUT_MS = 1000
+NODE_TIMEOUT_MS = 2000  # on a busy machine a shorter one has them fail over by themselves
 PATIENCE_SECONDS = 30.0
 
 
@@ -107,10 +107,12 @@ class Cluster:
         self.wait_until_well()
 
     def fail_over(self, node: int) -> int:
-        """Makes a replica take a primary's place, in the orderly way. Returns the new primary."""
+        """Makes a replica take a primary's place in the orderly way. Returns the new primary when all know it."""
+        self.wait_until_well()
         replica = self.replica_of(node)
         self.clients[replica].execute_command("CLUSTER", "FAILOVER")
         until(lambda: replica in self.primaries)
+        self.wait_until_well()
         return replica
 
     def wait_for_new_primary(self, old: int, key: str) -> int:
@@ -122,6 +124,7 @@ class Cluster:
 
     def begin_to_move(self, slot: int, source: int, target: int) -> None:
         """Opens a slot at both ends."""
+        until(lambda: {source, target} <= set(self._primaries_seen_by(source)) & set(self.primaries))
         self.clients[target].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self._id(source))
         self.clients[source].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", self._id(target))
 
@@ -180,6 +183,12 @@ class Cluster:
             if start <= slot <= end:
                 return self._at(int(primary[1]))
         return None
+
+    def _primaries_seen_by(self, node: int) -> list[int]:
+        ports = [
+            line.split()[1].partition("@")[0].rpartition(":")[2] for line in self._nodes(node) if "master" in line
+        ]
+        return [self._at(int(port)) for port in ports]
 
     def _owners(self, key: str) -> set[int | None]:
         return {self.primary_seen_by(node, key) for node in self._running()}

@@ -196,7 +196,6 @@ async def test_steps_for_one_node_share_a_round_trip_and_follow_a_moved_slot(
 def fail_over(cluster: Cluster, prefix: str) -> None:
     for key in (thread_key(prefix, thread_id) for thread_id in IDS[:2]):
         cluster.fail_over(cluster.primary_of(key))
-        cluster.wait_until_well()
 
 
 def crash(cluster: Cluster, prefix: str) -> None:
