@@ -128,7 +128,7 @@ class Guard:
 
     def distrust(self) -> None:
         """Lets no call through until `before_reopening` has done its work."""
-        self._stats.breaker_openings += self._breaker.fail()
+        self._fail(RedisUnavailable("it could not be told of a write"))
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
         """Keys that match a glob, found by scanning every node. Raises `RedisUnavailable` too."""

@@ -33,7 +33,7 @@ END_SECONDS_MAX = 20.0
 SAVE_SECONDS_MAX = 10.0
 # Postgres is killed, not the machine: what it has handed to the system survives.
 POSTGRES = {"fsync": "off", "max_connections": "200"}
-REDIS = ("--repl-diskless-sync-delay", "0", "--enable-debug-command", "yes")
+REDIS = ("--repl-diskless-sync-delay", "0")
 
 
 class RedisPair:
