@@ -144,7 +144,7 @@ async def test_only_these_commands_are_sent_and_no_service_blocks_them(
             (entry["reason"], entry["object"])
             for client in cluster.clients
             for entry in client.acl_log()
-            if "setinfo" not in str(entry["object"]).lower()
+            if entry["object"] not in ("client|setinfo", "client")  # what it was called before Redis 7
         ]
         assert denied == []
     finally:
