@@ -197,7 +197,9 @@ async def test_the_documented_rights_are_enough_on_a_cluster(
                 found = {entry["object"] for entry in admin.acl_log()} - IGNORED_BY_CLIENT
             finally:
                 await cluster.aclose()
-            assert found == ({without[1:]} if without else set())
+            command = without[1:] if without else ""
+            # Redis 6.2 names the command alone.
+            assert found in ([{command}, {command.partition("|")[0]}] if without else [set()])
 
 
 # -- Postgres' users -----------------------------------------------------------------------------------------
