@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import redis
@@ -207,18 +207,19 @@ async def _kill(world: World, slot: int) -> None:
 
 async def worker_stop(world: World, rng: random.Random, seconds: float) -> None:
     """Stops a worker in its tracks for a while, shorter than a fence lives."""
-    pid = rng.choice(world.workers).pid
-    os.kill(pid, signal.SIGSTOP)
-    await asyncio.sleep(min(seconds, WORKER_STOP_SECONDS_MAX))
-    os.kill(pid, signal.SIGCONT)
+    await _stop(rng.choice(world.workers).pid, min(seconds, WORKER_STOP_SECONDS_MAX))
 
 
 async def worker_freeze(world: World, rng: random.Random, seconds: float) -> None:
     """Stops a worker for longer than its fences live."""
-    pid = rng.choice(world.workers).pid
-    os.kill(pid, signal.SIGSTOP)
-    await asyncio.sleep(world.fence_seconds + seconds)
-    os.kill(pid, signal.SIGCONT)
+    await _stop(rng.choice(world.workers).pid, world.fence_seconds + seconds)
+
+
+async def _stop(pid: int, seconds: float) -> None:
+    with suppress(ProcessLookupError):  # the other lane has killed it
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+        os.kill(pid, signal.SIGCONT)
 
 
 async def pg_terminate(world: World, rng: random.Random, seconds: float) -> None:
