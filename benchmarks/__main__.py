@@ -19,6 +19,8 @@ import psycopg
 import redis
 
 from benchmarks import machine, rounds
+from benchmarks.backlog import backlog
+from benchmarks.backlog import table as backlog_table
 from benchmarks.bars import SOAK_THREADS, SOAK_TURNS
 from benchmarks.catalogue import catalogue
 from benchmarks.contestants import BY_NAME, CONTESTANTS, OURS, STOCK, Contestant
@@ -28,7 +30,9 @@ from benchmarks.outage import outages
 from benchmarks.outage import table as outage_table
 from benchmarks.readme import put_into
 from benchmarks.report import bars_table, markdown
-from benchmarks.results import Results
+from benchmarks.results import AnotherRun, Results, resumed
+from benchmarks.retention import ROWS, SECONDS, retention
+from benchmarks.retention import table as retention_table
 from benchmarks.screen import Screen
 from benchmarks.servers import ServerProblem, Servers, servers
 from benchmarks.soak import soak
@@ -40,6 +44,7 @@ T = TypeVar("T")
 OUTPUT = Path(__file__).with_name("results")
 TERMINATED = 143
 CANCEL_AGAIN_SECONDS = 2.0
+PROBLEMS = (AnotherRun, ServerProblem, EmbeddedServerError, psycopg.OperationalError, redis.ConnectionError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that the servers are stopped too
     try:
         return _command(options)
-    except (ServerProblem, EmbeddedServerError, psycopg.OperationalError, redis.ConnectionError) as exc:
+    except PROBLEMS as exc:
         sys.stderr.write(f"python -m benchmarks: {exc}\n")
         return 1
     except asyncio.CancelledError:
@@ -67,8 +72,12 @@ def _command(options: argparse.Namespace) -> int:
         sys.stderr.write(f"no such contestant: {', '.join(unknown)}; there are {', '.join(BY_NAME)}\n")
         return 2
     options.output = options.output or OUTPUT
+    if options.backlog:
+        return _backlog(options)
     if options.outage:
         return _outage(options)
+    if options.retention:
+        return _retention(options)
     if options.soak:
         return _soak(options)
     plan = rounds.Plan(1 if options.quick else options.rounds, options.seconds, options.quick)
@@ -145,6 +154,8 @@ def _measure(
             "network": {name: asdict(measured) for name, measured in between.measured.items()} if between else {},
             "workloads": [],
         }
+        if options.resume and (file := options.output / "results.json").exists():
+            data["workloads"] = resumed(json.loads(file.read_text()), data)
         _run(_all(options, data, found, between, workloads, present, screen))
         return data
 
@@ -163,8 +174,11 @@ async def _all(
     gc.collect()
     gc.freeze()  # what was imported stays: collecting before each measurement need not look through it
     async with rounds.Arena(found, contestants, between) as arena:
+        done = {workload["name"] for workload in data["workloads"]}
         for workload in workloads:
             screen.step(workload.name)
+            if workload.name in done:
+                continue
             data["workloads"].append(await rounds.run(workload, arena, plan, screen.advance, screen.say))
             save(data, options.output)
     screen.step("transactions, queries, bytes")
@@ -185,6 +199,19 @@ def _soak(options: argparse.Namespace) -> int:
     return 0
 
 
+def _backlog(options: argparse.Namespace) -> int:
+    output: Path = options.output
+    with Screen(1) as screen, servers(options.postgres, options.redis, screen.say) as found:
+        screen.step("Postgres away, and back")
+        work = backlog(found, BY_NAME[STOCK], BY_NAME["write_behind"], screen.advance, quick=options.quick)
+        result = _run(work)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "backlog.json").write_text(json.dumps(result, indent=1) + "\n")
+    (output / "backlog.md").write_text(backlog_table(result))
+    print(backlog_table(result))
+    return 0
+
+
 def _outage(options: argparse.Namespace) -> int:
     output: Path = options.output
     with Screen(1) as screen, servers(options.postgres, options.redis, screen.say) as found:
@@ -194,6 +221,19 @@ def _outage(options: argparse.Namespace) -> int:
     (output / "outage.json").write_text(json.dumps(result, indent=1) + "\n")
     (output / "outage.md").write_text(outage_table(result))
     print(outage_table(result))
+    return 0
+
+
+def _retention(options: argparse.Namespace) -> int:
+    output: Path = options.output
+    rows, seconds = (20_000, 1.0) if options.quick else (ROWS, SECONDS)
+    with Screen(1) as screen, servers(options.postgres, options.redis, screen.say) as found:
+        screen.step(f"idle threads among {rows:,} rows")
+        result = _run(retention(found, OURS[0], rows, seconds, screen.advance))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "retention.json").write_text(json.dumps(result, indent=1) + "\n")
+    (output / "retention.md").write_text(retention_table(result))
+    print(retention_table(result))
     return 0
 
 
@@ -231,10 +271,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=15, help="how often each contestant is measured (15)")
     parser.add_argument("--seconds", type=float, default=0.2, help="how long a measurement takes, about (0.2)")
     parser.add_argument("--only", default="", metavar="REGEX", help="workloads whose name has a match")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was cut off")
     parser.add_argument("--contestants", metavar="A,B", help=f"of {','.join(BY_NAME)}")
     parser.add_argument("--quick", action="store_true", help="see that it works: no figures, less than a minute")
     parser.add_argument("--soak", action="store_true", help="only the memory of the process, over very many turns")
+    parser.add_argument(
+        "--backlog", action="store_true", help="only what write-behind does while Postgres is away, and after it"
+    )
     parser.add_argument("--outage", action="store_true", help="only what is noticed when Redis stops or hangs")
+    parser.add_argument(
+        "--retention",
+        action="store_true",
+        help="only how long it takes to delete idle threads, and what it disturbs",
+    )
     parser.add_argument("--soak-turns", type=int, default=SOAK_TURNS, help=f"({SOAK_TURNS})")
     parser.add_argument("--soak-threads", type=int, default=SOAK_THREADS, help=f"({SOAK_THREADS})")
     parser.add_argument("--postgres", metavar="URI", help="use this server; databases are made there, and dropped")

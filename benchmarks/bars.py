@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from benchmarks.results import STOCK, Results
 
 OURS, BASELINE = "write_through", "unlocked"
+BEHIND, LIMIT = "write_behind", "memory"
 PEERS = {"valkey": "AsyncValkeySaver", "redis": "AsyncRedisSaver"}
 SOAK_TURNS, SOAK_THREADS = 100_000, 10_000
 THROUGHPUT_GROUPS = ("Reading", "Writing", "A chat turn")
@@ -40,6 +41,7 @@ def bars(results: Results) -> list[Bar]:
     return [
         *_reads_and_writes(results),
         *_turns(results),
+        *_behind(results),
         *_cpu(results),
         *_without_lock(results),
         *_peers(results),
@@ -79,6 +81,16 @@ def _turns(results: Results) -> Iterator[Bar]:
     for durability in ("sync", "async"):
         yield _time(results, f"chat turn, 200 messages, {durability}", 0.6)
         yield _throughput(results, f"chat turn, 200 messages, {durability}", 16, 2.5)
+
+
+def _behind(results: Results) -> Iterator[Bar]:
+    for durability in ("sync", "async"):
+        for lanes in (1, 16):
+            name = f"chat turn, 20 messages, {durability}, {lanes} at once"
+            for other, title, bound in ((STOCK, "the stock saver", 4.0), (LIMIT, "InMemorySaver", 0.7)):
+                ratio = results.ratio(name, BEHIND, other)
+                figure = 1 / ratio if ratio and lanes == 1 else ratio
+                yield Bar(f"{name}: speed of write-behind, to {title}", figure, bound, at_most=False)
 
 
 def _cpu(results: Results) -> Iterator[Bar]:

@@ -27,7 +27,6 @@ SECONDS = 4.0
 NORMAL = 2.0
 """A turn is normal again when it takes at most so many times the median from before."""
 
-
 Note = Callable[[str, float], None]
 
 
@@ -103,9 +102,7 @@ async def outages(
     return {"rounds": rounds, "lanes": LANES, "messages": MESSAGES, "figures": found}
 
 
-async def _stopped(
-    server: RedisServer, cached: Entrant, plain: Entrant, note: Callable[[str, float], None]
-) -> None:
+async def _stopped(server: RedisServer, cached: Entrant, plain: Entrant, note: Note) -> None:
     before = Load(cached)
     await before.run_for(1)
     load = Load(cached)

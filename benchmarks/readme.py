@@ -12,6 +12,7 @@ BEGIN, END = "<!-- begin: python -m benchmarks report -->", "<!-- end -->"
 NAMES = {
     "stock": "stock",
     "write_through": "**this**",
+    "write_behind": "**this, behind**",
     "unlocked": "stock, no lock",
     "textbook": "textbook cache",
     "valkey": "Valkey saver",

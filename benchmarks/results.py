@@ -8,7 +8,24 @@ from typing import Any
 
 STOCK = "stock"
 MEASURES = ("value", "cpu_application", "cpu_postgres")
+CONDITIONS = ("plan", "machine", "versions", "settings", "contestants")
 Cells = dict[str, dict[str, Any]]
+
+
+class AnotherRun(Exception):
+    """Results were not measured under the same conditions."""
+
+
+def resumed(before: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a run that was cut off has measured under the conditions of `data`, but not what failed.
+
+    Raises:
+        AnotherRun: its conditions were others.
+    """
+    for condition in CONDITIONS:
+        if before[condition] != data[condition]:
+            raise AnotherRun(f"the results there are of another {condition}: leave out --resume, or set --output")
+    return [w for w in before["workloads"] if not any(cell["failure"] for cell in w["cells"].values())]
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:

@@ -138,7 +138,7 @@ def servers(postgres_uri: str | None, redis_url: str | None, say: Callable[[str]
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="benchmarks-")))
         if postgres_uri is None:
-            postgres_uri = stack.enter_context(_own_postgres()).url
+            postgres_uri = stack.enter_context(own_postgres()).url
         if redis_url is None:
             redis_url = stack.enter_context(RedisServer()).url
         stack_url = None
@@ -154,7 +154,7 @@ def servers(postgres_uri: str | None, redis_url: str | None, say: Callable[[str]
         yield made
 
 
-def _own_postgres() -> PostgresServer:
+def own_postgres() -> PostgresServer:
     """The newest PostgreSQL of a Debian package, with counted queries if it has the module; else the wheel's."""
     installed = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: float(path.parents[1].name)

@@ -11,7 +11,7 @@ from benchmarks.bars import Bar, bars
 from benchmarks.catalogue import catalogue
 from benchmarks.readme import BEGIN, END, put_into
 from benchmarks.report import QUICK, bars_table, markdown, number, table
-from benchmarks.results import Results, quartiles, ratios, summary
+from benchmarks.results import AnotherRun, Results, quartiles, ratios, resumed, summary
 from benchmarks.rounds import Plan, next_count, rotated, takes_part
 from benchmarks.soak import growth
 from benchmarks.workloads import ColdRead, WarmRead
@@ -196,3 +196,14 @@ def test_the_readme_gets_an_excerpt_between_its_marks_and_keeps_the_rest(tmp_pat
     with pytest.raises(ValueError, match="has no lines"):
         put_into(readme, found)
     assert readme.read_text() == "nothing"
+
+
+def test_a_run_that_was_cut_off_goes_on_with_what_it_has_but_not_on_another_machine() -> None:
+    def workload(name: str, failure: str | None) -> dict[str, Any]:
+        return {"name": name, "cells": {"stock": {"failure": failure}}}
+
+    data = {key: {"is": key} for key in ("plan", "machine", "versions", "settings", "contestants")}
+    good, bad = workload("good", None), workload("bad", "PoolTimeout")
+    assert resumed({**data, "workloads": [good, bad]}, data) == [good]
+    with pytest.raises(AnotherRun, match="machine"):
+        resumed({**data, "workloads": [good]}, {**data, "machine": {"is": "another"}})
