@@ -3,11 +3,15 @@
 from langgraph_checkpoint_cached.errors import (
     ArgumentError,
     ArgumentTypeError,
+    BehindError,
     CachedSaverError,
+    HistoryNeededError,
     OverloadedError,
+    ThreadNotEmptyError,
     UnsupportedServerError,
     WrongThreadError,
 )
+from langgraph_checkpoint_cached.idle import IdleThreads
 from langgraph_checkpoint_cached.intent import IntentCache
 from langgraph_checkpoint_cached.saver import CachedPostgresSaver
 from langgraph_checkpoint_cached.sync import SyncCachedPostgresSaver
@@ -15,11 +19,15 @@ from langgraph_checkpoint_cached.sync import SyncCachedPostgresSaver
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
+    "BehindError",
     "CachedPostgresSaver",
     "CachedSaverError",
+    "HistoryNeededError",
+    "IdleThreads",
     "IntentCache",
     "OverloadedError",
     "SyncCachedPostgresSaver",
+    "ThreadNotEmptyError",
     "UnsupportedServerError",
     "WrongThreadError",
 ]

@@ -71,11 +71,13 @@ def encode_put(
             for name, version in new_versions.items()
             if name not in outside and version not in unused
         ),
+        is_new=len(unused) == len(set(new_versions.values())),
         kept=tuple(
             name
             for name, value in outside.items()
             if name not in new_versions and name in versions and not isinstance(value, _DeltaSnapshot)
         ),
+        inline=tuple(name for name, value in inline.items() if value is not None),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.records import text_bytes
 
 
 def namespace_of(config: object, *, required: bool = False) -> Namespace:
@@ -17,7 +18,7 @@ def namespace_of(config: object, *, required: bool = False) -> Namespace:
         required: Whether `checkpoint_ns` has to be there, as the stock saver demands for writes; else "".
 
     Raises:
-        ArgumentError: a key is missing.
+        ArgumentError: a key is missing, or Postgres cannot store its value.
         ArgumentTypeError: `config` or one of the values has the wrong type.
     """
     configurable = _configurable(config)
@@ -72,4 +73,8 @@ def _text(configurable: Mapping[str, Any], key: str) -> str:
     value = configurable.get(key, "")
     if not isinstance(value, str):
         raise ArgumentTypeError(f'config["configurable"]["{key}"] must be a str, not {type(value).__name__}')
+    if text_bytes(value) is None:
+        raise ArgumentError(
+            f'config["configurable"]["{key}"] has a NUL or a lone surrogate, which Postgres cannot store'
+        )
     return value

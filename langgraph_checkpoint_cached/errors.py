@@ -1,4 +1,4 @@
-"""What this package raises. Everything derives from `CachedSaverError`.
+"""What this package raises of its own. Everything derives from `CachedSaverError`.
 
 Errors of Postgres itself are not wrapped: a caller sees what `AsyncPostgresSaver` would have raised.
 Errors of Redis never reach a caller of a saver.
@@ -21,6 +21,14 @@ class ArgumentTypeError(CachedSaverError, TypeError):
     """An argument, or a key of a `RunnableConfig`, has the wrong type. Nothing was written."""
 
 
+class ThreadNotEmptyError(CachedSaverError):
+    """A thread was to be copied onto one that has something of its own. Nothing was written."""
+
+
+class HistoryNeededError(CachedSaverError):
+    """Checkpoints were to be deleted that others, which would stay, are rebuilt from. Nothing was deleted."""
+
+
 class OverloadedError(CachedSaverError):
     """Too many operations wait for Postgres to take one more. Nothing was written; the call may be repeated."""
 
@@ -28,8 +36,17 @@ class OverloadedError(CachedSaverError):
 OVERLOADED = "{} operations are waiting for Postgres already: it is too slow for this load, or down"
 
 
+class BehindError(CachedSaverError):
+    """The latest writes of a thread are in Redis alone, and cannot be had from there now. The call may be
+    repeated.
+
+    Only where `mode="write_behind"` is used: Redis cannot be reached, or has lost data, and the process that wrote
+    them does not come forward. Nothing was read or written, since it would have been on an older state.
+    """
+
+
 class UnsupportedServerError(CachedSaverError):
-    """A server is too old for what this package needs of it."""
+    """A server is too old, or may evict what `mode="write_behind"` leaves to it."""
 
 
 class WrongThreadError(CachedSaverError, asyncio.InvalidStateError):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 
@@ -49,6 +49,11 @@ def name_of(text: str) -> str:
     return "!" + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
 
 
+def text_of(name: str) -> str | None:
+    """What `name_of` was given, or None for a digest, of which nobody can tell."""
+    return None if name.startswith("!") else unquote(name, errors="surrogatepass")
+
+
 def thread_key(prefix: str, thread_id: str) -> str:
     """Key of the thread's hash: its generation and its fences."""
     return f"{prefix}:{_tag(thread_id)}:thread"
@@ -64,7 +69,34 @@ def names_key(prefix: str, thread_id: str) -> str:
     return f"{prefix}:{_tag(thread_id)}:names"
 
 
+def journal_key(prefix: str, thread_id: str) -> str:
+    """Key of the stream of what is acknowledged and perhaps not yet in Postgres, in the slot of its thread's."""
+    return f"{prefix}:{_tag(thread_id)}:journal"
+
+
+def parts_of(prefix: str, key: str) -> tuple[str, str, str] | None:
+    """The names in a key: of its thread, its kind (`"thread"`, `"ns"`, `"names"` or `"journal"`), of its
+    namespace or "".
+
+    None for a key that is none of these. The name of a thread without a name is `"!"`.
+    """
+    found = re.fullmatch(r":\{([^{}]+)\}:(thread|names|journal|ns)(?::(.*))?", key[len(prefix) :])
+    if not key.startswith(prefix) or found is None or (found[2] == "ns") != (found[3] is not None):
+        return None
+    return found[1], found[2], found[3] or ""
+
+
+def thread_of(tag: str) -> str | None:
+    """The thread whose name stands in its keys, or None for a digest, of which nobody can tell."""
+    return "" if tag == "!" else text_of(tag)
+
+
+def tag_name(thread_id: str) -> str:
+    """The thread's name as it stands in its keys."""
+    return name_of(thread_id) or "!"
+
+
 @lru_cache(maxsize=TAGS_KEPT_MAX)
 def _tag(thread_id: str) -> str:
     """The part of a key by which Redis Cluster chooses its slot. An empty one would not count as a tag."""
-    return f"{{{name_of(thread_id) or '!'}}}"
+    return f"{{{tag_name(thread_id)}}}"

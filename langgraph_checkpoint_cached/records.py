@@ -17,6 +17,16 @@ Blob: TypeAlias = "bytes | str"
 """What a serializer makes: `bytes`, or text if it does not keep to its protocol."""
 
 
+def text_bytes(text: str) -> int | None:
+    """How long it is as UTF-8; None if no text column takes it, for a NUL or a lone surrogate."""
+    if "\0" in text:
+        return None
+    try:
+        return len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError:
+        return None
+
+
 class Value(NamedTuple):
     """A channel's value outside the checkpoint's own JSON: a row of `checkpoint_blobs`."""
 
@@ -62,6 +72,13 @@ class Record:
         return bool(self.checkpoint.get("v", 0) < TASKS_CHANNEL_FORMAT)
 
 
+class LeaseRow(NamedTuple):
+    """A thread's lease as Postgres knows it: its token, and the number up to which its journal is replayed."""
+
+    token: str
+    position: int
+
+
 @dataclass(frozen=True)
 class Latest:
     """What Postgres holds for a namespace: its latest checkpoint, and writes for checkpoints yet to come."""
@@ -70,6 +87,33 @@ class Latest:
     early_writes: tuple[Write, ...] = ()
     thread_is_empty: bool = False
     """Whether this is the root and no namespace of its thread has anything. False where nobody looked."""
+    lease: LeaseRow | None = None
+    """The thread's lease, if there is one: then all this may be behind what was acknowledged."""
+
+
+class Step(NamedTuple):
+    """A write to a `DeltaChannel` at an ancestor."""
+
+    task_id: str
+    type: str
+    blob: Blob
+
+
+class Stored(NamedTuple):
+    """A value that a `DeltaChannel` had at an ancestor, in `checkpoint_blobs`."""
+
+    type: str
+    blob: Blob
+
+
+@dataclass(frozen=True)
+class History:
+    """What a `DeltaChannel` is rebuilt from: the nearest value stored, if there is one, and all writes since."""
+
+    seed: Stored | str | float | bool | None
+    """None if there is none; what is not `Stored` stood in the checkpoint's own JSON."""
+    steps: tuple[Step, ...]
+    """Oldest first."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +132,12 @@ class Put:
     format: int
     valueless: tuple[tuple[str, Any], ...] = ()
     """New channels and versions without a value here, for which Postgres might have one."""
+    is_new: bool = False
+    """Whether Postgres certainly has no value under any of its new versions."""
     kept: tuple[str, ...] = ()
     """Channels of an older version whose value was stored with that."""
+    inline: tuple[str, ...] = ()
+    """Channels that have a value in the checkpoint's own JSON, `DeltaChannel`s with a snapshot among them."""
 
     @property
     def rows(self) -> int:

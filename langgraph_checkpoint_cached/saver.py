@@ -7,11 +7,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, get_args
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
-    BaseCheckpointSaver,
     ChannelVersions,
     Checkpoint,
     CheckpointMetadata,
@@ -19,53 +18,66 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.checkpoint.postgres.base import PRUNE_STRATEGIES
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from langgraph_checkpoint_cached import codec, configs, lifetimes, loops
-from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, WrongThreadError
+from langgraph_checkpoint_cached import codec, configs, histories, lifetimes
+from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.keys import check_prefix
 from langgraph_checkpoint_cached.lifetimes import Lifetime, seconds_of
-from langgraph_checkpoint_cached.records import Record
+from langgraph_checkpoint_cached.records import Put, PutWrites, Record
 from langgraph_checkpoint_cached.seal import check_keys, seal_with
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores import opening, setup
 from langgraph_checkpoint_cached.stores.clients import AnyRedis, check_client
 from langgraph_checkpoint_cached.stores.entries import RedisEntries
 from langgraph_checkpoint_cached.stores.guard import Guard
+from langgraph_checkpoint_cached.stores.journal import Journal
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore, check_stock
+from langgraph_checkpoint_cached.stores.step import Confirmation
+from langgraph_checkpoint_cached.threads_face import ThreadsFace
 from langgraph_checkpoint_cached.tiers.checker import check_fraction
+from langgraph_checkpoint_cached.tiers.history import HistoryReader
+from langgraph_checkpoint_cached.tiers.holder import Holder
 from langgraph_checkpoint_cached.tiers.reader import Reader
 from langgraph_checkpoint_cached.tiers.recovery import Recovery
+from langgraph_checkpoint_cached.tiers.settler import Settler
+from langgraph_checkpoint_cached.tiers.threads import Threads
 from langgraph_checkpoint_cached.tiers.writer import Writer
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
 from langgraph_checkpoint_cached.versions import MintedVersions
 
-T = TypeVar("T")
-Mode = Literal["write_through"]
+Mode = Literal["write_through", "write_behind"]
+RedisDurability = Literal["as_is", "replica", "disk"]
 
 REDIS_TIMEOUT_SECONDS = 0.5
 
 
-class CachedPostgresSaver(BaseCheckpointSaver[str]):
+class CachedPostgresSaver(ThreadsFace):
     """LangGraph checkpoints in Postgres, the latest of each thread served from Redis.
 
-    It answers as `AsyncPostgresSaver` does and writes the rows it would write. A write returns once Postgres
-    has committed it and no process can be served anything older. Without Redis it goes on with Postgres alone.
+    It answers as `AsyncPostgresSaver` does and writes the rows it would write. With `mode="write_through"` a
+    write returns once Postgres has committed it and no process can be served anything older. Without Redis it goes
+    on with Postgres alone.
 
     The async methods belong to the event loop that `postgres` was made on, the sync ones to any other thread.
     Copies made by `with_allowlist` share everything but the serializer.
 
     Args:
         redis: A `redis.asyncio` client: `Redis`, `RedisCluster` or what a `Sentinel` gives for its master.
-            Never closed here. Redis 6.2 or later, or Valkey; no modules.
+            Never closed here. Redis 6.2 or later, or Valkey; no modules. Of a pool of 16 connections or more one
+            is kept until `aclose`, unless health checks or a credential provider are set.
         postgres: The stock saver, over a pool (recommended) or a single connection. Never closed here.
         ttl: How long an entry lives in Redis, in seconds or as a `timedelta`.
         refresh_on_read: Whether reading an entry starts its `ttl` anew.
         prefix: What every Redis key starts with. Services with different databases need different prefixes;
             services on one database must use the same.
         serde: The serializer; that of `postgres` by default.
-        mode: `"write_through"`.
+        mode: `"write_through"`: a write returns when Postgres has committed it. `"write_behind"`: when Redis has
+            it, and Postgres follows; until then, what Redis loses while this process dies too is lost.
+        redis_durability: With `"write_behind"`, what an acknowledgement means: `"as_is"`, that the primary has it;
+            `"replica"`, that one of its replicas has it too (`WAIT`); `"disk"`, that it is in the primary's
+            append-only file (`WAITAOF`, Redis 7.2). Where that is not to be had in half of `redis_timeout`,
+            Postgres has it before the write returns.
         redis_timeout: How long one call to Redis may take, in seconds or as a `timedelta`, before the saver
             goes on with Postgres.
         signing_keys: Secrets of 16 to 64 bytes, or text. Every part of an entry is signed with the first, and
@@ -88,6 +100,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         prefix: str = "langgraph",
         serde: SerializerProtocol | None = None,
         mode: Mode = "write_through",
+        redis_durability: RedisDurability = "as_is",
         redis_timeout: float | timedelta = REDIS_TIMEOUT_SECONDS,
         signing_keys: Sequence[bytes | str] | None = None,
         check_hits: float = 0.0,
@@ -102,15 +115,29 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         check_hits = check_fraction(check_hits, "check_hits")
         self._loop = postgres.loop
         self._stats = Stats()
-        self._guard = Guard(
-            self._redis, prefix, seconds_of(redis_timeout, "redis_timeout"), self._stats, self._loop
-        )
+        timeout_seconds = seconds_of(redis_timeout, "redis_timeout")
+        confirmation = confirmation_of(redis_durability, timeout_seconds)
+        self._guard = Guard(self._redis, prefix, timeout_seconds, self._stats, self._loop, confirmation)
         entries = RedisEntries(self._guard, prefix, life, self._stats, seal)
-        self._postgres = PostgresStore(postgres, prefix, self._stats)
-        self._recovery = Recovery(entries, self._guard, self._postgres.suspects, self._stats, self._loop)
-        self._reader = Reader(entries, self._postgres, self._recovery, self._stats, check_hits)
-        self._writer = Writer(entries, self._postgres, self._recovery, self._stats, self._loop)
+        journal = Journal(self._guard, prefix, life, seal)
+        store = self._postgres = PostgresStore(postgres, prefix, self._stats)
+        settler = self._settler = Settler(journal, store, self._stats)
+        recovery = self._recovery = Recovery(
+            entries, self._guard, store.suspects, settler, self._stats, self._loop
+        )
+        self._reader = Reader(entries, store, recovery, settler, self._stats, check_hits)
+        self._writer = Writer(entries, store, journal, settler, recovery, self._stats, self._loop)
+        self._histories = HistoryReader(entries, store, recovery, settler, self._stats)
+        self._holder: Holder | None = None
+        self._write: Callable[[Put | PutWrites], asyncio.Future[None]] = self._writer.write
+        if mode == "write_behind":
+            self._holder = Holder(
+                entries, journal, store, self._writer, settler, recovery, self._stats, self._loop
+            )
+            self._guard.on_opening = self._holder.give_up_all
+            self._write = self._holder.write
         self._tasks = Tasks()
+        self._threads = Threads(self._writer, self._postgres, self._tasks)
         self._minted = MintedVersions()
 
     @classmethod
@@ -125,6 +152,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         prefix: str = "langgraph",
         serde: SerializerProtocol | None = None,
         mode: Mode = "write_through",
+        redis_durability: RedisDurability = "as_is",
         redis_timeout: float | timedelta = REDIS_TIMEOUT_SECONDS,
         signing_keys: Sequence[bytes | str] | None = None,
         check_hits: float = 0.0,
@@ -147,7 +175,8 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
                 `redis+sentinel://user:password@host:26379,host:26379/service-name/0`. With `rediss` it is TLS.
                 Options follow as redis-py takes them, such as `?ssl_ca_certs=ca.pem`; `sentinel_username` and
                 `sentinel_password` are for the Sentinels, user and password before the `@` for the primary.
-            ttl, refresh_on_read, prefix, serde, mode, redis_timeout, signing_keys, check_hits: As for the class.
+            ttl, refresh_on_read, prefix, serde, mode, redis_durability, redis_timeout, signing_keys, check_hits:
+            As for the class.
             pool_min_size: Connections to Postgres that are kept open.
             pool_max_size: The most that are open at once.
             pool_timeout: How long an operation waits for a connection.
@@ -157,7 +186,6 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
 
         Raises:
             ArgumentError, ArgumentTypeError: an argument cannot work; the message names it.
-            UnsupportedServerError: Postgres or Redis is too old.
             psycopg.OperationalError, psycopg_pool.PoolTimeout: Postgres cannot be reached.
         """
         life = Lifetime(seconds_of(ttl, "ttl"), sliding=bool(refresh_on_read))
@@ -184,6 +212,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
                 refresh_on_read=life.sliding,
                 prefix=prefix,
                 mode=mode,
+                redis_durability=redis_durability,
                 redis_timeout=timeout,
                 signing_keys=signing_keys,
                 check_hits=check_hits,
@@ -200,23 +229,32 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         cancelled does not stop a migration that has begun.
 
         Raises:
-            UnsupportedServerError: Postgres or Redis is too old. Redis is not asked if it cannot be reached.
+            UnsupportedServerError: Postgres or Redis is too old, or Redis may evict what `mode="write_behind"`
+                leaves to it. It is not asked if it cannot be reached.
         """
         self._check_loop("setup")
-        await setup.check_redis(self._guard)
+        await setup.check_redis(self._guard, writes_behind=self._holder is not None)
         given_up = asyncio.Event()
         try:
-            await self._tasks.finish(setup.migrate(self._stock, given_up))
+            if await self._tasks.finish(setup.migrate(self._stock, given_up)):
+                self._postgres.leases.was_missing()
         except asyncio.CancelledError:
             given_up.set()
             raise
 
     async def aclose(self) -> None:
-        """Waits for what is under way, after which the clients may be closed. They are not closed here."""
+        """Waits for what is under way, after which the clients may be closed. They are not closed here.
+
+        With `mode="write_behind"` Postgres follows first, if it does so within 10 seconds. The rest others replay.
+        """
         await self._recovery.close()
+        if self._holder is not None:
+            await self._holder.close()
         await self._tasks.drain()
         await self._reader.drain()
+        await self._histories.drain()
         await self._writer.drain()
+        await self._guard.close()
 
     def stats(self) -> dict[str, float]:
         """Counters, times and gauges by name, since this saver was made. `Stats` says what each means."""
@@ -225,7 +263,14 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
     # -- reads -----------------------------------------------------------------------------------------------
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """The checkpoint that `config` names, or the latest one of its namespace; None if there is none."""
+        """The checkpoint that `config` names, or the latest one of its namespace; None if there is none.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: `config` names no thread, or in a wrong way.
+            BehindError: the latest writes are in Redis alone, which cannot be asked.
+            OverloadedError: too many reads wait for Postgres.
+            psycopg.Error: as from the stock saver, if Redis could not answer.
+        """
         namespace, checkpoint_id = configs.namespace_of(config), configs.checkpoint_id_of(config)
         self._check_loop("aget_tuple")
         started = time.perf_counter()
@@ -259,12 +304,23 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """What each `DeltaChannel` is rebuilt from, read from Postgres by the stock saver."""
-        configs.namespace_of(config)
-        stock = self._postgres.stock(self.serde)
-        return await self._run(
-            "get_delta_channel_history", stock.aget_delta_channel_history(config=config, channels=channels)
-        )
+        """What each `DeltaChannel` is rebuilt from, at the checkpoint that `config` names or the latest.
+
+        Served from Redis where the entry is that checkpoint, and once it was asked for; else read from Postgres by
+        the stock saver.
+        """
+        namespace, checkpoint_id = configs.namespace_of(config), configs.checkpoint_id_of(config)
+        if checkpoint_id is None:
+            stock = self._postgres.stock(self.serde)
+
+            async def get() -> Mapping[str, DeltaChannelHistory]:
+                await self._settler.settle_all([namespace.thread_id])
+                return await stock.aget_delta_channel_history(config=config, channels=channels)
+
+            return await self._run("get_delta_channel_history", get())
+        self._check_loop("aget_delta_channel_history")
+        found = await self._histories.get(namespace, checkpoint_id, channels) if channels else {}
+        return histories.decode(found, channels, self.serde)
 
     # -- writes ----------------------------------------------------------------------------------------------
 
@@ -279,6 +335,12 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
 
         Everything is encoded before this first waits, so values may change afterwards. A caller that is
         cancelled does not stop the write.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: an argument cannot work; the message names it.
+            BehindError: there are writes before it that are in Redis alone, which cannot be asked.
+            OverloadedError: too many writes wait for Postgres.
+            psycopg.Error: as from the stock saver.
         """
         namespace = configs.namespace_of(config, required=True)
         configs.checkpoint_id_of(config)
@@ -288,7 +350,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         put = codec.encode_put(
             namespace, config, checkpoint, metadata, new_versions, self.serde, self._minted.take
         )
-        await self._writer.write(put)
+        await self._write(put)
         self._stats.put.record(time.perf_counter() - started)
         return codec.config_of(namespace, checkpoint["id"])
 
@@ -309,38 +371,20 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         self._check_loop("aput_writes")
         started = time.perf_counter()
         put = codec.encode_writes(namespace, checkpoint_id, writes, task_id, task_path, self.serde)
-        await self._writer.write(put)
+        await self._write(put)
         self._stats.put_writes.record(time.perf_counter() - started)
 
-    async def adelete_thread(self, thread_id: str) -> None:
-        """Deletes all checkpoints and writes of a thread."""
-        thread_id = str(thread_id)
-        await self._run(
-            "delete_thread",
-            self._writer.change_threads([thread_id], lambda stock: stock.adelete_thread(thread_id)),
-        )
+    async def aflush(self, thread_id: str | None = None) -> None:
+        """Returns when Postgres holds all that was acknowledged before, by any process; of a thread, or of all.
 
-    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Prunes threads, as the stock saver does: see its `prune` for what each strategy keeps.
+        With `"write_through"`, and where nobody else writes behind, there is nothing to wait for.
 
         Raises:
-            ArgumentTypeError: `thread_ids` is a single string.
-            ArgumentError: `strategy` is unknown.
-            NotImplementedError: `"keep_latest"` for a thread that uses a `DeltaChannel`.
+            BehindError: Redis alone has some of it, and cannot be asked now.
+            psycopg.Error: Postgres cannot follow now.
         """
-        if isinstance(thread_ids, str):
-            raise ArgumentTypeError("thread_ids must be a sequence of thread IDs, not a str")
-        if strategy not in PRUNE_STRATEGIES:
-            raise ArgumentError(f"strategy must be one of {PRUNE_STRATEGIES}, not {strategy!r}")
-        names = [str(t) for t in thread_ids]
-        await self._run(
-            "prune",
-            self._writer.change_threads(
-                names,
-                lambda stock: stock.aprune(names, strategy=strategy),
-                in_transaction=strategy == "delete",  # the other one makes its own, and keeps what is latest
-            ),
-        )
+        thread_ids = None if thread_id is None else [str(thread_id)]
+        await self._run("flush", self._settler.settle_all(thread_ids))
 
     # -- the same from other threads -------------------------------------------------------------------------
 
@@ -380,13 +424,9 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         """`aput_writes`, from any thread but the event loop's."""
         self._wait("put_writes", lambda: self.aput_writes(config, writes, task_id, task_path))
 
-    def delete_thread(self, thread_id: str) -> None:
-        """`adelete_thread`, from any thread but the event loop's."""
-        self._wait("delete_thread", lambda: self.adelete_thread(thread_id))
-
-    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """`aprune`, from any thread but the event loop's."""
-        self._wait("prune", lambda: self.aprune(thread_ids, strategy=strategy))
+    def flush(self, thread_id: str | None = None) -> None:
+        """`aflush`, from any thread but the event loop's."""
+        self._wait("flush", lambda: self.aflush(thread_id))
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -423,26 +463,29 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         limit: int | None,
     ) -> Coroutine[Any, Any, Sequence[Record]]:
         configs.check_search(config, before, filter, limit)
-        return self._postgres.search(config, filter, before, limit)
+        thread_ids = None if config is None else [configs.namespace_of(config).thread_id]
 
-    async def _run(self, method: str, work: Coroutine[Any, Any, T]) -> T:
-        """Runs the work on this saver's loop, to its end even if the caller is cancelled."""
-        try:
-            self._check_loop(f"a{method}")
-        except WrongThreadError:
-            work.close()
-            raise
-        return await self._tasks.finish(work)
+        async def search() -> Sequence[Record]:
+            await self._settler.settle_all(thread_ids)
+            return await self._postgres.search(config, filter, before, limit)
 
-    def _wait(self, method: str, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Runs a coroutine on this saver's loop and blocks this thread until it is done."""
-        return loops.wait_on(self._loop, method, start)
-
-    def _check_loop(self, method: str) -> None:
-        loops.check_loop(self._loop, method)
+        return search()
 
 
 def check_mode(mode: object) -> None:
     """Raises `ArgumentError` if there is no such mode."""
-    if mode != "write_through":
-        raise ArgumentError(f'mode must be "write_through", not {mode!r}')
+    if mode not in get_args(Mode):
+        raise ArgumentError(f'mode must be "write_through" or "write_behind", not {mode!r}')
+
+
+def confirmation_of(durability: object, timeout_seconds: float) -> Confirmation | None:
+    """How to have an acknowledgement confirmed. Raises `ArgumentError` if there is no such durability."""
+    half_ms = max(1, int(timeout_seconds * 500))
+    known: dict[object, Confirmation | None] = {
+        "as_is": None,
+        "replica": Confirmation(("WAIT", 1, half_ms), 1),
+        "disk": Confirmation(("WAITAOF", 1, 0, half_ms), 1),
+    }
+    if durability not in known:
+        raise ArgumentError(f'redis_durability must be "as_is", "replica" or "disk", not {durability!r}')
+    return known[durability]

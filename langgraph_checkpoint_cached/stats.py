@@ -106,6 +106,8 @@ class Stats:
     fills_refused: int = _counter(
         "{load}", "Loads that did not, because something was written meanwhile or Redis was full."
     )
+    history_hits: int = _counter("{read}", "Histories of `DeltaChannel`s served from Redis.")
+    history_loads: int = _counter("{read}", "Histories of `DeltaChannel`s read from Postgres.")
     damaged: int = _counter("{entry}", "Entries that could not be read, and were dropped.")
     writes: int = _counter("{write}", "Checkpoints and pending writes stored in Postgres.")
     advances: int = _counter("{write}", "Of those, how many moved the entry along.")
@@ -122,10 +124,23 @@ class Stats:
     redis_errors: int = _counter("{call}", "Calls to Redis that failed or took too long.")
     breaker_openings: int = _counter("{opening}", "How often Redis was given up for a while.")
     checks: int = _counter("{check}", "Hits that were compared with Postgres (`check_hits`), and could be.")
+    appends: int = _counter("{write}", "Writes acknowledged by Redis, with Postgres to follow.")
+    replayed: int = _counter("{write}", "Of those of any process, how many this one has replayed into Postgres.")
+    leases: int = _counter("{lease}", "Leases taken: threads on which this process began to write behind.")
+    leases_recovered: int = _counter("{lease}", "Leases ended that another process had left behind.")
+    leases_lost: int = _counter(
+        "{lease}", "Of those, how many Redis no longer knew, so that writes may be lost. 0 unless Redis lost data."
+    )
+    settled: int = _counter("{wait}", "Reads and writes that had Postgres follow first.")
     disagreements: int = _counter("{check}", "Of those, how many were not what Postgres holds. Always 0.")
 
     redis_usable: Gauge = _gauge("1", "1 while Redis is used, 0 while it is given up.")
     writes_waiting: Gauge = _gauge("{write}", "Writes that wait for their transaction to begin.")
+    behind: Gauge = _gauge(
+        "{write}", "Writes of this process that Redis has acknowledged and Postgres does not have."
+    )
+    behind_bytes: Gauge = _gauge("By", "About what those take.")
+    leases_held: Gauge = _gauge("{lease}", "Threads that this process may write behind on now.")
     suspects_own: Gauge = _gauge(
         "{thread}", "Threads that this process could not tell Redis of, to be voided before Redis is used again."
     )
@@ -136,6 +151,9 @@ class Stats:
     )
     postgres_store: Histogram = _times(
         "The transaction of a group of writes, waiting for a connection included.", "postgres", "store"
+    )
+    postgres_replay: Histogram = _times(
+        "A transaction in which Postgres follows what Redis has acknowledged.", "postgres", "replay"
     )
     get_hit: Histogram = _times("A whole `get_tuple` that was a hit.", "saver", "get_tuple", "hit")
     get_load: Histogram = _times("The same that was a load.", "saver", "get_tuple", "load")

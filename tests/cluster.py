@@ -6,24 +6,19 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
+from together import Together, until
 
 from langgraph_checkpoint_cached.embedded import LOCALHOST, EmbeddedServerError, RedisServer
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 PRIMARIES, NODES, SLOTS = 3, 6, 16384
 NODE_TIMEOUT_MS = 2000  # on a busy machine a shorter one has them fail over by themselves
-PATIENCE_SECONDS = 30.0
 
 
-class Cluster:
+class Cluster(Together):
     """Six servers. Each third of the slots has a primary and a replica. Nodes are named by their place.
 
     Args:
@@ -38,20 +33,10 @@ class Cluster:
         self.servers = [RedisServer(*options) for _ in range(NODES)]
         self.clients = [redis.Redis(port=server.port, socket_timeout=5) for server in self.servers]
 
-    def __enter__(self) -> Self:
-        try:
-            for server in self.servers:
-                server.start()
-            self._join()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def start(self) -> None:
+        for server in self.servers:
+            server.start()
+        self._join()
 
     def close(self) -> None:
         for client in self.clients:
@@ -212,11 +197,3 @@ class Cluster:
 
     def _at(self, port: int) -> int:
         return next(node for node in range(NODES) if self.servers[node].port == port)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Waits for what tells nobody when it happens."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} seconds"
-        time.sleep(0.02)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 import redis as redis_py
@@ -21,11 +22,14 @@ from sentinel import Service
 
 from langgraph_checkpoint_cached.embedded import EmbeddedServerError, RedisServer
 
-USED = pytest.StashKey[list[servers.Server]]()
+T = TypeVar("T")
+
+REPORT = pytest.StashKey[list[str]]()
+"""Lines to show after the results."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[USED] = []
+    config.stash[REPORT] = []
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout pytest` leaves no servers behind either
 
 
@@ -39,15 +43,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
 
 
+def pytest_collection_finish() -> None:
+    """All that was imported stays: the many collections of garbage to come need not look through it each time."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_report_header() -> str:
     forced = os.environ.get("TEST_SERVERS")
     return f"servers: {forced} (TEST_SERVERS)" if forced else f"servers: first of {', '.join(servers.KINDS)}"
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist has no terminal: it hands its lines to the process that has."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["report"] = session.config.stash[REPORT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[REPORT] += getattr(node, "workeroutput", {}).get("report", [])  # none if it has crashed
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if used := config.stash[USED]:
-        line = ", ".join(f"{server.version} ({server.kind})" for server in used)
-        terminalreporter.write_line(f"servers: {line}")
+    for line in dict.fromkeys(config.stash[REPORT]):  # workers have servers of the same kind, one each
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def report(request: pytest.FixtureRequest) -> list[str]:
+    """Lines to show after the results."""
+    return request.config.stash[REPORT]
 
 
 def missing(reason: object, *, required: bool = False) -> NoReturn:
@@ -57,27 +83,38 @@ def missing(reason: object, *, required: bool = False) -> NoReturn:
     pytest.skip(str(reason))
 
 
+@contextmanager
+def started(server: AbstractContextManager[T]) -> Iterator[T]:
+    """The server, running; without its program the test is `missing` it."""
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(server)
+        except EmbeddedServerError as exc:
+            missing(exc)
+        yield running
+
+
 @pytest.fixture(scope="session")
-def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+def postgres_url(report: list[str]) -> Iterator[str]:
     """The tests' Postgres, as a user who may create databases."""
     with ExitStack() as stack:
         try:
             server = stack.enter_context(servers.postgres())
         except servers.ServerUnavailable as exc:
             missing(exc, required="TEST_SERVERS" in os.environ)
-        request.config.stash[USED].append(server)
+        report.append(f"server: {server.version} ({server.kind})")
         yield server.url
 
 
 @pytest.fixture(scope="session")
-def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
+def redis_url(report: list[str]) -> Iterator[str]:
     """The tests' Redis, which other tests use too: see `redis_prefix`."""
     with ExitStack() as stack:
         try:
             server = stack.enter_context(servers.redis_server())
         except servers.ServerUnavailable as exc:
             missing(exc, required="TEST_SERVERS" in os.environ)
-        request.config.stash[USED].append(server)
+        report.append(f"server: {server.version} ({server.kind})")
         yield server.url
 
 
@@ -135,10 +172,7 @@ def redis_servers() -> Iterator[Callable[..., RedisServer]]:
     with ExitStack() as stack:
 
         def start(*arguments: str, binary: Path | None = None) -> RedisServer:
-            try:
-                return stack.enter_context(RedisServer(*arguments, binary=binary))
-            except EmbeddedServerError as exc:
-                missing(exc)
+            return stack.enter_context(started(RedisServer(*arguments, binary=binary)))
 
         yield start
 
@@ -146,22 +180,14 @@ def redis_servers() -> Iterator[Callable[..., RedisServer]]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A Redis Cluster of six nodes for the tests of a module, which leave it as well as they found it."""
-    with ExitStack() as stack:
-        try:
-            cluster = stack.enter_context(Cluster())
-        except EmbeddedServerError as exc:
-            missing(exc)
+    with started(Cluster()) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
     """A primary, its replicas and Sentinels for the tests of a module."""
-    with ExitStack() as stack:
-        try:
-            service = stack.enter_context(Service())
-        except EmbeddedServerError as exc:
-            missing(exc)
+    with started(Service()) as service:
         yield service
 
 
@@ -173,11 +199,14 @@ def proxies() -> Iterator[Callable[[str], Proxy]]:
 
 
 @pytest.fixture
+def pgbouncers(migrated_database_url: str) -> Iterator[Callable[..., str]]:
+    """Starts PgBouncers before `migrated_database_url`, and says their URL: `pgbouncers(pool_mode="session")`."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(started(PgBouncer(migrated_database_url, settings))).url
+
+
+@pytest.fixture
 def pgbouncer_url(migrated_database_url: str) -> Iterator[str]:
     """`migrated_database_url` through a PgBouncer in transaction mode."""
-    with ExitStack() as stack:
-        try:
-            server = stack.enter_context(PgBouncer(migrated_database_url))
-        except EmbeddedServerError as exc:
-            missing(exc)
+    with started(PgBouncer(migrated_database_url)) as server:
         yield server.url

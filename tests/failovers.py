@@ -21,7 +21,7 @@ from sentinel import Service
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.embedded import PostgresServer
 from langgraph_checkpoint_cached.keys import thread_key
-from langgraph_checkpoint_cached.stores.suspects import CREATE as CREATE_SUSPECTS
+from langgraph_checkpoint_cached.stores.setup import CREATE_OWN_TABLES
 
 PROCESSES, THREADS, FAILOVERS = 4, 16, 3
 IDS = [f"t{number}" for number in range(THREADS)]
@@ -65,7 +65,8 @@ def main(kind: str, seconds: float) -> None:
     with PostgresServer({"fsync": "off"}) as postgres, Cluster() if kind == "cluster" else Service() as servers:
         with PostgresSaver.from_conn_string(postgres.url) as saver:
             saver.setup()
-            saver.conn.execute(CREATE_SUSPECTS)
+            for statement in CREATE_OWN_TABLES:
+                saver.conn.execute(statement)
         lengths, last_hits = spawn.Array("l", THREADS, lock=False), spawn.Array("d", PROCESSES, lock=False)
         on, reports = spawn.Value("b", 1), spawn.Queue()
         shared = (postgres.url, servers.url, lengths, on, last_hits, reports)

@@ -175,4 +175,4 @@ async def _answer(saver: CachedPostgresSaver, namespace: Namespace) -> str:
             await entries.give_back(namespace, "test")
     except RedisUnavailable:
         return "unavailable"
-    return "hit" if isinstance(answer, Hit) else "load" if isinstance(answer, Load) else answer
+    return "hit" if isinstance(answer, Hit) else "load" if isinstance(answer, Load) else answer.why

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 import redis
-from cluster import until
+from together import Together, until
 
 from langgraph_checkpoint_cached.embedded import LOCALHOST, EmbeddedServer, RedisServer, redis_binary
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 SERVICE = "the-primary"
 DOWN_AFTER_MS, FAILOVER_TIMEOUT_MS = 1000, 3000
@@ -51,7 +48,7 @@ class SentinelServer(EmbeddedServer):
             return False
 
 
-class Service:
+class Service(Together):
     """Three servers and three Sentinels. Servers are named by their place; the first one begins as primary."""
 
     def __init__(self, *arguments: str) -> None:
@@ -60,24 +57,14 @@ class Service:
         self.sentinels = [SentinelServer(self.servers[0]) for _ in range(3)]
         self._watchers = [redis.Redis(port=each.port, socket_timeout=5) for each in self.sentinels]
 
-    def __enter__(self) -> Self:
-        try:
-            for server in self.servers:
-                server.start()
-            for client in self.clients[1:]:
-                client.replicaof(LOCALHOST, self.servers[0].port)
-            for sentinel in self.sentinels:
-                sentinel.start()
-            self.wait_until_well()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def start(self) -> None:
+        for server in self.servers:
+            server.start()
+        for client in self.clients[1:]:
+            client.replicaof(LOCALHOST, self.servers[0].port)
+        for sentinel in self.sentinels:
+            sentinel.start()
+        self.wait_until_well()
 
     def close(self) -> None:
         for client in (*self._watchers, *self.clients):
@@ -119,6 +106,16 @@ class Service:
         old = self.primary
         self._watchers[0].execute_command("SENTINEL", "FAILOVER", SERVICE)
         return self.wait_for_new_primary(old)
+
+    @contextmanager
+    def left_as_it_is(self, server: int) -> Iterator[None]:
+        """For the block, a server cannot be made a replica, however long that takes: as if nobody came to it."""
+        set_user = "ACL", "SETUSER", "default"
+        self.clients[server].execute_command(*set_user, "-slaveof", "-replicaof")
+        try:
+            yield
+        finally:
+            self.clients[server].execute_command(*set_user, "+slaveof", "+replicaof")
 
     def wait_until_agreed(self) -> None:
         """Waits until a client that asks any of the Sentinels is told the same."""

@@ -23,7 +23,7 @@ from langgraph.checkpoint.postgres import PostgresSaver
 from psycopg import sql
 
 from langgraph_checkpoint_cached.embedded import EmbeddedServerError, PostgresServer, RedisServer
-from langgraph_checkpoint_cached.stores.suspects import CREATE as CREATE_SUSPECTS
+from langgraph_checkpoint_cached.stores.setup import CREATE_OWN_TABLES
 
 KINDS = ("urls", "containers", "embedded")
 READY_TIMEOUT_SECONDS = 60.0
@@ -58,6 +58,7 @@ def postgres() -> Iterator[Server]:
             postgres_version,
             environment={"POSTGRES_PASSWORD": "postgres"},
             command=command,
+            in_memory="/var/lib/postgresql",
         ),
         "embedded": lambda: _embedded(PostgresServer(FAST)),
     }
@@ -128,7 +129,8 @@ class Databases:
         with self.fresh() as url:
             with PostgresSaver.from_conn_string(url) as saver:
                 saver.setup()
-                saver.conn.execute(CREATE_SUSPECTS)
+                for statement in CREATE_OWN_TABLES:
+                    saver.conn.execute(statement)
             yield url
 
     def close(self) -> None:
@@ -189,8 +191,12 @@ def _container(
     *,
     environment: Mapping[str, str] | None = None,
     command: str | None = None,
+    in_memory: str | None = None,
 ) -> Iterator[str]:
-    """Run `image` and wait until `probe` accepts `url`, where `{address}` is filled in."""
+    """Run `image` and wait until `probe` accepts `url`, where `{address}` is filled in.
+
+    What is below `in_memory` is not on a disk, unless the image has a volume further down.
+    """
     try:
         from docker.errors import DockerException
         from requests import RequestException
@@ -200,6 +206,8 @@ def _container(
     with ExitStack() as stack:
         try:
             container = DockerContainer(image, command=command, env=dict(environment or {}), ports=[port])
+            if in_memory:
+                container.with_tmpfs_mount(in_memory)
             stack.enter_context(container)
         except (DockerException, RequestException, TimeoutError) as exc:  # no engine, or no such image
             raise ServerUnavailable(f"{image}: {type(exc).__name__}: {exc}") from exc

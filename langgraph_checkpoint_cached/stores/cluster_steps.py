@@ -18,7 +18,15 @@ from redis.exceptions import (
     SlotNotCoveredError,
 )
 
-from langgraph_checkpoint_cached.stores.step import Command, Step, exchange
+from langgraph_checkpoint_cached.stores.step import (
+    Command,
+    Confirmation,
+    Step,
+    Unconfirmed,
+    confirmed,
+    confirming,
+    exchange,
+)
 
 PROBE_KEYS_MAX = 5_000
 """How many keys are tried until there is one for each primary."""
@@ -33,8 +41,8 @@ class ClusterSteps:
     one of them, and one that does not exist counts as missing. That is the step's answer: it is not waited for.
     """
 
-    def __init__(self, client: RedisCluster) -> None:
-        self._client = client
+    def __init__(self, client: RedisCluster, confirmation: Confirmation | None = None) -> None:
+        self._client, self._confirmation = client, confirmation
         self._known: set[tuple[str, str]] = set()  # node and script
         self._outdated = False
 
@@ -86,12 +94,7 @@ class ClusterSteps:
         for i, step in enumerate(steps):
             nodes[self._node_of(step.keys[0])].append(i)
         answers: list[Any] = [None] * len(steps)
-        of_nodes = await _all(
-            self._on(
-                node, [steps[i].command(known=(node.name, steps[i].script.sha) in self._known) for i in indexes]
-            )
-            for node, indexes in nodes.items()
-        )
+        of_nodes = await _all(self._run_on(node, [steps[i] for i in indexes]) for node, indexes in nodes.items())
         for (node, indexes), said in zip(nodes.items(), of_nodes, strict=True):
             if any(isinstance(each, NoScriptError) for each in said):
                 self._known = {known for known in self._known if known[0] != node.name}
@@ -100,6 +103,11 @@ class ClusterSteps:
                 if not isinstance(each, REFUSED):
                     self._known.add((node.name, steps[i].script.sha))
         return answers
+
+    async def _run_on(self, node: ClusterNode, steps: Sequence[Step]) -> list[Any]:
+        commands = [step.command(known=(node.name, step.script.sha) in self._known) for step in steps]
+        said = await self._on(node, confirming(steps, commands, self._confirmation))
+        return confirmed(steps, said, self._confirmation)
 
     async def _make_up(self, steps: Sequence[Step], answers: list[Any]) -> None:
         """Runs the steps again that were refused, unless that is too late: one by one, for the client learns
@@ -113,7 +121,8 @@ class ClusterSteps:
             elif not (steps[i].in_order and steps[i].keys[0] in done_later):
                 refused.append(i)
         for i in reversed(refused):
-            answers[i] = await self._again(steps[i], answers[i])
+            again = await self._again(steps[i], answers[i])
+            answers[i] = Unconfirmed(again) if steps[i].durable and self._confirmation else again
 
     async def _again(self, step: Step, refusal: ResponseError) -> Any:
         if isinstance(refusal, AskError) and not isinstance(refusal, MovedError):

@@ -6,7 +6,7 @@ Each step is one script in `lua/`, atomic on the server; what each promises is s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from glob import escape as glob_escape
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -18,12 +18,13 @@ from langgraph_checkpoint_cached.envelope import (
     entry_fields,
     writes_arguments,
 )
+from langgraph_checkpoint_cached.histories import Histories, decode_histories, history_fields
 from langgraph_checkpoint_cached.keys import Namespace, names_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.lifetimes import Lifetime
-from langgraph_checkpoint_cached.records import Latest, Put, PutWrites
+from langgraph_checkpoint_cached.records import History, Latest, Put, PutWrites
 from langgraph_checkpoint_cached.seal import CHECKSUMS, Seal
 from langgraph_checkpoint_cached.stats import Stats
-from langgraph_checkpoint_cached.stores.guard import Guard, RedisFull, RedisUnavailable
+from langgraph_checkpoint_cached.stores.guard import GROUP_STEPS_MAX, Guard, RedisFull, RedisUnavailable
 from langgraph_checkpoint_cached.stores.scripts import Script, lua
 from langgraph_checkpoint_cached.utilities.tokens import new_token
 
@@ -34,18 +35,21 @@ TICKET_MS = 5_000
 EMPTY_MS = 60_000
 """How long "this namespace has no checkpoint" is remembered."""
 
-_SHARED = (lua("server"), lua("thread"))
-_COMMIT = (*_SHARED, lua("commit_functions"))
-READ = Script(*_SHARED, lua("read"))
-FILL = Script(*_SHARED, lua("fill"))
-GIVE_BACK = Script(*_SHARED, lua("give_back"))
-BEGIN = Script(*_SHARED, lua("begin"))
+SHARED = (lua("server"), lua("thread"))
+CHANGES = lua("change_functions")
+_COMMIT = (*SHARED, CHANGES, lua("commit_functions"))
+READ = Script(*SHARED, lua("read"))
+FILL = Script(*SHARED, lua("fill"))
+HISTORY_TICKET = Script(*SHARED, lua("history_ticket"))
+HISTORY_FILL = Script(*SHARED, lua("history_fill"))
+GIVE_BACK = Script(*SHARED, lua("give_back"))
+BEGIN = Script(*SHARED, lua("begin"))
 COMMIT_PUT = Script(*_COMMIT, lua("commit_put"))
 COMMIT_WRITES = Script(*_COMMIT, lua("commit_writes"))
 COMMIT_DROP = Script(*_COMMIT, lua("commit_drop"))
 COMMITS = (COMMIT_PUT, COMMIT_WRITES, COMMIT_DROP)
-BEGIN_THREAD = Script(*_SHARED, lua("begin_thread"))
-END_THREAD = Script(*_SHARED, lua("end_thread"))
+BEGIN_THREAD = Script(*SHARED, lua("begin_thread"))
+END_THREAD = Script(*SHARED, lua("end_thread"))
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,37 @@ class Hit:
     fields: Mapping[bytes, bytes]
 
 
+class Told(NamedTuple):
+    """What Redis says of a thread's lease: its token, and the last number in its journal."""
+
+    token: str
+    last: int
+
+
 @dataclass(frozen=True)
 class Load:
-    """The ticket: load, then fill for this generation."""
+    """The ticket: load, then fill for this generation. Postgres may be behind where there is a lease."""
 
     generation: str
+    lease: Told | None = None
 
 
-Miss: TypeAlias = Literal["wait", "fenced", "absent", "empty"]
+@dataclass(frozen=True)
+class Miss:
+    """No entry, and no ticket either."""
+
+    why: Literal["wait", "fenced", "absent", "empty"]
+    lease: Told | None = None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A fence that stands. `known` is whether Redis can tell that there is no lease where it names none."""
+
+    lease: Told | None
+    known: bool
+
+
 ReadAnswer: TypeAlias = "Hit | Load | Miss"
 
 
@@ -111,11 +138,9 @@ class RedisEntries:
         if kind == b"hit":
             flat = answer[1]
             return Hit(dict(zip(flat[::2], flat[1::2], strict=True)))
-        if len(answer) > 2:
-            self._stats.fences_expired += answer[2]
-        if kind == b"load":
-            return Load(answer[1].decode())
-        return kind.decode()  # type: ignore[no-any-return]
+        self._stats.fences_expired += answer[2]
+        lease = _told(answer[3])
+        return Load(answer[1].decode(), lease) if kind == b"load" else Miss(kind.decode(), lease)
 
     def decode(self, namespace: Namespace, hit: Hit) -> Latest | None:
         """The entry that was hit, or None for an opaque one. Raises `DamagedEntry`."""
@@ -143,12 +168,48 @@ class RedisEntries:
             self._guard.has_room()
         return bool(answer)
 
+    def histories(
+        self, namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes]
+    ) -> Histories | None:
+        """The histories in an entry of this checkpoint, or None. Raises `DamagedEntry`."""
+        return decode_histories(namespace, checkpoint_id, fields, self._seal)
+
+    async def history_ticket(
+        self, namespace: Namespace, ticket: str, checkpoint_id: str
+    ) -> tuple[str, Mapping[bytes, bytes]] | None:
+        """TICKET for the history at the entry's checkpoint: the generation, and the entry's fields.
+
+        None if the entry is another, or a write is in flight. A ticket needs not be given back.
+        """
+        answer = await self._submit(HISTORY_TICKET, namespace, ticket, checkpoint_id)
+        if not answer:
+            return None
+        flat = answer[1]
+        return answer[0].decode(), dict(zip(flat[::2], flat[1::2], strict=True))
+
+    async def fill_history(
+        self,
+        namespace: Namespace,
+        ticket: str,
+        generation: str,
+        checkpoint_id: str,
+        histories: Mapping[str, History],
+    ) -> bool:
+        """FILL HISTORY: returns whether it was put beside the entry."""
+        fields = history_fields(namespace, checkpoint_id, histories, self._seal)
+        if fields is None:
+            return False
+        try:
+            return bool(await self._submit(HISTORY_FILL, namespace, ticket, generation, checkpoint_id, *fields))
+        except RedisFull:
+            return False
+
     async def give_back(self, namespace: Namespace, ticket: str) -> None:
         """Gives up the ticket, if it is still held."""
         await self._submit(GIVE_BACK, namespace, ticket)
 
-    def begin(self, namespace: Namespace, token: str) -> asyncio.Future[Any]:
-        """BEGIN: fences the namespace. Queued when this returns."""
+    def begin(self, namespace: Namespace, token: str) -> asyncio.Future[bytes]:
+        """BEGIN: fences the namespace. Queued when this returns; `begun` says what the answer means."""
         return self._submit(BEGIN, namespace, token, self._owner, FENCE_MS)
 
     def advance_by(self, operation: Put | PutWrites) -> Advance:
@@ -166,13 +227,14 @@ class RedisEntries:
         """
         return self._submit(advance.script, namespace, token, self._owner, *advance.arguments)
 
-    async def begin_thread(self, thread_id: str, token: str) -> None:
-        """BEGIN over all namespaces of a thread."""
+    async def begin_thread(self, thread_id: str, token: str) -> Told | None:
+        """BEGIN over all namespaces of a thread. Returns its lease."""
         key = thread_key(self._prefix, thread_id)
-        await self._guard.submit(BEGIN_THREAD, [key], self._thread_arguments(token, self._owner, FENCE_MS))
+        said = await self._guard.submit(BEGIN_THREAD, [key], self._thread_arguments(token, self._owner, FENCE_MS))
+        return _told(said)
 
     async def end_thread(self, thread_id: str, token: str) -> None:
-        """COMMIT over all namespaces of a thread: voids every entry, releases the fence."""
+        """COMMIT over all namespaces of a thread: voids every entry and the lease, releases the fence."""
         key = thread_key(self._prefix, thread_id)
         await self._guard.submit(END_THREAD, [key], self._thread_arguments(token))
 
@@ -186,10 +248,25 @@ class RedisEntries:
         """
         await self._void({thread_key(self._prefix, thread_id): tokens for thread_id, tokens in suspects.items()})
 
-    async def void_all(self) -> None:
-        """Voids every entry of every thread, by a scan, even while the guard lets no call through."""
-        async for key in self._guard.keys(glob_escape(self._prefix) + ":{*}:thread"):
-            await self._void({key: ()})
+    async def void_all(self, voided: Callable[[int], None] = lambda count: None) -> None:
+        """Voids every entry of every thread, by a scan, even while the guard lets no call through.
+
+        Args:
+            voided: Told after each step, of how many threads the entries are void.
+        """
+        some: dict[str, Iterable[str]] = {}
+        async for key in self.keys(":{*}:thread"):
+            some[key] = ()
+            if len(some) == GROUP_STEPS_MAX:
+                await self._void(some)
+                voided(len(some))
+                some = {}
+        await self._void(some)
+        voided(len(some))
+
+    def keys(self, pattern: str) -> AsyncIterator[str]:
+        """The keys that match a glob after the prefix, by a scan: some perhaps twice."""
+        return self._guard.keys(glob_escape(self._prefix) + pattern)
 
     async def drain(self) -> None:
         """Waits until nothing is queued or under way."""
@@ -204,7 +281,9 @@ class RedisEntries:
             names_key(self._prefix, namespace.thread_id),
         )
         shared = (keys[1].rpartition(":")[2], new_token(), life_ms or self._life.milliseconds)
-        return self._guard.submit(script, keys, (*shared, *arguments), in_order=script in COMMITS)
+        return self._guard.submit(
+            script, keys, (*shared, *arguments), in_order=script in COMMITS, now=script is READ
+        )
 
     async def _void(self, fences: Mapping[str, Iterable[str]]) -> None:
         await self._guard.force(
@@ -215,13 +294,26 @@ class RedisEntries:
         return ["", new_token(), self._life.milliseconds, *arguments]
 
 
+def begun(answer: bytes) -> Begun:
+    """What BEGIN answers."""
+    return Begun(_told(answer), answer != b"?")
+
+
+def _told(answer: bytes) -> Told | None:
+    token, _, last = answer.decode().partition(" ")
+    return Told(token, int(last)) if last else None
+
+
 __all__ = [
     "DROP",
     "Advance",
+    "Begun",
     "Hit",
     "Load",
     "Miss",
     "ReadAnswer",
     "RedisEntries",
     "RedisUnavailable",
+    "Told",
+    "begun",
 ]

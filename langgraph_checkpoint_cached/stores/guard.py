@@ -15,9 +15,10 @@ from redis.exceptions import NoScriptError, RedisClusterException, RedisError, R
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.clients import AnyRedis, reason
 from langgraph_checkpoint_cached.stores.scripts import Script
-from langgraph_checkpoint_cached.stores.steps import Step, Steps
+from langgraph_checkpoint_cached.stores.step import Confirmation, Step
+from langgraph_checkpoint_cached.stores.steps import Steps
 from langgraph_checkpoint_cached.utilities.breaker import Breaker
-from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
+from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer, fail
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
 
 if sys.version_info >= (3, 11):
@@ -48,7 +49,11 @@ class RedisUnavailable(Exception):
     """Redis did not do it: nothing may be assumed of what it holds. Never leaves this package."""
 
 
-class RedisFull(RedisUnavailable):
+class NotDone(RedisUnavailable):
+    """Redis certainly has not done it."""
+
+
+class RedisFull(NotDone):
     """Redis answered that it has no memory for this. Everything that must succeed there still does."""
 
 
@@ -64,6 +69,7 @@ class Guard:
         timeout_seconds: For one call, waiting for a connection included.
         stats: Where failures are counted.
         loop: The event loop that all of it is used on.
+        confirmation: Has durable steps confirmed by replicas or disks.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Guard:
         timeout_seconds: float,
         stats: Stats,
         loop: asyncio.AbstractEventLoop,
+        confirmation: Confirmation | None = None,
     ) -> None:
         self._loop = loop
         self._client, self._timeout_seconds, self._stats = client, timeout_seconds, stats
@@ -82,30 +89,46 @@ class Guard:
         self._settled_at = loop.time()
         self._full = False
         self._tasks = Tasks()
-        self._steps = Steps(client)
+        self._steps = Steps(client, confirmation)
         self._groups: Groups[Step] = Groups(
-            self._run_group, rows_max=GROUP_STEPS_MAX, bytes_max=GROUP_BYTES_MAX, waiting_max=STEPS_WAITING_MAX
+            self._run_group,
+            rows_max=GROUP_STEPS_MAX,
+            bytes_max=GROUP_BYTES_MAX,
+            waiting_max=STEPS_WAITING_MAX,
+            begin=self._begin_group,
+            may_begin=self._steps.may_send,
         )
         self.before_reopening: Callable[[], Awaitable[None]] | None = None
+        self.on_opening: Callable[[], object] = lambda: None
 
     def submit(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], *, in_order: bool = False
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[Any],
+        *,
+        in_order: bool = False,
+        durable: bool = False,
+        now: bool = False,
     ) -> asyncio.Future[Any]:
         """The script's answer; `RedisUnavailable` if it is late or an error, or if Redis is not asked.
 
         Scripts that wait at the same time share a round trip, in the order of these calls. With `in_order` one is
-        not run at all rather than after a later one of its thread.
+        not run at all rather than after a later one of its thread. With `durable` it is confirmed, if a way to do
+        so was given: the answer is `Unconfirmed` where that was not to be had. With `now` it does not wait
+        for others to be sent with it.
         """
         done: asyncio.Future[Any] = self._loop.create_future()
         if self._breaker.closed:
+            step = Step(script, keys, arguments, done, in_order, durable)
             try:
-                self._groups.add(Step(script, keys, arguments, done, in_order))
+                self._groups.add(step, now=now)
             except TooManyWaiting as exc:
-                answer(done, RedisUnavailable(f"not asked: {exc}"))
+                answer(done, NotDone(f"not asked: {exc}"))
         else:
             if self._breaker.take_probe():
                 self._tasks.start(self._probe())
-            answer(done, RedisUnavailable(NOT_ASKED))
+            answer(done, NotDone(NOT_ASKED))
         return done
 
     async def force(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]) -> None:
@@ -151,9 +174,54 @@ class Guard:
             self._full = False
             logger.warning("Redis has memory again")
 
+    def _begin_group(self, steps: Sequence[Step], over: Callable[[], None]) -> bool:
+        """Sends a group, if that can be done at once: a read that is alone is little more than this."""
+        if not self._breaker.closed:
+            return False
+        started = time.perf_counter()
+
+        def said(answers: list[Any] | Exception) -> None:
+            late.cancel()
+            self._stats.redis_exchange.record(time.perf_counter() - started)
+            if isinstance(answers, list) and any(isinstance(each, NoScriptError) for each in answers):
+                self._tasks.start(self._make_up(steps, answers)).add_done_callback(made_up)
+                return
+            try:
+                if isinstance(answers, Exception):
+                    self._fail(error := self._unavailable(answers))
+                    raise error
+                self._answer(steps, answers)
+            except Exception as exc:  # noqa: BLE001 - the callers' to handle
+                fail(steps, exc)
+            over()
+
+        def made_up(task: asyncio.Task[None]) -> None:
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if error is not None:
+                fail(steps, error)
+            over()
+
+        abort = self._steps.send(steps, said)
+        if abort is None:
+            return False
+        late = self._loop.call_later(self._timeout_seconds, abort, asyncio.TimeoutError())
+        return True
+
+    async def _make_up(self, steps: Sequence[Step], answers: list[Any]) -> None:
+        try:
+            await self._attempt(self._steps.make_up(steps, answers))
+        except RedisUnavailable as exc:
+            self._fail(exc)
+            raise
+        self._answer(steps, answers)
+
+    def _answer(self, steps: Sequence[Step], answers: Sequence[Any]) -> None:
+        for step, said in zip(steps, answers, strict=True):
+            answer(step.done, self._translated(said) if isinstance(said, ResponseError) else said)
+
     async def _run_group(self, steps: Sequence[Step]) -> None:
         if not self._breaker.closed:
-            raise RedisUnavailable(NOT_ASKED)
+            raise NotDone(NOT_ASKED)
         started = time.perf_counter()
         try:
             answers = await self._attempt(self._steps.run(steps))
@@ -162,8 +230,7 @@ class Guard:
             raise
         finally:  # not `timed()`, which takes four times as long: a read is little more than this
             self._stats.redis_exchange.record(time.perf_counter() - started)
-        for step, said in zip(steps, answers, strict=True):
-            answer(step.done, self._translated(said) if isinstance(said, ResponseError) else said)
+        self._answer(steps, answers)
 
     async def _attempt(self, call: Awaitable[T]) -> T:
         # When a call is cut short, redis-py closes its connection: no reply is left there for the next one.
@@ -172,18 +239,21 @@ class Guard:
                 return await call
         except ResponseError as exc:
             raise self._translated(exc) from exc
-        except asyncio.TimeoutError as exc:
-            self._stats.redis_errors += 1
-            raise RedisUnavailable(f"no answer in {self._timeout_seconds} seconds") from exc
-        except (RedisError, RedisClusterException, OSError) as exc:
-            self._stats.redis_errors += 1
-            raise RedisUnavailable(f"{type(exc).__name__}: {reason(exc)}") from exc
+        except (asyncio.TimeoutError, RedisError, RedisClusterException, OSError) as exc:
+            raise self._unavailable(exc) from exc
+
+    def _unavailable(self, error: Exception) -> RedisUnavailable:
+        """What a caller is to make of an exchange that failed."""
+        self._stats.redis_errors += 1
+        if isinstance(error, asyncio.TimeoutError):
+            return RedisUnavailable(f"no answer in {self._timeout_seconds} seconds")
+        return RedisUnavailable(f"{type(error).__name__}: {reason(error)}")
 
     def _translated(self, said: ResponseError) -> RedisUnavailable:
         """What a caller is to make of an error that Redis answered."""
         self._stats.redis_errors += 1
         if isinstance(said, NoScriptError):
-            return RedisUnavailable("it has lost its scripts")
+            return NotDone("it has lost its scripts")
         if isinstance(said, TryAgainError) or NOT_HERE in str(said):
             return RedisUnavailable("a Cluster is moving the thread's slot")  # all other threads are well
         if FULL in str(said):  # Redis 6.2 gives a script's error no class of its own
@@ -199,11 +269,16 @@ class Guard:
         if self._breaker.fail():
             self._stats.breaker_openings += 1
             logger.warning("Redis is unusable, going on with Postgres alone: %s", error)
+            self.on_opening()
 
     async def drain(self) -> None:
         """Waits until nothing is queued or under way."""
         await self._groups.drain()
         await self._tasks.drain()
+
+    async def close(self) -> None:
+        """Once nothing is under way: gives back what the client is needed for no more."""
+        await self._steps.close()
 
     async def _probe(self) -> None:
         succeeded = False

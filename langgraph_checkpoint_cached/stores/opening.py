@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,9 @@ Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
 CHECK_AFTER_IDLE_SECONDS = 5.0
 """A connection that was checked or used less than this ago is handed out as it is."""
+RECONNECT_SECONDS = 5.0
+"""After which a pool that has lost Postgres begins anew to try: within it the pauses between attempts double."""
+NUDGE_SECONDS = 0.01
 
 
 def postgres_pool(
@@ -38,13 +42,7 @@ def postgres_pool(
     Raises:
         ArgumentTypeError, ArgumentError: `postgres_uri` or a pool size cannot work. No secret is in the message.
     """
-    if not isinstance(uri, str):
-        raise ArgumentTypeError(f"postgres_uri must be a str, not {type(uri).__name__}")
-    if not _is_conninfo(uri):
-        raise ArgumentError(
-            "postgres_uri does not parse: use postgresql://user:password@host:5432/database, with special "
-            "characters of the password percent-encoded"
-        )
+    check_uri(uri)
     _check_count("pool_min_size", min_size, least=0)
     _check_count("pool_max_size", max_size, least=max(1, min_size))
     care = _Care()
@@ -58,6 +56,8 @@ def postgres_pool(
         max_lifetime=max_lifetime_seconds,
         configure=care.configure,
         check=care.check,
+        reconnect_timeout=RECONNECT_SECONDS,
+        reconnect_failed=care.reconnect,
         kwargs={"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row},
     )
     return care.pool
@@ -75,6 +75,22 @@ def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> A
         raise ArgumentTypeError(f"redis_url must be a str, not {type(url).__name__}")
     _check_count("redis_max_connections", max_connections, least=1)
     return client_of(url, max_connections=max_connections, timeout_seconds=timeout_seconds)
+
+
+def check_uri(uri: object) -> str:
+    """`uri`, if libpq can use it.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: it cannot. No part of it is in the message.
+    """
+    if not isinstance(uri, str):
+        raise ArgumentTypeError(f"postgres_uri must be a str, not {type(uri).__name__}")
+    if not _is_conninfo(uri):
+        raise ArgumentError(
+            "postgres_uri does not parse: use postgresql://user:password@host:5432/database, with special "
+            "characters of the password percent-encoded"
+        )
+    return uri
 
 
 def _is_conninfo(uri: str) -> bool:
@@ -122,6 +138,9 @@ class _Care:
     The check is left out for those that were used a moment ago: on a busy pool it would be a round trip for each
     operation. Where one is found dead, all are replaced, for they mostly die together, and the pool pauses for
     longer and longer after each one that it finds.
+
+    Nor does the pool pause for longer and longer between attempts to connect: it would come back after an outage
+    when that time has passed once more.
     """
 
     pool: Pool
@@ -142,6 +161,12 @@ class _Care:
                 await self.pool.drain()
                 raise
         self._seen[conn] = now
+
+    async def reconnect(self, pool: Pool) -> None:
+        """The pool has given up: asking for a connection has it try again."""
+        with contextlib.suppress(psycopg.Error):  # as a rule there is none in so short a time
+            async with pool.connection(NUDGE_SECONDS):
+                pass
 
 
 def _check_count(name: str, value: object, *, least: int) -> None:

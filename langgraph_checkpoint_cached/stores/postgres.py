@@ -27,9 +27,20 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from langgraph_checkpoint_cached.errors import OVERLOADED, ArgumentError, ArgumentTypeError, OverloadedError
+from langgraph_checkpoint_cached.histories import Undecoded, from_undecoded
 from langgraph_checkpoint_cached.keys import Namespace
-from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
+from langgraph_checkpoint_cached.records import (
+    History,
+    Latest,
+    LeaseRow,
+    Put,
+    PutWrites,
+    Record,
+    Value,
+    Write,
+)
 from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.stores.leases import LeaseTable, Replay
 from langgraph_checkpoint_cached.stores.statements import batches, one_statement, statements
 from langgraph_checkpoint_cached.stores.suspects import SuspectTable
 from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
@@ -76,7 +87,8 @@ class PostgresStore:
     def __init__(self, stock: AsyncPostgresSaver, prefix: str, stats: Stats) -> None:
         pooled = isinstance(stock.conn, AsyncConnectionPool)
         self._stock = _without_lock(stock) if pooled else stock
-        self.suspects = SuspectTable(self._stock, prefix)
+        self.suspects = SuspectTable(self._cursor, prefix)
+        self.leases = LeaseTable(self._cursor, prefix, in_pipeline=bool(self._stock.pipe))
         self._stats = stats
         self._drained_at = -math.inf
         self._loads: Groups[_Load] = Groups(
@@ -121,6 +133,15 @@ class PostgresStore:
         )
         return found[0] if found else None
 
+    async def histories(
+        self, namespace: Namespace, checkpoint_id: str, channels: Sequence[str]
+    ) -> Mapping[str, History]:
+        """What the `DeltaChannel`s are rebuilt from at a checkpoint, not decoded."""
+        names = {"thread_id": namespace.thread_id, "checkpoint_ns": namespace.checkpoint_ns}
+        config: RunnableConfig = {"configurable": {**names, "checkpoint_id": checkpoint_id}}
+        found = await self.stock(Undecoded()).aget_delta_channel_history(config=config, channels=channels)
+        return from_undecoded(found)
+
     async def search(
         self,
         config: RunnableConfig | None,
@@ -136,16 +157,24 @@ class PostgresStore:
         return await self._select(where, args)
 
     @asynccontextmanager
-    async def stock_in_transaction(self, suspects: Collection[str]) -> AsyncIterator[AsyncPostgresSaver]:
-        """The stock saver inside a transaction, which also makes these threads suspects."""
+    async def stock_in_transaction(
+        self, suspects: Collection[str], ended: Collection[str]
+    ) -> AsyncIterator[AsyncPostgresSaver]:
+        """The stock saver inside a transaction, which also makes threads suspects, and ends the leases of
+        others.
+        """
         async with self._cursor() as cur, cur.connection.transaction():
-            if self.suspects.usable:
-                try:
-                    async with cur.connection.transaction():
-                        await self.suspects.insert(cur, suspects)
-                except psycopg.Error as exc:
-                    if not self.suspects.is_why(exc):
-                        raise
+            for table, use, thread_ids in (
+                (self.suspects, self.suspects.insert, suspects),
+                (self.leases, self.leases.end_threads, ended),
+            ):
+                if thread_ids and table.usable:
+                    try:
+                        async with cur.connection.transaction():
+                            await use(cur, thread_ids)
+                    except psycopg.Error as exc:
+                        if not table.is_why(exc):
+                            raise
             inside = _without_lock(self._stock)
             inside.conn = cur.connection
             yield inside
@@ -181,6 +210,44 @@ class PostgresStore:
             if statement.batch.sql == blobs and own.rowcount != statement.rows:
                 unsure |= statement.batch.of
         return [i not in unsure for i in range(len(operations))]
+
+    async def replay(self, replays: Sequence[Replay], suspects: Collection[str] = ()) -> set[str]:
+        """Has Postgres follow, for one lease of a thread each, in one transaction; and makes threads suspects.
+
+        Returns the threads whose lease still was there. For the others nothing was done: what was acknowledged
+        under them has been replayed by somebody else, deleted, or is lost.
+        """
+        try:
+            return await retrying(lambda: self._replay(replays, suspects if self.suspects.usable else ()))
+        except psycopg.Error as exc:
+            self.leases.is_why(exc)
+            if not suspects or not self.suspects.is_why(exc):
+                raise
+        return await retrying(lambda: self._replay(replays, ()))
+
+    async def _replay(self, replays: Sequence[Replay], suspects: Collection[str]) -> set[str]:
+        with self._stats.postgres_replay.timed():
+            async with self._cursor() as cur, cur.connection.transaction():
+                rows = await self.leases.lock(cur, [replay.thread_id for replay in replays])
+                valid = [r for r in replays if r.thread_id in rows and rows[r.thread_id].token == r.token]
+                operations = [o for replay in valid for o in replay.after(rows[replay.thread_id].position)]
+                async with self._pipeline(cur):
+                    if marked := suspects and {r.thread_id for r in valid}.intersection(suspects):
+                        await self.suspects.insert(cur, marked)
+                    for batch in batches(self._stock, operations):
+                        for one in statements(batch):
+                            await _execute(cur, one.sql, one.parameters)
+                    await self.leases.move(cur, valid)
+        self._stats.replayed += len(operations)
+        return {replay.thread_id for replay in valid}
+
+    @asynccontextmanager
+    async def _pipeline(self, cur: AsyncCursor[DictRow]) -> AsyncIterator[None]:
+        if self._stock.supports_pipeline and not self._stock.pipe:
+            async with cur.connection.pipeline():
+                yield
+        else:
+            yield
 
     @asynccontextmanager
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
@@ -221,17 +288,27 @@ class PostgresStore:
             answer(load.done, exc)
 
     async def _latest(self, namespaces: Sequence[Namespace]) -> list[Latest]:
-        sql = _latest_sql(self._stock.SELECT_SQL, one=len(namespaces) == 1)
+        try:
+            return await self._latest_with(namespaces, self.leases.source)
+        except psycopg.Error as exc:
+            if not self.leases.is_why(exc):
+                raise
+        return await self._latest_with(namespaces, self.leases.source)
+
+    async def _latest_with(self, namespaces: Sequence[Namespace], leases: str) -> list[Latest]:
+        sql = _latest_sql(self._stock.SELECT_SQL, leases, one=len(namespaces) == 1)
         names: list[Any] = [[n.thread_id for n in namespaces], [n.checkpoint_ns for n in namespaces]]
         found: dict[int, Latest] = {}
         with self._stats.postgres_load.timed():
             async with self._cursor() as cur:
-                await _execute_raw(cur, sql, [n[0] for n in names] if len(namespaces) == 1 else names)
+                names = [n[0] for n in names] if len(namespaces) == 1 else names
+                await _execute_raw(cur, sql, [*names, self.leases.prefix])
                 for row in await cur.fetchall():
                     early = tuple(_early_write(w) for w in row["early_writes"] or ())
                     records = [] if row["checkpoint_id"] is None else await self._records(cur, [row])
                     record = records[0] if records else None
-                    found[row["position"]] = Latest(record, early, bool(row["thread_is_empty"]))
+                    lease = LeaseRow(row["lease_token"], row["lease_position"]) if row["lease_token"] else None
+                    found[row["position"]] = Latest(record, early, bool(row["thread_is_empty"]), lease)
         return [found[position] for position in range(1, len(namespaces) + 1)]
 
     async def _select(self, where: str, args: Sequence[Any]) -> list[Record]:
@@ -346,10 +423,11 @@ async def _execute_raw(cur: AsyncCursor[DictRow], sql: str, args: Sequence[Any])
 
 
 @cache
-def _latest_sql(select: str, *, one: bool) -> str:
+def _latest_sql(select: str, leases: str, *, one: bool) -> str:
     template = resources.files(__package__).joinpath("sql", "latest.sql").read_text(encoding="utf-8")
     statement = "\n".join(line for line in template.splitlines() if not line.startswith("--"))
     statement = statement.replace("/* the namespaces */", ONE_NAMESPACE if one else SOME_NAMESPACES)
+    statement = statement.replace("/* the leases */", leases)
     return statement.replace("/* the stock saver's SELECT_SQL */", select)
 
 

@@ -16,6 +16,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
 from langgraph_checkpoint_cached.stores.guard import Guard, RedisUnavailable
+from langgraph_checkpoint_cached.stores.leases import CREATE as CREATE_LEASES
+from langgraph_checkpoint_cached.stores.leases import TABLE as LEASES
 from langgraph_checkpoint_cached.stores.scripts import Script
 from langgraph_checkpoint_cached.stores.suspects import CREATE as CREATE_SUSPECTS
 from langgraph_checkpoint_cached.stores.suspects import TABLE as SUSPECTS
@@ -28,11 +30,16 @@ MIGRATION_LOCK = 7_211_945_316_402_881_113
 """Key of the advisory lock under which tables are migrated; drawn at random, once."""
 LOCK_POLL_SECONDS = 0.1
 
-_SERVER_INFO = Script("return redis.call('INFO', 'server')")
+CREATE_OWN_TABLES = (CREATE_SUSPECTS, CREATE_LEASES)
+
+_SERVER_INFO = Script("return redis.call('INFO', 'server') .. redis.call('INFO', 'memory')")
 
 
-async def check_redis(guard: Guard) -> None:
-    """Raises `UnsupportedServerError` if Redis is too old. A Redis that cannot be reached may come back."""
+async def check_redis(guard: Guard, *, writes_behind: bool = False) -> None:
+    """Raises `UnsupportedServerError` if Redis is too old, or may evict what it alone would hold.
+
+    One that cannot be reached may come back.
+    """
     try:
         info = await guard.submit(_SERVER_INFO, [guard.probe_key], [])
     except RedisUnavailable as exc:
@@ -44,9 +51,28 @@ async def check_redis(guard: Guard) -> None:
             f"Redis {found[0].decode().partition(':')[2]} is too old: 6.2 or later is needed, or Valkey"
         )
 
+    if writes_behind and (policy := evicting(info.decode(errors="replace"))):
+        raise UnsupportedServerError(
+            f'mode="write_behind": this Redis has maxmemory-policy {policy}, by which it may evict what it alone '
+            "holds. Set it to noeviction or volatile-lru"
+        )
 
-async def migrate(stock: AsyncPostgresSaver, given_up: asyncio.Event) -> None:
+
+def evicting(info: str) -> str | None:
+    """The policy by which a server may evict keys that never expire, out of what it says of its memory; else
+    None.
+    """
+    bound, policy = (re.search(rf"{name}:(\S+)", info) for name in ("maxmemory", "maxmemory_policy"))
+    if bound and bound[1] == "0":
+        return None
+    name = policy[1] if policy else "unknown"
+    return None if name == "noeviction" or name.startswith("volatile-") else name
+
+
+async def migrate(stock: AsyncPostgresSaver, given_up: asyncio.Event) -> bool:
     """Creates what is missing of the stock saver's tables and of ours, in one process at a time.
+
+    Returns whether anything was.
 
     To be run to its end: an index that is half-way when its statement is cancelled stays, invalid, and is taken
     for done the next time; and a single connection that is cancelled twice is closed by psycopg. Once it is
@@ -56,12 +82,14 @@ async def migrate(stock: AsyncPostgresSaver, given_up: asyncio.Event) -> None:
         UnsupportedServerError: Postgres is too old.
     """
     if await _is_migrated(stock):
-        return
+        return False
     async with _one_at_a_time(stock, given_up):
         if not await _is_migrated(stock):
             await stock.setup()
             async with stock._cursor(pipeline=True) as cur:  # else one in pipeline mode would not commit it
-                await cur.execute(CREATE_SUSPECTS)
+                for statement in CREATE_OWN_TABLES:
+                    await cur.execute(statement)
+    return True
 
 
 async def _is_migrated(stock: AsyncPostgresSaver) -> bool:
@@ -70,9 +98,11 @@ async def _is_migrated(stock: AsyncPostgresSaver) -> bool:
             raise UnsupportedServerError(
                 f"PostgreSQL {version // 10_000} is too old: {POSTGRES_VERSION_MIN // 10_000} or later is needed"
             )
-        await cur.execute("select to_regclass('checkpoint_migrations') as m, to_regclass(%s) as s", (SUSPECTS,))
-        row = await cur.fetchone()
-        if row is None or row["m"] is None or row["s"] is None:
+        await cur.execute(
+            "select to_regclass(name) is not null as is_there from unnest(%s::text[]) name",
+            (["checkpoint_migrations", SUSPECTS, LEASES],),
+        )
+        if not all(row["is_there"] for row in await cur.fetchall()):
             return False
         await cur.execute("select max(v) as v from checkpoint_migrations")
         row = await cur.fetchone()

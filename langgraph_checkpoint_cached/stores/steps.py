@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from redis.asyncio.cluster import RedisCluster
@@ -14,8 +14,17 @@ from redis.exceptions import NoScriptError, ResponseError
 from langgraph_checkpoint_cached.stores.agreement import Agreement
 from langgraph_checkpoint_cached.stores.clients import AnyRedis
 from langgraph_checkpoint_cached.stores.cluster_steps import ClusterSteps
+from langgraph_checkpoint_cached.stores.held import HeldConnection, Said
 from langgraph_checkpoint_cached.stores.scripts import Script
-from langgraph_checkpoint_cached.stores.step import Command, Step, exchange
+from langgraph_checkpoint_cached.stores.step import (
+    Command,
+    Confirmation,
+    Step,
+    Unconfirmed,
+    confirmed,
+    confirming,
+    exchange,
+)
 
 
 class Steps:
@@ -25,14 +34,22 @@ class Steps:
     that is refused for that while a later one of its thread is done cannot be made up for.
     """
 
-    def __init__(self, client: AnyRedis) -> None:
-        self._client = client
+    def __init__(self, client: AnyRedis, confirmation: Confirmation | None = None) -> None:
+        self._client, self._confirmation = client, confirmation
         self._known: set[Script] = set()
+        self._held: HeldConnection | None = None
         if isinstance(client, RedisCluster):
-            self._cluster = ClusterSteps(client)
+            self._cluster = ClusterSteps(client, confirmation)
             return
         pool = client.connection_pool
         self._agreement = Agreement(pool) if isinstance(pool, SentinelConnectionPool) else None
+        if not client.single_connection_client:
+            self._held = HeldConnection.of(pool, self)
+
+    def may_send(self, steps: Iterable[Step]) -> bool:
+        """Whether `send` can run them now."""
+        held = self._held
+        return held is not None and held.is_ready and all(step.script in self._known for step in steps)
 
     async def probe(self, key: str, life_ms: int) -> None:
         """Stores something for a moment, on every primary of a Cluster. Raises as `run`, and `ResponseError`."""
@@ -53,15 +70,39 @@ class Steps:
             return await self._cluster.run(steps)
         if self._client.single_connection_client:
             return [await self._alone(step) for step in steps]
-        answers = await self._exchange([step.command(known=step.script in self._known) for step in steps])
+        commands = [step.command(known=step.script in self._known) for step in steps]
+        said = await self._exchange(confirming(steps, commands, self._confirmation))
+        answers = confirmed(steps, said, self._confirmation)
         if any(isinstance(answer, NoScriptError) for answer in answers):
-            self._known.clear()
-            await self._make_up(steps, answers)
+            await self.make_up(steps, answers)
         else:
             self._known.update(step.script for step in steps)
         return answers
 
+    def send(self, steps: Sequence[Step], said: Said) -> Callable[[Exception], None] | None:
+        """Runs steps as `run` does, if they can be sent at once, but for what is to be made up. `said` is called
+        with the answers, or with what `run` would raise.
+
+        Returns what has them end with an error; None if they cannot be sent now.
+        """
+        held = self._held
+        if held is None or not self.may_send(steps):
+            return None
+
+        def heard(answers: list[Any] | Exception) -> None:
+            said(confirmed(steps, answers, self._confirmation) if isinstance(answers, list) else answers)
+
+        commands = [step.command(known=True) for step in steps]
+        return held.send(confirming(steps, commands, self._confirmation), heard)
+
+    async def close(self) -> None:
+        """Leaves the client as it was: no connection of it is held for this."""
+        if self._held is not None:
+            await self._held.leave(self)
+
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        if self._held is not None:
+            return await self._held.exchange(commands)
         pool: ConnectionPool = self._client.connection_pool  # type: ignore[union-attr]
         if self._agreement is not None:
             await self._agreement.find()
@@ -73,8 +114,9 @@ class Steps:
         finally:
             await pool.release(connection)
 
-    async def _make_up(self, steps: Sequence[Step], answers: list[Any]) -> None:
+    async def make_up(self, steps: Sequence[Step], answers: list[Any]) -> None:
         """Runs the steps again that were refused for want of their script, if that is not too late."""
+        self._known.clear()
         threads = Counter(step.keys[0] for step in steps)
         for i, step in enumerate(steps):
             if isinstance(answers[i], NoScriptError) and not (step.in_order and threads[step.keys[0]] > 1):
@@ -82,7 +124,8 @@ class Steps:
 
     async def _alone(self, step: Step) -> Any:
         try:
-            return await step.script.run(self._client, step.keys, step.arguments)
+            answer = await step.script.run(self._client, step.keys, step.arguments)
+            return Unconfirmed(answer) if step.durable and self._confirmation else answer
         except ResponseError as exc:
             return exc
 

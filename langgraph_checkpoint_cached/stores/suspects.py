@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import psycopg
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncCursor
 from psycopg.errors import InsufficientPrivilege, UndefinedTable
 from psycopg.rows import DictRow
@@ -33,6 +33,7 @@ DELETE = (
     " where s.prefix = %s and s.thread_id = seen.thread_id and s.mark = seen.mark"
 )
 SUSPECTS_AT_ONCE_MAX = 1000
+Cursors: TypeAlias = "Callable[..., AbstractAsyncContextManager[AsyncCursor[DictRow]]]"
 
 
 class Suspect(NamedTuple):
@@ -49,12 +50,12 @@ class SuspectTable:
     that alone loses Redis, and is gone before it has it back, then leaves others an entry that is stale.
 
     Args:
-        stock: Runs the statements.
+        cursor: Opens one, `pipeline=True` for statements that are sent together.
         prefix: What the keys in Redis start with.
     """
 
-    def __init__(self, stock: AsyncPostgresSaver, prefix: str) -> None:
-        self._stock, self._prefix = stock, prefix
+    def __init__(self, cursor: Cursors, prefix: str) -> None:
+        self._cursor, self._prefix = cursor, prefix
         self.usable = True
         self._may_write = True
 
@@ -73,7 +74,7 @@ class SuspectTable:
         if not self.usable:
             return
         try:
-            async with self._stock._cursor(pipeline=True) as cur:
+            async with self._cursor(pipeline=True) as cur:
                 await self.insert(cur, thread_ids)
         except psycopg.Error as exc:
             if not self.is_why(exc):
@@ -82,7 +83,7 @@ class SuspectTable:
     async def after(self, thread_id: str | None) -> list[Suspect]:
         """Up to `SUSPECTS_AT_ONCE_MAX` suspects, in the order of their threads, those after this one."""
         try:
-            async with self._stock._cursor() as cur:
+            async with self._cursor() as cur:
                 await cur.execute(SELECT, (self._prefix, thread_id, thread_id, SUSPECTS_AT_ONCE_MAX))
                 rows: list[DictRow] = await cur.fetchall()
         except psycopg.Error as exc:
@@ -96,7 +97,7 @@ class SuspectTable:
         """Takes those off the table that nobody has made suspects again since they were seen."""
         threads, marks = [s.thread_id for s in seen], [s.mark for s in seen]
         try:
-            async with self._stock._cursor(pipeline=True) as cur:
+            async with self._cursor(pipeline=True) as cur:
                 await cur.execute(DELETE, (threads, marks, self._prefix))
         except psycopg.Error as exc:
             if not self.is_why(exc):

@@ -6,21 +6,24 @@ import contextlib
 import json
 import logging
 import random
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import psycopg
 
-from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, OverloadedError
+from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, BehindError, OverloadedError
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Record
 from langgraph_checkpoint_cached.stats import Stats
-from langgraph_checkpoint_cached.stores.entries import Hit, Load, RedisEntries, RedisUnavailable
+from langgraph_checkpoint_cached.stores.entries import Hit, Load, Miss, RedisEntries, RedisUnavailable
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore
 from langgraph_checkpoint_cached.tiers.recovery import Recovery
+from langgraph_checkpoint_cached.tiers.settler import Settler
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
 from langgraph_checkpoint_cached.utilities.tokens import new_token
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
+
+Verdict: TypeAlias = Literal["same", "differs", "changed"]
 
 CHECKS_AT_ONCE_MAX = 2
 """A hit that is drawn while so many are being checked is not checked."""
@@ -45,9 +48,16 @@ class Checker:
     """
 
     def __init__(
-        self, entries: RedisEntries, postgres: PostgresStore, recovery: Recovery, stats: Stats, fraction: float
+        self,
+        entries: RedisEntries,
+        postgres: PostgresStore,
+        recovery: Recovery,
+        settler: Settler,
+        stats: Stats,
+        fraction: float,
     ) -> None:
-        self._entries, self._postgres, self._recovery, self._stats = entries, postgres, recovery, stats
+        self._entries, self._postgres, self._recovery = entries, postgres, recovery
+        self._settler, self._stats = settler, stats
         self._fraction = fraction
         self._tasks = Tasks()
 
@@ -61,14 +71,11 @@ class Checker:
         await self._tasks.drain()
 
     async def _check(self, namespace: Namespace, hit: Hit | None, record: Record | None) -> None:
-        with contextlib.suppress(RedisUnavailable, psycopg.Error, OverloadedError):  # then nobody can tell
-            latest = await self._postgres.latest(namespace)
-            if not await self._still_there(namespace, hit, record):
+        with contextlib.suppress(RedisUnavailable, psycopg.Error, OverloadedError, BehindError):
+            verdict, held = await self.compare(namespace, hit, record)
+            if verdict == "changed":
                 return
-            if content_of(record) != content_of(latest.record):
-                await self._recovery.void_table()
-                if not await self._still_there(namespace, hit, record):
-                    return
+            if verdict == "differs":
                 self._stats.disagreements += 1
                 logger.error(
                     "a read of thread %r, namespace %r was given checkpoint %s from Redis while Postgres held %s, "
@@ -76,10 +83,27 @@ class Checker:
                     namespace.thread_id,
                     namespace.checkpoint_ns,
                     record and record.checkpoint_id,
-                    latest.record and latest.record.checkpoint_id,
+                    held and held.checkpoint_id,
                 )
                 await self._entries.discard(namespace)
             self._stats.checks += 1
+
+    async def compare(
+        self, namespace: Namespace, hit: Hit | None, record: Record | None
+    ) -> tuple[Verdict, Record | None]:
+        """Steps 2 and 3 for `record`, out of `hit`, or for an empty namespace; and what Postgres holds.
+
+        `"changed"` if nobody can tell, as something was written meanwhile. Raises `RedisUnavailable`,
+        `OverloadedError`, `BehindError` and psycopg's errors.
+        """
+        await self._settler.settle_all([namespace.thread_id])
+        held = (await self._postgres.latest(namespace)).record
+        if not await self._still_there(namespace, hit, record):
+            return "changed", held
+        if content_of(record) == content_of(held):
+            return "same", held
+        await self._recovery.void_table()
+        return ("differs" if await self._still_there(namespace, hit, record) else "changed"), held
 
     async def _still_there(self, namespace: Namespace, hit: Hit | None, record: Record | None) -> bool:
         """Whether Redis would serve the very same entry again; without a hit, that there is no checkpoint."""
@@ -88,7 +112,9 @@ class Checker:
         if isinstance(answer, Load):
             await self._entries.give_back(namespace, ticket)
         if hit is None:
-            return answer == "empty" or (isinstance(answer, Hit) and answer.fields.get(b"i") == b"")
+            return (isinstance(answer, Miss) and answer.why == "empty") or (
+                isinstance(answer, Hit) and answer.fields.get(b"i") == b""
+            )
         return isinstance(answer, Hit) and answer.fields == hit.fields
 
 

@@ -18,13 +18,16 @@ from langgraph_checkpoint_cached.stats import Histogram, Stats
 from langgraph_checkpoint_cached.stores.entries import (
     Hit,
     Load,
+    Miss,
     ReadAnswer,
     RedisEntries,
     RedisUnavailable,
+    Told,
 )
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore
 from langgraph_checkpoint_cached.tiers.checker import Checker
 from langgraph_checkpoint_cached.tiers.recovery import Recovery
+from langgraph_checkpoint_cached.tiers.settler import Settler
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
 from langgraph_checkpoint_cached.utilities.tokens import new_token
 
@@ -59,14 +62,15 @@ class Reader:
         entries: RedisEntries,
         postgres: PostgresStore,
         recovery: Recovery,
+        settler: Settler,
         stats: Stats,
         check_hits: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._entries, self._postgres, self._recovery = entries, postgres, recovery
-        self._stats, self._clock = stats, clock
+        self._settler, self._stats, self._clock = settler, stats, clock
         self._check_hits = check_hits
-        self._checker = Checker(entries, postgres, recovery, stats, check_hits)
+        self._checker = Checker(entries, postgres, recovery, settler, stats, check_hits)
         self._tasks = Tasks()
         self._complain_at = -math.inf
 
@@ -81,16 +85,17 @@ class Reader:
                 entry = await self._entry(namespace, answer)
                 if entry is not None:
                     return entry.record, stats.get_hit
-            elif answer == "empty":
+            elif isinstance(answer, Miss) and answer.why == "empty":
                 return self._empty(namespace)
             elif isinstance(answer, Load):
                 return await self._tasks.finish(self._load(namespace, ticket, answer)), stats.get_load
             stats.bypasses += 1
             times = stats.get_bypass
+            told = answer.lease if isinstance(answer, Miss) else None
         except RedisUnavailable:
             stats.degraded_reads += 1
-            times = stats.get_degraded
-        return (await self._postgres.latest(namespace)).record, times
+            times, told = stats.get_degraded, None
+        return (await self._complete(namespace, told)).record, times
 
     async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Found:
         """One checkpoint, or None if it does not exist. Served by the entry when that is the one."""
@@ -99,7 +104,7 @@ class Reader:
         stats = self._stats
         try:
             answer = await self._entries.read(namespace, new_token(), checkpoint_id)
-            if answer == "empty":
+            if isinstance(answer, Miss) and answer.why == "empty":
                 return self._empty(namespace)
             if isinstance(answer, Hit):
                 entry = await self._entry(namespace, answer)
@@ -110,7 +115,19 @@ class Reader:
         except RedisUnavailable:
             stats.degraded_reads += 1
             times = stats.get_degraded
-        return await self._tasks.finish(self._postgres.by_id(namespace, checkpoint_id)), times
+        return await self._tasks.finish(self._complete_by_id(namespace, checkpoint_id)), times
+
+    async def _complete_by_id(self, namespace: Namespace, checkpoint_id: str) -> Record | None:
+        await self._settler.settle_all([namespace.thread_id])
+        return await self._postgres.by_id(namespace, checkpoint_id)
+
+    async def _complete(self, namespace: Namespace, told: Told | None) -> Latest:
+        """What was acknowledged of the namespace before, out of Postgres, which may have to follow first."""
+        latest = await self._postgres.latest(namespace)
+        while not self._settler.is_complete(told, latest.lease):
+            told = await self._tasks.finish(self._settler.settle(namespace.thread_id))
+            latest = await self._postgres.latest(namespace)
+        return latest
 
     async def drain(self) -> None:
         """Waits until nothing is under way."""
@@ -123,9 +140,9 @@ class Reader:
         deadline = self._clock() + WAIT_SECONDS_MAX
         pause = POLL_SECONDS_MIN
         answer = await self._entries.read(namespace, ticket)
-        if answer == "wait":
+        if isinstance(answer, Miss) and answer.why == "wait":
             self._stats.waits += 1
-        while answer == "wait" and self._clock() < deadline:
+        while isinstance(answer, Miss) and answer.why == "wait" and self._clock() < deadline:
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the waiters
             pause = min(2 * pause, POLL_SECONDS_MAX)
             answer = await self._entries.read(namespace, ticket)
@@ -161,7 +178,7 @@ class Reader:
     async def _load(self, namespace: Namespace, ticket: str, load: Load) -> Record | None:
         self._stats.loads += 1
         try:
-            latest = await self._postgres.latest(namespace)
+            latest = await self._complete(namespace, load.lease)
         except BaseException:
             with contextlib.suppress(RedisUnavailable):
                 await self._entries.give_back(namespace, ticket)  # so that others need not wait it out

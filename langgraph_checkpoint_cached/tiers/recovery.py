@@ -15,6 +15,7 @@ from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.entries import RedisEntries, RedisUnavailable
 from langgraph_checkpoint_cached.stores.guard import Guard
 from langgraph_checkpoint_cached.stores.suspects import SUSPECTS_AT_ONCE_MAX, SuspectTable
+from langgraph_checkpoint_cached.tiers.settler import Settler, quietly
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
@@ -46,14 +47,17 @@ class Recovery:
         entries: RedisEntries,
         guard: Guard,
         table: SuspectTable,
+        settler: Settler,
         stats: Stats,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._entries, self._guard, self._table, self._stats, self._loop = entries, guard, table, stats, loop
+        self._settler = settler
         self._own: dict[str, list[str]] = {}  # thread -> tokens of the writes that Redis was not told of
         self._too_many = False
         self._timer: asyncio.TimerHandle | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._recovering: asyncio.Task[bool] | None = None
         self._looked_at = -math.inf
         self._tasks = Tasks()
         guard.before_reopening = self.void_suspects
@@ -131,6 +135,8 @@ class Recovery:
             if self._guard.is_usable:
                 with contextlib.suppress(RedisUnavailable):
                     await self.void_table()
+                    if self._recovering is None or self._recovering.done():
+                        self._recovering = self._tasks.start(quietly(self._settler.recover))
         except psycopg.Error as exc:
             logger.debug("could not look for suspects: %s", exc)
             if isinstance(exc, PoolClosed):
@@ -147,6 +153,7 @@ class Recovery:
         last: str | None = None
         while seen := await self._table.after(last):
             await self._entries.void_threads({s.thread_id: self._own.get(s.thread_id, ()) for s in seen})
+            await self._settler.tidy([s.thread_id for s in seen])
             await self._table.remove(seen)
             self._stats.suspects += len(seen)
             last = seen[-1].thread_id

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.errors import LockNotAvailable, QueryCanceled
@@ -20,11 +20,16 @@ from langgraph_checkpoint_cached.stores.entries import (
     DROP,
     FENCE_MS,
     Advance,
+    Begun,
     RedisEntries,
     RedisUnavailable,
+    Told,
+    begun,
 )
+from langgraph_checkpoint_cached.stores.journal import Journal
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore, is_of_one, may_still_commit, retrying
 from langgraph_checkpoint_cached.tiers.recovery import Recovery
+from langgraph_checkpoint_cached.tiers.settler import Settler
 from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
 from langgraph_checkpoint_cached.utilities.tokens import new_token
@@ -50,12 +55,19 @@ class _Write:
     operation: Operation
     done: asyncio.Future[None]
     token: str
-    begin: asyncio.Future[Any]
+    begin: asyncio.Future[bytes]
     begun_at: float
+    begun: Begun | None = None
+    """The fence, once Redis has confirmed it. If it does not, the write makes its thread a suspect."""
+    settled: bool = False
+    """Whether Postgres holds all that was acknowledged of the thread before the fence."""
     advance: Advance | None = None
     """What it does to the entry, worked out while Redis takes the fence."""
-    fenced: bool = False
-    """Whether Redis has confirmed the fence. If not, the write makes its thread a suspect."""
+
+    @property
+    def fenced(self) -> bool:
+        """Whether Redis has confirmed the fence."""
+        return self.begun is not None
 
     @property
     def rows(self) -> int:
@@ -80,12 +92,15 @@ class Writer:
         self,
         entries: RedisEntries,
         postgres: PostgresStore,
+        journal: Journal,
+        settler: Settler,
         recovery: Recovery,
         stats: Stats,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._entries, self._postgres, self._recovery = entries, postgres, recovery
+        self._journal, self._settler = journal, settler
         self._stats, self._loop, self._clock = stats, loop, clock
         self._groups: Groups[_Write] = Groups(
             self._store,
@@ -113,11 +128,18 @@ class Writer:
             self._groups.add(_Write(operation, done, token, begin, self._clock()))
         except TooManyWaiting as exc:
             self._entries.commit(operation.namespace, token, DROP)  # releases the fence
-            raise OverloadedError(f"not stored, {OVERLOADED.format(WRITES_WAITING_MAX)}") from exc
+            raise _too_many() from exc
         return done
+
+    async def settle(self, thread_ids: Collection[str] | None) -> None:
+        """Returns when Postgres holds all that was acknowledged of these threads before; None for all."""
+        await self._settler.settle_all(thread_ids)
 
     async def drain(self) -> None:
         """Waits until nothing is queued or under way."""
+        while len(self._tasks) or self._groups.waiting:  # what was settled is queued again
+            await self._tasks.drain()
+            await self._groups.drain()
         await self._groups.drain()
         await self._entries.drain()
         await self._tasks.drain()
@@ -128,35 +150,55 @@ class Writer:
         change: Callable[[AsyncPostgresSaver], Awaitable[T]],
         *,
         in_transaction: bool = True,
+        deletes: bool = False,
     ) -> T:
-        """Runs a delete or prune of whole threads; nothing of them is served from Redis until it is over.
+        """Runs a change of whole threads; nothing of them is served from Redis, nor stored there, meanwhile.
+
+        Unless it deletes them, Postgres holds all that was acknowledged of them first. Without Redis even then:
+        else whoever writes behind on them would go on, and not know that it has no lease any more.
 
         Args:
             thread_ids: Those threads.
             change: Does it, on the stock saver that it is given.
             in_transaction: Whether that may be inside a transaction. If not, it must leave every latest checkpoint
                 as it is.
+            deletes: Whether it deletes all there is of them, so that their leases go too.
         """
         token = new_token()
-        unfenced = await self._on_threads(thread_ids, lambda t: self._entries.begin_thread(t, token))
+        leases: dict[str, Told] = {}
+
+        async def begin(thread_id: str) -> None:
+            if lease := await self._entries.begin_thread(thread_id, token):
+                leases[thread_id] = lease
+
+        async def end(thread_id: str) -> None:
+            await self._end_thread(thread_id, token, recorded=thread_id in unfenced)
+            if deletes and (lease := leases.get(thread_id)):
+                with contextlib.suppress(RedisUnavailable):
+                    await self._journal.close(thread_id, lease.token, lease.last)
+
+        unfenced = await self._on_threads(thread_ids, begin)
         try:
-            return await retrying(lambda: self._change(change, unfenced, in_transaction=in_transaction))
+            await self._settler.settle_all(unfenced if deletes else thread_ids)
+            ended = thread_ids if deletes else ()
+            return await retrying(lambda: self._change(change, unfenced, ended, in_transaction=in_transaction))
         except BaseException as exc:
             if may_still_commit(exc):
                 thread_ids = []  # their fences stay to the deadline
             raise
         finally:
-            await self._on_threads(thread_ids, lambda t: self._end_thread(t, token, recorded=t in unfenced))
+            await self._on_threads(thread_ids, end)
 
     async def _change(
         self,
         change: Callable[[AsyncPostgresSaver], Awaitable[T]],
         unfenced: Collection[str],
+        ended: Collection[str],
         *,
         in_transaction: bool,
     ) -> T:
-        if unfenced and in_transaction:
-            async with self._postgres.stock_in_transaction(unfenced) as stock:
+        if ended or (unfenced and in_transaction):
+            async with self._postgres.stock_in_transaction(unfenced, ended) as stock:
                 return await change(stock)
         if unfenced:
             await self._postgres.suspects.add(unfenced)
@@ -164,21 +206,61 @@ class Writer:
 
     async def _fenced(self, write: _Write) -> None:
         """Waits for the write's fence. Without one its thread is a suspect, and COMMIT drops the entry."""
-        write.advance = write.advance or self._entries.advance_by(write.operation)
-        write.fenced = False
+        try:
+            write.advance = write.advance or self._entries.advance_by(write.operation)
+        except ValueError:  # a surrogate in a name, say: Postgres will tell its caller
+            write.advance = DROP
+        write.begun = None
         with contextlib.suppress(RedisUnavailable):
-            await write.begin
+            said = await write.begin
             if self._clock() - write.begun_at > FENCE_SECONDS_TO_SPARE:
-                write.begun_at = self._clock()
-                await self._entries.begin(write.operation.namespace, write.token)
-            write.fenced = True
+                write.begun_at, write.settled = self._clock(), False
+                said = await self._entries.begin(write.operation.namespace, write.token)
+            write.begun = begun(said)
+
+    async def _complete(self, group: Sequence[_Write]) -> Sequence[_Write]:
+        """Those before which nothing of their thread is missing in Postgres; the others come back when that is
+        so.
+        """
+        doubtful = {
+            write.operation.namespace.thread_id
+            for write in group
+            if not write.settled and (write.begun is None or write.begun.lease or not write.begun.known)
+        }
+        if not doubtful:
+            return group
+        try:
+            rows = await self._postgres.leases.find(doubtful)
+        except Exception as exc:  # noqa: BLE001 - the callers' to handle
+            for write in group:
+                self._tell(write, exc)
+            return ()
+        ready = []
+        for write in group:
+            row = rows.get(write.operation.namespace.thread_id)
+            if write.settled or self._settler.is_complete(write.begun.lease if write.begun else None, row):
+                ready.append(write)
+            else:
+                self._tasks.start(self._settle(write))
+        return ready
+
+    async def _settle(self, write: _Write) -> None:
+        try:
+            await self._settler.settle(write.operation.namespace.thread_id)
+            write.settled = True
+            self._groups.add(write)
+        except TooManyWaiting:
+            self._tell(write, _too_many())
+        except Exception as exc:  # noqa: BLE001 - its caller's to handle
+            self._tell(write, exc)
 
     async def _store(self, group: Sequence[_Write]) -> None:
         """Commits a group in Postgres, and queues what Redis is to be told of it in the same order."""
         self._stats.group_sizes.record(len(group))
         for write in group:
             await self._fenced(write)
-        for write, outcome in zip(group, await self._outcomes(group), strict=True):
+        group = await self._complete(group)
+        for write, outcome in zip(group, await self._outcomes(group) if group else (), strict=True):
             self._tell(write, outcome)
 
     async def _outcomes(self, group: Sequence[_Write]) -> Sequence[bool | Exception]:
@@ -270,3 +352,7 @@ class Writer:
                 elif isinstance(error, BaseException):
                     raise error
         return refused
+
+
+def _too_many() -> OverloadedError:
+    return OverloadedError(f"not stored, {OVERLOADED.format(WRITES_WAITING_MAX)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from langgraph_checkpoint_cached.utilities.tasks import Tasks
@@ -50,6 +51,9 @@ class Groups(Generic[Operation]):
         at_once: How many groups may be under way at the same time.
         before: Awaited with the first operation before its group is put together, so that what arrives
             meanwhile belongs to it.
+        begin: Begins a group without a task, for which `run` needs one, unless it returns False. It answers all
+            of the group, then calls what it is given.
+        may_begin: Whether it can begin a group of these operations, as far as one can tell before.
     """
 
     def __init__(
@@ -61,16 +65,24 @@ class Groups(Generic[Operation]):
         waiting_max: int,
         at_once: int = 1,
         before: Callable[[Operation], Awaitable[None]] | None = None,
+        begin: Callable[[Sequence[Operation], Callable[[], None]], bool] | None = None,
+        may_begin: Callable[[Iterable[Operation]], bool] = lambda _: True,
     ) -> None:
-        self._run, self._before = run, before
+        self._run, self._before, self._begin, self._may_begin = run, before, begin, may_begin
         self._rows_max, self._bytes_max, self._waiting_max = rows_max, bytes_max, waiting_max
         self._waiting: deque[Operation] = deque()
         self._tasks = Tasks()
         self._at_once, self._running = at_once, 0
+        self._last_group = 0
+        self._quiet: asyncio.Future[None] | None = None
+        self._soon: asyncio.Handle | None = None
         self._ended: BaseException | None = None
 
-    def add(self, operation: Operation) -> None:
+    def add(self, operation: Operation, *, now: bool = False) -> None:
         """Queues an operation. Raises `TooManyWaiting` instead when the queue is full.
+
+        Where nothing is under way, what else is added in this turn of the loop is in its group; with `now` it is
+        not waited for, unless the last group had company too.
 
         When its tasks were just cancelled, as a loop that ends does to all, none is started: nobody would wait for
         it. The operation gets that error then. Should the loop go on, so does this, after a moment.
@@ -83,7 +95,9 @@ class Groups(Generic[Operation]):
         self._waiting.append(operation)
         if self._running < self._at_once:
             self._running += 1
-            self._tasks.start(self._work())
+            self._schedule([operation], now=now and self._last_group <= 1)
+        elif self._soon is not None:
+            self._schedule([operation])
 
     @property
     def waiting(self) -> int:
@@ -93,26 +107,83 @@ class Groups(Generic[Operation]):
     async def drain(self) -> None:
         """Waits until nothing is queued or under way."""
         await self._tasks.drain()
+        while self._running:
+            self._quiet = self._quiet or asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._quiet])
+            await self._tasks.drain()
 
-    async def _work(self) -> None:
-        group: list[Operation] = []
+    def _schedule(self, added: Iterable[Operation], *, now: bool = False) -> None:
+        """A task that is needed is made at once: a loop that ends cancels those there are, and none made later."""
+        if self._begin is None or not self._may_begin(added):
+            if self._soon is not None:
+                self._soon.cancel()
+                self._soon = None
+            self._start()
+        elif now:
+            self._begin_group()
+        elif self._soon is None:
+            self._soon = asyncio.get_running_loop().call_soon(self._begin_group)
+
+    def _begin_group(self) -> None:
+        assert self._begin is not None  # noqa: S101
+        self._soon = None
+        group = self._take()
         try:
-            while self._waiting:
-                if self._before is not None:
-                    await self._before(self._waiting[0])
-                group = self._take()
+            begun = self._begin(group, self._over)
+        except Exception as exc:  # noqa: BLE001 - it is its callers' to handle
+            fail(group, exc)
+            self._over()
+            return
+        if not begun:
+            self._start(group)
+
+    def _over(self) -> None:
+        """What was added meanwhile is the next group, with what those add who have just been answered."""
+        if self._waiting:
+            self._schedule(islice(self._waiting, self._rows_max))
+        else:
+            self._end_one()
+
+    def _end_one(self) -> None:
+        self._running -= 1
+        if self._quiet is not None and not self._running:
+            self._quiet.set_result(None)
+            self._quiet = None
+
+    def _start(self, group: Sequence[Operation] = ()) -> None:
+        began = asyncio.Event()
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not began.is_set():  # a task that is cancelled before its first step runs none of its code
+                self._end_one()
+                self._end(group, asyncio.CancelledError())
+
+        self._tasks.start(self._work(began, group)).add_done_callback(ended)
+
+    async def _work(self, began: asyncio.Event, group: Sequence[Operation]) -> None:
+        began.set()
+        try:
+            while group or self._waiting:
+                if not group:
+                    if self._before is not None:
+                        await self._before(self._waiting[0])
+                    group = self._take()
                 try:
                     await self._run(group)
                 except Exception as exc:  # noqa: BLE001 - it is its callers' to handle
                     fail(group, exc)
+                group = ()
         except BaseException as exc:  # the loop ends
-            self._ended = exc
-            asyncio.get_running_loop().call_later(REVIVED_AFTER_SECONDS, self._revive)
-            fail([*group, *self._waiting], exc)
-            self._waiting.clear()
+            self._end(group, exc)
             raise
         finally:
-            self._running -= 1
+            self._end_one()
+
+    def _end(self, group: Sequence[Operation], exc: BaseException) -> None:
+        self._ended = exc
+        asyncio.get_running_loop().call_later(REVIVED_AFTER_SECONDS, self._revive)
+        fail([*group, *self._waiting], exc)
+        self._waiting.clear()
 
     def _revive(self) -> None:
         self._ended = None
@@ -125,6 +196,7 @@ class Groups(Generic[Operation]):
             if rows > self._rows_max or size_bytes > self._bytes_max:
                 break
             group.append(self._waiting.popleft())
+        self._last_group = len(group)
         return group
 
 

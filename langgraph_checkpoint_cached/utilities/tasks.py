@@ -33,10 +33,12 @@ class Tasks:
         await asyncio.wait((task,))
         return task.result()
 
-    async def drain(self) -> None:
-        """Waits until nothing runs any more. Errors of the work are its callers' to see."""
+    async def drain(self, timeout: float | None = None) -> None:
+        """Waits until nothing runs any more, or so many seconds. Errors of the work are its callers' to see."""
         while self._running:
-            await asyncio.wait(self._running)
+            _, late = await asyncio.wait(self._running, timeout=timeout)
+            if late:
+                return
 
     def __len__(self) -> int:
         return len(self._running)

@@ -7,12 +7,13 @@ import hashlib
 import json
 import logging
 import sys
+import time
 from typing import Any
 
 import redis
 from chaos_end import End, Key
 from chaos_history import Place
-from chaos_savers import PREFIX, open_saver
+from chaos_savers import ABANDONED_SECONDS, PREFIX, Opened
 from chaos_values import inspect
 from chaos_worker import ALL_PLACES, GRAPH_THREADS, PLACES, Job, config_of
 from chaos_world import World
@@ -22,6 +23,8 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
 AUDIT_SECONDS_MAX = 60.0
+RECOVERY_SECONDS_MAX = 3 * ABANDONED_SECONDS
+LEASES = "select thread_id from checkpoint_cache_leases"
 
 
 def outline(found: CheckpointTuple | None) -> str:
@@ -34,8 +37,9 @@ def outline(found: CheckpointTuple | None) -> str:
 
 
 async def audit(world: World) -> End:
-    """The state of both tiers. The workers have ended, and fences are past their deadlines."""
+    """The state of both tiers. The workers have ended."""
     end = End()
+    await world.in_thread(_ask_fresh_process, world, end)
     async with AsyncConnectionPool(
         world.postgres.url,
         open=False,
@@ -51,7 +55,6 @@ async def audit(world: World) -> End:
             end.latest[place] = outline(found)
             if place[0] in GRAPH_THREADS and found:
                 end.answers[place[0]] = found.checkpoint["channel_values"]["answers"]
-    await world.in_thread(_ask_fresh_process, world, end)
     end.keys = await world.in_thread(_keys, world)
     return end
 
@@ -65,34 +68,60 @@ def _ask_fresh_process(world: World, end: End) -> None:
         process.wait()
     said = json.loads(out)
     end.first, end.second = (dict(zip(ALL_PLACES, said[name], strict=True)) for name in ("first", "second"))
-    end.hits = said["hits"]
+    end.missed, end.leases = said["missed"], said["leases"]
 
 
 def _keys(world: World) -> list[Key]:
     found: list[Key] = []
     with redis.Redis(port=world.redis.master.port) as client:
         for name in client.scan_iter(match=f"{PREFIX}*", count=1000):
-            fields = client.hkeys(name) if client.type(name) == b"hash" else []
+            kind = client.type(name)
+            fields = client.hkeys(name) if kind == b"hash" else []
             fences = [field.decode() for field in fields if field.startswith(b"f:")]
             life_ms = client.pttl(name)
             if life_ms != -2:  # it has expired meanwhile
-                found.append(Key(name.decode(errors="replace"), life_ms, fences))
+                found.append(Key(name.decode(errors="replace"), life_ms, fences, kind == b"stream"))
     return found
 
 
 async def be_fresh_process(job: Job) -> dict[str, Any]:
-    """Reads everything twice."""
-    async with open_saver(job.saver, job.postgres_url, job.redis_url, job.fence_seconds) as opened:
+    """Has Postgres follow, ends the leases of those that were killed, and reads everything twice."""
+    async with job.open_saver() as opened:
+        leases, _ = await asyncio.gather(
+            _recovered(opened),
+            asyncio.sleep(job.fence_seconds + 0.5),  # the fences of those that were killed
+        )
+        if job.redis_durability == "replica":  # which brings back journals that killed workers had seen to
+            await opened.saver._settler.tidy(list({thread for thread, _ in ALL_PLACES}))
 
         async def read(place: Place) -> str:
             return outline(await opened.saver.aget_tuple(config_of(place)))
 
         first = [await read(place) for place in ALL_PLACES]
         before = opened.stats()
-        second = [await read(place) for place in ALL_PLACES]
-        after = opened.stats()
-        hits = after["hits"] - before["hits"] if after else None
-        return {"first": first, "second": second, "hits": hits}
+        second, missed = [], []
+        for place in ALL_PLACES:
+            second.append(await read(place))
+            after = opened.stats()
+            if after and after["hits"] == before["hits"]:
+                missed.append(repr(place))
+            before = after
+        return {"first": first, "second": second, "missed": missed, "leases": leases}
+
+
+async def _recovered(opened: Opened) -> list[str]:
+    """Threads whose leases are left when there was time enough to end them."""
+    if not hasattr(opened.saver, "aflush"):
+        return []
+    await opened.saver.aget_tuple(config_of(ALL_PLACES[0]))  # from now on it looks for leases
+    await opened.saver.aflush()
+    until = time.monotonic() + RECOVERY_SECONDS_MAX
+    while True:
+        async with opened.pool.connection() as connection:
+            rows = await (await connection.execute(LEASES)).fetchall()
+        if not rows or time.monotonic() > until:
+            return [row["thread_id"] for row in rows]
+        await asyncio.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ class Key:
     name: str
     life_ms: int
     fences: list[str] = field(default_factory=list)
+    is_journal: bool = False
 
 
 @dataclass
@@ -37,9 +38,11 @@ class End:
     """What a fresh process says, when it first reads."""
     second: dict[Place, Any] = field(default_factory=dict)
     """And when it reads again."""
-    hits: int | None = None
-    """How many of its second reads were served from Redis; None for a saver that does not count."""
+    missed: list[str] = field(default_factory=list)
+    """Namespaces of which its second read was not served from Redis."""
     keys: list[Key] = field(default_factory=list)
+    leases: list[str] = field(default_factory=list)
+    """Threads that may still be ahead of Postgres."""
     killed_late: list[str] = field(default_factory=list)
     """Workers that did not end when told to."""
 
@@ -87,15 +90,24 @@ def tiers(end: End) -> Iterator[Violation]:
 
 def served(end: End) -> Iterator[Violation]:
     """In the end everything is served from Redis again."""
-    if end.hits is not None and end.hits < len(end.second):
-        yield Violation("served", f"{end.hits} of {len(end.second)} second reads were served from Redis")
+    for place in end.missed:
+        yield Violation("served", f"{place} was not served from Redis when it was read again")
 
 
 def keys(end: End) -> Iterator[Violation]:
-    """No key is without expiry."""
+    """No key is without expiry, but for journals, which see `behind`."""
     for key in end.keys:
-        if key.life_ms < 0:
+        if key.life_ms < 0 and not key.is_journal:
             yield Violation("keys", f"{key.name} has no expiry")
+
+
+def behind(end: End) -> Iterator[Violation]:
+    """Postgres has followed: no thread has a lease, nor a journal."""
+    for thread in end.leases:
+        yield Violation("behind", f"thread {thread!r} still has a lease")
+    for key in end.keys:
+        if key.is_journal:
+            yield Violation("behind", f"the journal {key.name} is still there")
 
 
 def fences(end: End) -> Iterator[Violation]:
@@ -118,13 +130,22 @@ def leaks(history: History, end: End) -> Iterator[Violation]:
 
 
 def available(history: History) -> Iterator[Violation]:
-    """Without a fault of Postgres nothing fails, whatever happens to Redis, and nothing takes too long."""
-    windows = [
-        (fault.begin, fault.heal + POSTGRES_RECOVERY_SECONDS)
-        for fault in history.faults
-        if fault.kind.startswith("pg-")
-    ]
+    """Without a fault of Postgres nothing fails, whatever happens to Redis, and nothing takes too long.
+
+    Where Redis is ahead of Postgres, a fault of Redis or of a worker may also make a `BehindError`.
+    """
+    windows = {
+        kind: [
+            (fault.begin, fault.heal + POSTGRES_RECOVERY_SECONDS)
+            for fault in history.faults
+            if fault.kind.startswith(kind)
+        ]
+        for kind in ("pg-", "")
+    }
     for operation in history.operations:
-        if operation.error is None or any(b <= operation.end and operation.start <= h for b, h in windows):
+        if operation.error is None:
+            continue
+        may_fail = windows["" if operation.error.startswith("BehindError") else "pg-"]
+        if any(begin <= operation.end and operation.start <= healed for begin, healed in may_fail):
             continue
         yield Violation("available", f"{operation.kind} failed: {operation.error}", [operation], operation.end)

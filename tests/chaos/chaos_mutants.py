@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores import entries, postgres
+from langgraph_checkpoint_cached.stores import entries, journal, postgres
 from langgraph_checkpoint_cached.stores.entries import DROP, RedisEntries
 from langgraph_checkpoint_cached.stores.scripts import Script
 from langgraph_checkpoint_cached.tiers import reader
+from langgraph_checkpoint_cached.tiers.holder import Holder
 from langgraph_checkpoint_cached.tiers.recovery import Recovery
+from langgraph_checkpoint_cached.tiers.settler import Settler
 
 ACKNOWLEDGED_EARLY_SECONDS = 0.05
 FILL_SECONDS_MAX = 0.1
+FOLLOW_SECONDS_MAX = 0.5
 SCRIPTS = (
     "READ",
     "FILL",
@@ -38,6 +41,7 @@ class Mutant:
     apply: Callable[[], None]
     nemesis: str
     checkers: tuple[str, ...]
+    mode: str = "write_through"
 
 
 def _in_scripts(*changes: tuple[str, str]) -> Callable[[], None]:
@@ -45,8 +49,8 @@ def _in_scripts(*changes: tuple[str, str]) -> Callable[[], None]:
 
     def apply() -> None:
         found = set()
-        for name in SCRIPTS:
-            script: Script = getattr(entries, name)
+        scripts: list[Script] = [getattr(entries, name) for name in SCRIPTS]
+        for script in (*scripts, journal.APPEND_PUT, journal.APPEND_WRITES):
             text = script.text
             for old, new in changes:
                 if old in text:
@@ -69,11 +73,22 @@ def slow_loads() -> None:
     RedisEntries.fill = slow  # type: ignore[method-assign]
 
 
+def follow_late() -> None:
+    """No mutant in itself: Postgres follows a while after Redis. That is what journals are for."""
+    flush_all = Holder._flush_all
+
+    async def late(self: Holder) -> None:
+        await asyncio.sleep(random.uniform(0, FOLLOW_SECONDS_MAX))
+        await flush_all(self)
+
+    Holder._flush_all = late  # type: ignore[method-assign]
+
+
 def _tickets_stand() -> None:
     """A write does not void the ticket."""
     slow_loads()
     _in_scripts(
-        ("redis.call('HDEL', namespace, 't')", ""),
+        ("redis.call('HDEL', namespace, 't', 'dt')", ""),
         (
             "redis.call('DEL', namespace)",
             "local t = redis.call('HGET', namespace, 't'); redis.call('DEL', namespace);"
@@ -85,12 +100,15 @@ def _tickets_stand() -> None:
 def _nothing_invalidated() -> None:
     """Redis is told of no write."""
 
-    def told(self: RedisEntries, *args: Any) -> asyncio.Future[Any]:
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        done.set_result(1)
-        return done
+    def answering(answer: Any) -> Callable[..., asyncio.Future[Any]]:
+        def told(self: RedisEntries, *args: Any) -> asyncio.Future[Any]:
+            done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            done.set_result(answer)
+            return done
 
-    RedisEntries.begin = RedisEntries.commit = told  # type: ignore[method-assign,assignment]
+        return told
+
+    RedisEntries.begin, RedisEntries.commit = answering(b""), answering(1)  # type: ignore[method-assign,assignment]
 
 
 def _acknowledged_early() -> None:
@@ -193,6 +211,32 @@ def _never_there() -> None:
     RedisEntries.advance_by = lambda self, operation: DROP  # type: ignore[method-assign]
 
 
+def _never_behind() -> None:
+    """Nobody waits for Postgres to follow."""
+    Settler.is_complete = staticmethod(lambda told, row: True)  # type: ignore[method-assign]
+
+
+def _memory_lost() -> None:
+    """A holder forgets what it has appended."""
+    appended = Holder._appended
+
+    def forgetful(self: Holder, lease: Any, kept: Any, *rest: Any) -> None:
+        appended(self, lease, kept, *rest)
+        if kept.number is not None:
+            self._forget(lease, kept)
+
+    Holder._appended = forgetful  # type: ignore[method-assign]
+
+
+def _never_recovered() -> None:
+    """The leases of those that died stay."""
+
+    async def look_away(self: Settler) -> None:
+        pass
+
+    Settler.recover = look_away  # type: ignore[method-assign]
+
+
 MUTANTS: dict[str, Mutant] = {
     "early": Mutant("write-through", _acknowledged_early, "pg-terminate,pg-cut,worker-kill", ("lost",)),
     "invalidation": Mutant(
@@ -206,7 +250,9 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "restart": Mutant(
         "restart",
-        _in_scripts(("return id or error('this server does not tell its master_replid')", "return 'constant'")),
+        _in_scripts(
+            ("return replid or error('this server does not tell its master_replid')", "return 'constant'")
+        ),
         "redis-snapshot,redis-failover",
         ("older", "backwards"),
     ),
@@ -229,4 +275,18 @@ MUTANTS: dict[str, Mutant] = {
     "available": Mutant("Redis is optional", _redis_needed, "redis-kill", ("available",)),
     "failed": Mutant("what failed is not there", _rolled_back_unseen, "none", ("failed",)),
     "useless": Mutant("it comes back", _never_there, "none", ("served",)),
+    "complete": Mutant(
+        "row, bypass, flush-first", _never_behind, "none", ("older", "backwards", "turns"), mode="write_behind"
+    ),
+    "journal": Mutant(
+        "an acknowledged write is in the journal",
+        _in_scripts(("redis.call(unpack(appended))", "")),
+        "worker-kill-all",
+        ("lost", "turns"),
+        mode="write_behind",
+    ),
+    "memory": Mutant("memory", _memory_lost, "redis-kill", ("lost", "older", "turns"), mode="write_behind"),
+    "recovery": Mutant(
+        "others end the leases of who dies", _never_recovered, "worker-kill-all", ("behind",), mode="write_behind"
+    ),
 }

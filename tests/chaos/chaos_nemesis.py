@@ -11,23 +11,30 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import redis
 from chaos_gates import Direction, Gate
+from chaos_kills import (
+    fail_over,
+    failover_and_workers_kill,
+    redis_and_workers_kill,
+    worker_freeze,
+    worker_kill,
+    worker_kill_all,
+    worker_kill_cut,
+    worker_stop,
+)
 from chaos_savers import PREFIX
 from chaos_world import World
 
 LAST_SECONDS = (0.4, 2.5)
 PAUSE_SECONDS = (0.3, 1.5)
 LAG_SECONDS = 1.5
-WORKER_STOP_SECONDS_MAX = 1.2
 FULL_BYTES = 200_000
 EVICTING_BYTES = 300_000
 DROP_BYTES_MAX = 6000
-UP_SECONDS_MAX = 5.0
 
 
 @dataclass(frozen=True)
@@ -53,19 +60,10 @@ async def redis_snapshot(world: World, rng: random.Random, seconds: float) -> No
 
 
 async def redis_failover(world: World, rng: random.Random, seconds: float) -> None:
-    pair = world.redis
-    pair.replication.deafen()
+    await world.in_thread(world.redis.wait_for_replica)
+    world.redis.replication.deafen()
     await asyncio.sleep(LAG_SECONDS)
-    await world.in_thread(pair.promote)
-    pair.replication.shut()
-    for gate in world.redis_gates:
-        gate.point_at(pair.master.port)
-    world.recorder.note("emptied")
-    await asyncio.sleep(seconds)
-    pair.replication.target_port = pair.master.port
-    pair.replication.open()
-    await world.in_thread(pair.replica.start)
-    await world.in_thread(pair.follow)
+    await fail_over(world, seconds)
 
 
 async def redis_full(world: World, rng: random.Random, seconds: float) -> None:
@@ -73,7 +71,10 @@ async def redis_full(world: World, rng: random.Random, seconds: float) -> None:
 
 
 async def redis_evict(world: World, rng: random.Random, seconds: float) -> None:
-    await _limited(world, seconds, EVICTING_BYTES, rng.choice(["allkeys-lru", "allkeys-random", "volatile-ttl"]))
+    policies = ["volatile-lru", "volatile-random", "volatile-ttl"]
+    if world.setup.mode == "write_through":
+        policies += ["allkeys-lru", "allkeys-random"]
+    await _limited(world, seconds, EVICTING_BYTES, rng.choice(policies))
 
 
 async def _limited(world: World, seconds: float, more_bytes: int, policy: str) -> None:
@@ -106,10 +107,11 @@ def _fill(admin: redis.Redis) -> None:
 
 
 async def redis_delete(world: World, rng: random.Random, seconds: float) -> None:
-    """Evicts keys at random, of whatever kind."""
+    """Evicts keys at random, of whatever kind that may be evicted."""
 
     def evict() -> None:
         keys = sorted(world.redis.admin.scan_iter(match=f"{PREFIX}*", count=1000))
+        keys = [key for key in keys if not key.endswith(b":journal")]  # which never expire, so are not evicted
         if keys:
             world.redis.admin.delete(*rng.sample(keys, rng.randint(1, max(1, len(keys) // 3))))
 
@@ -136,7 +138,7 @@ async def _repeat(world: World, rng: random.Random, seconds: float, work: Callab
 
 
 async def redis_stall(world: World, rng: random.Random, seconds: float) -> None:
-    async with _disturbed(world):
+    async with world.disturb():
         assert world.redis.master.pid is not None
         os.kill(world.redis.master.pid, signal.SIGSTOP)
         await asyncio.sleep(seconds)
@@ -156,70 +158,12 @@ async def cut_all(world: World, rng: random.Random, seconds: float) -> None:
 
 
 async def _blocked(world: World, gates: Sequence[Gate], how: Callable[[Gate], None], seconds: float) -> None:
-    async with _disturbed(world):
+    async with world.disturb():
         for gate in gates:
             how(gate)
         await asyncio.sleep(seconds)
         for gate in gates:
             gate.open()
-
-
-@asynccontextmanager
-async def _disturbed(world: World) -> AsyncIterator[None]:
-    async with world.killing:
-        world.disturbed += 1
-    try:
-        yield
-    finally:
-        world.disturbed -= 1
-
-
-async def worker_kill(world: World, rng: random.Random, seconds: float) -> None:
-    """Kills a worker that has its Redis: one that dies without is a case of its own, `worker-kill-cut`."""
-    worker = rng.choice(world.workers)
-    until = time.monotonic() + UP_SECONDS_MAX
-    while time.monotonic() < until:
-        async with world.killing:
-            if not world.disturbed and worker.has_redis:
-                await _kill(world, worker.slot)
-                break
-        await asyncio.sleep(0.02)
-    else:
-        return
-    await worker.spawn()
-
-
-async def worker_kill_cut(world: World, rng: random.Random, seconds: float) -> None:
-    """Cuts a worker off from Redis alone, and kills it then."""
-    worker = rng.choice(world.workers)
-    async with _disturbed(world):
-        world.redis_gates[worker.slot].shut()
-        await asyncio.sleep(seconds)
-        await _kill(world, worker.slot)
-        world.redis_gates[worker.slot].open()
-    await worker.spawn()
-
-
-async def _kill(world: World, slot: int) -> None:
-    await world.workers[slot].kill()
-    world.recorder.note("killed", victim=world.workers[slot].name)
-
-
-async def worker_stop(world: World, rng: random.Random, seconds: float) -> None:
-    """Stops a worker in its tracks for a while, shorter than a fence lives."""
-    await _stop(rng.choice(world.workers).pid, min(seconds, WORKER_STOP_SECONDS_MAX))
-
-
-async def worker_freeze(world: World, rng: random.Random, seconds: float) -> None:
-    """Stops a worker for longer than its fences live."""
-    await _stop(rng.choice(world.workers).pid, world.fence_seconds + seconds)
-
-
-async def _stop(pid: int, seconds: float) -> None:
-    with suppress(ProcessLookupError):  # the other lane has killed it
-        os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(seconds)
-        os.kill(pid, signal.SIGCONT)
 
 
 async def pg_terminate(world: World, rng: random.Random, seconds: float) -> None:
@@ -235,6 +179,14 @@ async def pg_restart(world: World, rng: random.Random, seconds: float) -> None:
     await world.in_thread(world.postgres.kill)
     await asyncio.sleep(seconds)
     await world.in_thread(world.postgres.start)
+
+
+async def pg_away(world: World, rng: random.Random, seconds: float) -> None:
+    """Cuts a worker off from Postgres alone."""
+    gate = rng.choice(world.postgres_gates)
+    gate.shut()
+    await asyncio.sleep(seconds)
+    gate.open()
 
 
 async def pg_cut(world: World, rng: random.Random, seconds: float) -> None:
@@ -253,7 +205,7 @@ async def pg_cut_alone(world: World, rng: random.Random, seconds: float) -> None
     """Cuts a worker off from Redis alone, and drops Postgres' replies to it: what it wrote is there or not."""
     slot = rng.randrange(len(world.workers))
     gate, until = world.postgres_gates[slot], time.monotonic() + seconds
-    async with _disturbed(world):
+    async with world.disturb():
         world.redis_gates[slot].shut()
         while time.monotonic() < until:
             await asyncio.sleep(rng.uniform(0.1, 0.4))
@@ -289,14 +241,45 @@ OF_THE_REST: dict[str, Fault] = {
     "pg-restart": pg_restart,
     "pg-cut": pg_cut,
 }
-ON_DEMAND: dict[str, Fault] = {"worker-freeze": worker_freeze}
-"""Only where they are asked for by name."""
+ON_DEMAND: dict[str, Fault] = {
+    "worker-freeze": worker_freeze,
+    "worker-kill-all": worker_kill_all,
+    "redis-and-workers-kill": redis_and_workers_kill,
+    "failover-and-workers-kill": failover_and_workers_kill,
+    "pg-away": pg_away,
+}
+"""Only where they are asked for by name, or where workers write behind."""
 FAULTS: dict[str, Fault] = {**OF_REDIS, **OF_THE_REST, **ON_DEMAND}
+
+KEEP_DATA = [
+    "redis-full",
+    "redis-evict",
+    "redis-delete",
+    "redis-scripts",
+    "redis-stall",
+    "cut-one",
+    "stall-one",
+    "cut-all",
+    "pg-cut-alone",
+]
+"""Faults after which Redis still has its journals."""
+LOSE_DATA = ["redis-kill", "redis-snapshot", "redis-failover", "redis-flush"]
+LEAVE_WORKERS = ["worker-stop", "pg-terminate", "pg-restart", "pg-cut", "pg-away"]
+KILL_WORKERS = [*LEAVE_WORKERS, "worker-kill", "worker-kill-all"]
+BEHIND: dict[str, list[str]] = {
+    "memory": [*KEEP_DATA, *KILL_WORKERS],
+    "disk": [*KEEP_DATA, "redis-kill", "redis-and-workers-kill", *KILL_WORKERS],
+    "replica": [*KEEP_DATA, "redis-failover", "failover-and-workers-kill", *KILL_WORKERS],
+    "lost": [*KEEP_DATA, *LOSE_DATA, *LEAVE_WORKERS],
+}
+"""Where workers write behind, by what of Redis survives: all but what takes Redis' data and the process that wrote
+them at once."""
 
 
 def plan(seed: str, seconds: float, kinds: Sequence[str]) -> list[list[Step]]:
     """For each lane, its faults in order. The same for the same arguments."""
-    lanes = [[k for k in kinds if k in OF_REDIS], [k for k in kinds if k not in OF_REDIS]]
+    first = {*OF_REDIS, "redis-and-workers-kill", "failover-and-workers-kill"}
+    lanes = [[k for k in kinds if k in first], [k for k in kinds if k not in first]]
     return [list(_steps(f"{seed}-{number}", seconds, lane)) for number, lane in enumerate(lanes) if lane]
 
 

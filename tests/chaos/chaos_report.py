@@ -15,6 +15,7 @@ from chaos_run import Result
 VIOLATIONS_SHOWN_MAX = 5
 """Of each checker."""
 COUNTERS = ("hits", "loads", "bypasses", "degraded_reads", "fills", "writes", "advances", "degraded_writes")
+OF_LEASES = ("appends", "replayed", "leases", "settled", "leases_recovered", "leases_lost")
 
 
 def lines_of(result: Result) -> Iterator[str]:
@@ -27,7 +28,7 @@ def lines_of(result: Result) -> Iterator[str]:
     faults = Counter(fault.kind for fault in history.faults)
     yield f"{len(history.faults)} faults: " + ", ".join(f"{n} {kind}" for kind, n in sorted(faults.items()))
     yield ", ".join(f"{total} {name}" for name, total in totals_of(result).items())
-    yield f"{len(result.violations)} violations, seed {settings.seed}, saver {settings.saver}"
+    yield f"{len(result.violations)} violations, seed {settings.seed}, {settings.setup}"
     for checker, count in sorted(result.fired().items()):
         first = result.first(checker)
         yield f"  {checker}: {count}, " + (
@@ -48,7 +49,8 @@ def totals_of(result: Result) -> dict[str, int]:
     graced = sum(
         visibility.visible_by(o) > o.end for o in result.history.of_kind("put", "put writes") if o.outcome == OK
     )
-    return {**{name: totals[name] for name in COUNTERS}, "writes with grace": graced}
+    counters = COUNTERS if result.settings.mode == "write_through" else (*COUNTERS, *OF_LEASES)
+    return {**{name: round(totals[name]) for name in counters}, "writes with grace": graced}
 
 
 def write_json(result: Result, path: Path) -> None:
@@ -57,6 +59,8 @@ def write_json(result: Result, path: Path) -> None:
     report: dict[str, Any] = {
         "seed": settings.seed,
         "saver": settings.saver,
+        "mode": settings.mode,
+        "redis": settings.redis,
         "seconds": settings.seconds,
         "operations": [
             {"kind": kind, "outcome": outcome, "count": count}

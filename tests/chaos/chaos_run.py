@@ -22,7 +22,7 @@ from chaos_order import GRACE_SECONDS, Visibility
 from chaos_reads import Violation
 from chaos_savers import NAMES
 from chaos_worker import SETTLE_SECONDS_MAX
-from chaos_world import World, opened
+from chaos_world import Setup, World, opened
 
 FENCE_SECONDS = 3.0
 """Of the workers; 30 outside of tests."""
@@ -38,6 +38,13 @@ class Settings:
     saver: str = "ours"
     workers: int = 3
     grace: float = GRACE_SECONDS
+    mode: str = "write_through"
+    redis: str = "memory"
+
+    @property
+    def setup(self) -> Setup:
+        """What workers are started with."""
+        return Setup(self.saver, self.mode, self.redis)
 
     def __post_init__(self) -> None:
         if self.saver not in NAMES:
@@ -89,6 +96,7 @@ def check(history: History, end: End, grace: float) -> list[Violation]:
         lambda: chaos_end.tiers(end),
         lambda: chaos_end.served(end),
         lambda: chaos_end.keys(end),
+        lambda: chaos_end.behind(end),
         lambda: chaos_end.fences(end),
         lambda: chaos_end.leaks(history, end),
         lambda: chaos_end.available(history),
@@ -98,7 +106,7 @@ def check(history: History, end: End, grace: float) -> list[Violation]:
 
 async def _run(settings: Settings, directory: Path) -> End:
     lanes = plan(settings.seed, settings.seconds, settings.kinds)
-    world = World(settings.seed, settings.saver, settings.workers, directory, FENCE_SECONDS)
+    world = World(settings.seed, settings.setup, settings.workers, directory, FENCE_SECONDS)
     async with opened(world):
         started = time.monotonic()
         await torment(world, lanes)
@@ -109,7 +117,6 @@ async def _run(settings: Settings, directory: Path) -> End:
             settled = asyncio.gather(*(worker.is_settled.wait() for worker in world.workers))
             await asyncio.wait_for(settled, 2 * SETTLE_SECONDS_MAX)
         ended = await asyncio.gather(*(worker.end() for worker in world.workers))
-        await asyncio.sleep(FENCE_SECONDS + 0.5)  # the fences of those that were killed
         end = await audit(world)
         end.killed_late = [w.name for w, in_time in zip(world.workers, ended, strict=True) if not in_time]
         return end

@@ -16,12 +16,18 @@ from redis.exceptions import RedisError
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.stores import entries, opening
-from langgraph_checkpoint_cached.tiers import writer
+from langgraph_checkpoint_cached.tiers import holder, settler, writer
 
 PREFIX = "chaos"
 REDIS_TIMEOUT_SECONDS = 0.3
 POOL_TIMEOUT_SECONDS = 3.0
 POOL_SIZE = 6
+ABANDONED_SECONDS = 6.0
+"""After which a lease is taken for its holder's last; 10 outside of tests."""
+LAG_SECONDS_MAX = 3.0
+"""After which the journal of a lease that has ended is removed once more; 60 outside of tests."""
+LINGER_SECONDS = 1.0
+"""How long a lease outlasts its last write, 5 outside of tests: so threads change hands more often."""
 NAMES = ("ours", "textbook", *(f"broken-{name}" for name in chaos_mutants.MUTANTS))
 
 
@@ -38,7 +44,14 @@ class Opened:
 
 
 @asynccontextmanager
-async def open_saver(name: str, postgres_url: str, redis_url: str, fence_seconds: float) -> AsyncIterator[Opened]:
+async def open_saver(
+    name: str,
+    postgres_url: str,
+    redis_url: str,
+    fence_seconds: float,
+    mode: str = "write_through",
+    redis_durability: str = "as_is",
+) -> AsyncIterator[Opened]:
     """The saver of that name. It changes this process: one name for each process."""
     if name == "textbook":
         async with _textbook(postgres_url, redis_url) as opened:
@@ -46,12 +59,18 @@ async def open_saver(name: str, postgres_url: str, redis_url: str, fence_seconds
         return
     entries.FENCE_MS = round(fence_seconds * 1000)
     writer.FENCE_SECONDS_TO_SPARE = fence_seconds / 2
+    settler.ABANDONED_SECONDS, settler.SETTLE_SECONDS_MAX = ABANDONED_SECONDS, ABANDONED_SECONDS + 5
+    settler.LAG_SECONDS_MAX = LAG_SECONDS_MAX
+    holder.LINGER_SECONDS = LINGER_SECONDS
+    chaos_mutants.follow_late()
     if name != "ours":
         chaos_mutants.MUTANTS[name.removeprefix("broken-")].apply()
     async with CachedPostgresSaver.from_conn_string(
         postgres_url,
         redis_url,
         prefix=PREFIX,
+        mode=mode,  # type: ignore[arg-type]
+        redis_durability=redis_durability,  # type: ignore[arg-type]
         redis_timeout=REDIS_TIMEOUT_SECONDS,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_max_size=POOL_SIZE,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import chaos_turns
+import psycopg
 from chaos_history import (
     DELETE,
     FAILED,
@@ -73,6 +74,13 @@ class Job:
     redis_url: str
     directory: str
     fence_seconds: float
+    mode: str = "write_through"
+    redis_durability: str = "as_is"
+
+    def open_saver(self) -> contextlib.AbstractAsyncContextManager[Opened]:
+        return open_saver(
+            self.saver, self.postgres_url, self.redis_url, self.fence_seconds, self.mode, self.redis_durability
+        )
 
 
 @dataclass
@@ -219,7 +227,8 @@ class Worker:
         try:
             result = await asyncio.wait_for(work, OPERATION_SECONDS_MAX)
         except Exception as exc:  # noqa: BLE001 - recorded
-            outcome = FAILED if _had_no_effect(operation, exc) else UNKNOWN
+            behind = self._job.mode == "write_behind"
+            outcome = FAILED if _had_no_effect(operation, exc, behind=behind) else UNKNOWN
             self._recorder.end(operation, outcome, error=f"{type(exc).__name__}: {exc}"[:200])
         else:
             reads = operation.kind in (READ, READ_BY_ID, TURN)
@@ -234,9 +243,11 @@ class Worker:
         self._known[place] = known
 
 
-def _had_no_effect(operation: Operation, error: Exception) -> bool:
+def _had_no_effect(operation: Operation, error: Exception, *, behind: bool) -> bool:
     if operation.kind in (READ, READ_BY_ID) or isinstance(error, OverloadedError):
         return True
+    if behind and isinstance(error, psycopg.Error):
+        return False  # Redis may have it, of which neither it nor Postgres could be asked
     return operation.kind != TURN and not isinstance(error, TimeoutError) and not may_still_commit(error)
 
 
@@ -310,7 +321,7 @@ async def main(job: Job) -> None:
     stdin, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
     )
-    async with open_saver(job.saver, job.postgres_url, job.redis_url, job.fence_seconds) as opened:
+    async with job.open_saver() as opened:
         worker = Worker(job, opened, recorder)
         _tell("ready")
         work = asyncio.create_task(worker.run())

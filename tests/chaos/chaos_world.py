@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -24,23 +24,57 @@ from chaos_worker import Job
 from langgraph.checkpoint.postgres import PostgresSaver
 
 from langgraph_checkpoint_cached.embedded import LOCALHOST, PostgresServer, RedisServer
-from langgraph_checkpoint_cached.stores.suspects import CREATE as CREATE_SUSPECTS
+from langgraph_checkpoint_cached.stores.setup import CREATE_OWN_TABLES
 
 T = TypeVar("T")
 
 READY_SECONDS_MAX = 60.0
 END_SECONDS_MAX = 20.0
 SAVE_SECONDS_MAX = 10.0
+JOIN_SECONDS_MAX = 20.0
 # Postgres is killed, not the machine: what it has handed to the system survives.
 POSTGRES = {"fsync": "off", "max_connections": "200"}
 REDIS = ("--repl-diskless-sync-delay", "0")
+MODES = ("write_through", "write_behind", "mixed")
+"""How workers write; mixed: every other one behind, the rest through."""
+REDIS_ARGUMENTS = {
+    "memory": (),
+    "disk": ("--appendonly", "yes", "--appendfsync", "always"),
+    "replica": (),
+    "lost": (),
+}
+"""What of Redis survives: all, as nothing befalls it; what is on its disk when it answers; what a replica has;
+nothing, but workers do."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How workers write, and what an acknowledgement of their Redis is worth."""
+
+    saver: str = "ours"
+    mode: str = "write_through"
+    redis: str = "memory"
+
+    def __str__(self) -> str:
+        return f"{self.saver}, {self.mode}, Redis of {self.redis}"
+
+    def mode_of(self, slot: int) -> str:
+        """Of the worker in that slot."""
+        if self.mode == "mixed":
+            return "write_through" if slot % 2 else "write_behind"
+        return self.mode
+
+    @property
+    def redis_durability(self) -> str:
+        """What workers ask of their saver."""
+        return "replica" if self.redis == "replica" else "as_is"
 
 
 class RedisPair:
     """A Redis and its replica, which may be made to lag and then to take over."""
 
-    def __init__(self) -> None:
-        self.master, self.replica = RedisServer(*REDIS), RedisServer(*REDIS)
+    def __init__(self, *arguments: str) -> None:
+        self.master, self.replica = RedisServer(*REDIS, *arguments), RedisServer(*REDIS, *arguments)
         self.replication = Gate(self.master.port)
         self.admin: redis.Redis = redis.Redis(port=self.master.port, socket_timeout=10)
 
@@ -81,6 +115,13 @@ class RedisPair:
         self.master.start()
         snapshot.unlink(missing_ok=True)
 
+    def wait_for_replica(self) -> None:
+        """Returns when the replica has all that the master had: one that has just joined is no second copy yet."""
+        until = time.monotonic() + JOIN_SECONDS_MAX
+        with redis.Redis(port=self.replica.port, socket_timeout=10) as client:
+            while client.info("replication").get("master_link_status") != "up" and time.monotonic() < until:
+                time.sleep(0.05)
+
     def promote(self) -> None:
         """Kills the master. The replica takes over with what it has, and the old master, empty, follows it."""
         self.master.kill()
@@ -111,13 +152,22 @@ class WorkerProcess:
         return self._process.pid
 
     async def spawn(self) -> None:
-        """Starts it, and returns when it works."""
-        self.incarnation += 1
-        self._ready.clear()
-        self._process = self._start(self.slot, self.incarnation)
-        self.has_redis = True
-        self._reading = asyncio.create_task(self._read(self._process))
-        await asyncio.wait_for(self._ready.wait(), READY_SECONDS_MAX)
+        """Starts it, and returns when it works. One that ends by itself, as Postgres is away, is started again."""
+        await asyncio.wait_for(self._spawn(), READY_SECONDS_MAX)
+
+    async def _spawn(self) -> None:
+        has_failed = True
+        while has_failed:
+            self.incarnation += 1
+            self._ready.clear()
+            process = self._process = self._start(self.slot, self.incarnation)
+            self.has_redis = True
+            reading = self._reading = asyncio.create_task(self._read(process))
+            ready = asyncio.create_task(self._ready.wait())
+            await asyncio.wait({ready, reading}, return_when=asyncio.FIRST_COMPLETED)
+            # Who kills it starts it again.
+            has_failed = not self._ready.is_set() and await asyncio.to_thread(process.wait) > 0
+        await ready
 
     async def kill(self) -> None:
         """Returns when it is gone."""
@@ -159,10 +209,11 @@ class WorkerProcess:
 class World:
     """Everything that there is. Use `opened`."""
 
-    def __init__(self, seed: str, saver: str, workers: int, directory: Path, fence_seconds: float) -> None:
-        self.seed, self.saver, self.directory, self.fence_seconds = seed, saver, directory, fence_seconds
+    def __init__(self, seed: str, setup: Setup, workers: int, directory: Path, fence_seconds: float) -> None:
+        self.seed, self.setup, self.directory, self.fence_seconds = seed, setup, directory, fence_seconds
         self.recorder = Recorder(directory / "nemesis.jsonl", "nemesis")
-        self.redis, self.postgres = RedisPair(), PostgresServer(POSTGRES)
+        self.redis = RedisPair(*REDIS_ARGUMENTS[setup.redis])
+        self.postgres = PostgresServer(POSTGRES)
         self.redis_gates = [Gate(self.redis.master.port) for _ in range(workers)]
         self.postgres_gates = [Gate(self.postgres.port) for _ in range(workers)]
         self.workers = [WorkerProcess(slot, self._start_worker) for slot in range(workers)]
@@ -178,11 +229,13 @@ class World:
         return Job(
             process=process,
             seed=f"{self.seed}-{process}",
-            saver=self.saver,
+            saver=self.setup.saver,
             postgres_url=url._replace(netloc=url.netloc.replace(f":{url.port}", f":{postgres_port}")).geturl(),
             redis_url=f"redis://{LOCALHOST}:{redis_port}/0",
             directory=str(self.directory),
             fence_seconds=self.fence_seconds,
+            mode="write_through" if direct else self.setup.mode_of(slot),
+            redis_durability=self.setup.redis_durability,
         )
 
     def start_script(self, script: str, job: Job) -> subprocess.Popen[bytes]:
@@ -195,6 +248,16 @@ class World:
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
+
+    @asynccontextmanager
+    async def disturb(self) -> AsyncIterator[None]:
+        """While this lasts some workers are kept from their Redis, and the other lane kills none."""
+        async with self.killing:
+            self.disturbed += 1
+        try:
+            yield
+        finally:
+            self.disturbed -= 1
 
     async def in_thread(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
         return await asyncio.to_thread(work, *args, **options)
@@ -210,7 +273,8 @@ class World:
     def _migrate(self) -> None:
         with PostgresSaver.from_conn_string(self.postgres.url) as saver:
             saver.setup()
-            saver.conn.execute(CREATE_SUSPECTS)
+            for statement in CREATE_OWN_TABLES:
+                saver.conn.execute(statement)
 
     async def _open(self) -> None:
         await asyncio.gather(self.in_thread(self.postgres.start), self.in_thread(self.redis.start))

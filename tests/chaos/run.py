@@ -13,11 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from chaos_nemesis import FAULTS, OF_REDIS, OF_THE_REST
+from chaos_nemesis import BEHIND, FAULTS, OF_REDIS, OF_THE_REST
 from chaos_order import GRACE_SECONDS
 from chaos_report import lines_of, write_json
 from chaos_run import Settings, run
 from chaos_savers import NAMES
+from chaos_world import MODES
 
 
 def main() -> int:
@@ -26,16 +27,26 @@ def main() -> int:
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
     parser.add_argument("--nemesis", default="all", help=f"all, none, or some of {', '.join(FAULTS)}")
     parser.add_argument("--saver", default="ours", choices=NAMES)
+    parser.add_argument("--mode", default="write_through", choices=MODES, help="how workers write")
+    parser.add_argument("--redis", default="memory", choices=BEHIND, help="what survives; see chaos_world.py")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--grace", type=float, default=GRACE_SECONDS, help="seconds; see chaos_order.py")
     parser.add_argument("--json", type=Path, help="where to write the report to")
     parser.add_argument("--keep", type=Path, help="where to leave the history")
     options = parser.parse_args()
+    every = [*OF_REDIS, *OF_THE_REST] if options.mode == "write_through" else BEHIND[options.redis]
     settings = Settings(
-        options.seconds, options.seed, kinds_of(options.nemesis), options.saver, options.workers, options.grace
+        options.seconds,
+        options.seed,
+        kinds_of(options.nemesis, every),
+        options.saver,
+        options.workers,
+        options.grace,
+        options.mode,
+        options.redis,
     )
     faults = ", ".join(settings.kinds) or "no faults"
-    print(f"seed {settings.seed}, {settings.saver}, {settings.seconds:g} s, {faults}", flush=True)
+    print(f"seed {settings.seed}, {settings.setup}, {settings.seconds:g} s, {faults}", flush=True)
     result = run(settings, options.keep)
     print("\n".join(lines_of(result)))
     if options.json:
@@ -43,10 +54,10 @@ def main() -> int:
     return 1 if result.violations else 0
 
 
-def kinds_of(text: str) -> list[str]:
+def kinds_of(text: str, every: list[str]) -> list[str]:
     """The faults that a `--nemesis` names."""
     if text in ("all", "none"):
-        return [*OF_REDIS, *OF_THE_REST] if text == "all" else []
+        return every if text == "all" else []
     kinds = text.split(",")
     if unknown := [kind for kind in kinds if kind not in FAULTS]:
         raise SystemExit(f"there is no nemesis {', '.join(unknown)}, only {', '.join(FAULTS)}")

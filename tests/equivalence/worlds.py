@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, cycle
 from typing import Any
 
 from chains import Chain, value_of
@@ -40,6 +40,8 @@ from same import difference
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.keys import Namespace, namespace_key, thread_key
+from langgraph_checkpoint_cached.saver import Mode
+from langgraph_checkpoint_cached.stores.whole_threads import delta_threads
 
 ROWS = {
     "checkpoints": "thread_id, checkpoint_ns, checkpoint_id",
@@ -82,6 +84,8 @@ class Sides:
 
     async def check_rows(self, threads: Sequence[str]) -> None:
         """Fails unless both databases have the same rows of these threads, byte for byte."""
+        for thread_id in threads:
+            await self.pods[-1].aflush(thread_id)
         stock, cached = await asyncio.gather(rows_of(self.stock_pool, threads), rows_of(self.cached_pool, threads))
         for table in ROWS:
             missing = [row for row in stock[table] if row not in cached[table]]
@@ -103,9 +107,12 @@ async def open_sides(
             for _ in range(PODS)
         ]
         serde = options.get("serde")
+        modes: Sequence[Mode] = options.get("modes", ("write_through",))
         pods = [
-            CachedPostgresSaver(client, AsyncPostgresSaver(pool, serde=serde), prefix=prefix, redis_timeout=5)
-            for client, pool in zip(clients, pools, strict=True)
+            CachedPostgresSaver(
+                client, AsyncPostgresSaver(pool, serde=serde), prefix=prefix, redis_timeout=5, mode=mode
+            )
+            for client, pool, mode in zip(clients, pools, cycle(modes), strict=False)
         ]
         for pod in pods:
             stack.push_async_callback(pod.aclose)
@@ -342,6 +349,9 @@ class World:
 
     async def _prune(self, step: Prune) -> None:
         threads = [self.chains[place].namespace.thread_id for place in step.places]
+        if step.strategy == "keep_latest":  # the stock saver refuses these
+            deltas = await delta_threads(self.sides.stock, threads)
+            threads = [thread_id for thread_id in threads if thread_id not in deltas]
         await self.compare(step.pod, lambda saver: saver.aprune(threads, strategy=step.strategy), step)
 
     async def _evict(self, step: Evict) -> None:

@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.embedded import free_port
 from langgraph_checkpoint_cached.keys import thread_key
+from langgraph_checkpoint_cached.stores.held import _Replies
 
 KINDS = ("pool", "single", "pipeline")
 TICKS = 2
@@ -44,7 +45,7 @@ def at(thread: str, checkpoint: Any) -> Any:
 
 
 async def put(saver: Saver, thread: str, checkpoint: Any = THIRD, parent: Any = SECOND) -> None:
-    metadata: Any = {"source": "loop", "step": 1, "parents": {}}
+    metadata: Any = {"source": "loop", "step": 1, "parents": {}, "run_id": "a run"}
     await saver.aput(at(thread, parent), checkpoint, metadata, checkpoint["channel_versions"])
 
 
@@ -63,6 +64,8 @@ class Events:
             (AsyncConnection, "wait"),
         ):
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
+        for name in ("exchange", "data_received"):
+            monkeypatch.setattr(_Replies, name, self._counted_at_once(getattr(_Replies, name)))
 
     def at(self, event: int, fire: Callable[[], object] | None) -> None:
         self._left, self._fire = event + 1, fire
@@ -79,6 +82,14 @@ class Events:
             answer = await method(*args, **kwargs)
             self._happened()
             return answer
+
+        return counted
+
+    def _counted_at_once(self, method: Callable[..., None]) -> Callable[..., None]:
+        def counted(*args: Any) -> None:
+            self._happened()
+            method(*args)
+            self._happened()
 
         return counted
 
@@ -151,7 +162,9 @@ class World:
         await put(self.watch, thread, SECOND, FIRST)
         await self.watch.aput_writes(at(thread, SECOND), [("x", "w")], "task 1")
         if warm:
-            await self.another_saver().aget_tuple(on_thread(thread))
+            another = self.another_saver()
+            await another.aget_tuple(on_thread(thread))
+            await another.aclose()  # or it is seen when it looks for suspects, every second until it is collected
 
     def saver(self) -> CachedPostgresSaver:
         return new_saver(self.client, self.stock, self.prefix)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import json
 import logging
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 
 pytest.register_assert_rewrite("agreement", "cancelling")
 
 from agreement import Tiers, open_tiers  # noqa: E402
+
+from langgraph_checkpoint_cached import cli  # noqa: E402
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix of the test's own, for keys in a Redis that goes with the tests of its module."""
+    return f"test-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
@@ -23,3 +35,29 @@ async def tiers(
     gc.collect()
     records = [record for phase in ("call", "teardown") for record in caplog.get_records(phase)]
     assert not [r.getMessage() for r in records if r.name == "asyncio" and r.levelno >= logging.ERROR]
+
+
+@pytest.fixture
+def cli_servers(migrated_database_url: str, redis_url: str, redis_prefix: str) -> list[str]:
+    """The command's arguments for the test's servers."""
+    return ["--postgres-uri", migrated_database_url, "--redis-url", redis_url, "--prefix", redis_prefix]
+
+
+@pytest.fixture
+def run_cli() -> Callable[[Sequence[str]], Awaitable[int]]:
+    """The command, on an event loop of its own, as in a process of its own. Returns its exit code."""
+    return lambda arguments: asyncio.to_thread(cli.main, arguments)
+
+
+@pytest.fixture
+def ask_cli(
+    run_cli: Callable[[Sequence[str]], Awaitable[int]], capsys: pytest.CaptureFixture[str], cli_servers: list[str]
+) -> Callable[..., Awaitable[tuple[int, Any]]]:
+    """The command on the test's servers, with `--json`. Returns its exit code and what it said."""
+
+    async def ask(*arguments: str, servers: Sequence[str] = cli_servers) -> tuple[int, Any]:
+        capsys.readouterr()
+        code = await run_cli([*arguments, *servers, "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return ask

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from agreement import PATIENT_SECONDS
 from cluster import NODES, Cluster
+from conversations import Conversation, until_hit
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from load import playing
 from redis.asyncio.cluster import RedisCluster
-from test_redis_faults import Conversation, until_hit
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.embedded import free_port
@@ -57,11 +57,6 @@ async def open_saver(postgres_url: str, cluster: Cluster, **options: Any) -> Asy
     url = options.pop("redis_url", cluster.url)
     async with CachedPostgresSaver.from_conn_string(postgres_url, url, **options) as saver:
         yield saver
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"test-{random.SystemRandom().getrandbits(48):x}"
 
 
 @pytest.mark.parametrize("kind", ["url", "client", "decoding client"])

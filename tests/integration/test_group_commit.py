@@ -19,7 +19,9 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from langgraph_checkpoint_cached import CachedPostgresSaver, OverloadedError
+from langgraph_checkpoint_cached import ArgumentError, CachedPostgresSaver, OverloadedError
+from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.records import Latest
 from langgraph_checkpoint_cached.stores import postgres as postgres_store
 from langgraph_checkpoint_cached.stores.scripts import Script
 from langgraph_checkpoint_cached.stores.steps import Step, Steps
@@ -143,6 +145,20 @@ async def test_one_bad_write_fails_alone(saver: CachedPostgresSaver, migrated_da
         assert value == (None if thread_id == "t5" else thread_id)
 
 
+@pytest.mark.parametrize("key", ["thread_id", "checkpoint_ns", "checkpoint_id"])
+@pytest.mark.parametrize("text", ["nul\0", "\ud800 alone"])
+async def test_an_id_that_no_text_column_holds_is_refused_and_others_are_stored(
+    saver: CachedPostgresSaver, key: str, text: str
+) -> None:
+    configs = [config_of(f"t{number}") for number in range(4)]
+    configs[1]["configurable"][key] = text
+    answers = await asyncio.gather(*(put(saver, config, 1) for config in configs), return_exceptions=True)
+    assert isinstance(answers.pop(1), ArgumentError)
+    assert not [answer for answer in answers if isinstance(answer, BaseException)]
+    with pytest.raises(ArgumentError, match=key):
+        await saver.aget_tuple(configs[1])
+
+
 async def test_writes_of_one_row_keep_their_order(saver: CachedPostgresSaver) -> None:
     """Ordinary writes keep the first value of a row, special ones the last, in one group as in many."""
     for thread_id in ("one group", "many groups"):
@@ -205,10 +221,10 @@ async def test_misses_that_wait_are_loaded_with_one_query(
 
 async def test_one_bad_load_fails_alone(saver: CachedPostgresSaver) -> None:
     await put(saver, config_of("t"), 1)
-    await saver._redis.flushall()
-    bad = {"configurable": {"thread_id": "no\0such", "checkpoint_ns": ""}}
-    reads = [saver.aget_tuple(config_of("t") if i != 20 else bad) for i in range(40)]
+    reads = [saver._postgres.latest(Namespace("t" if i != 20 else "no\0such", "")) for i in range(40)]
     found = await asyncio.gather(*reads, return_exceptions=True)
+    assert isinstance(found[0], Latest)
+    assert found[0].record is not None
     assert [i for i, one in enumerate(found) if isinstance(one, BaseException)] == [20]
     assert isinstance(found[20], psycopg.DataError)
 

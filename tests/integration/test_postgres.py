@@ -118,16 +118,19 @@ async def test_a_connection_that_died_while_idle_is_replaced_before_use(
 ) -> None:
     """https://github.com/langchain-ai/langgraph/issues/5675
 
-    All of them have, as after a restart of Postgres: one that is found dead is enough to replace them.
+    All of them have, as after a restart of Postgres: one that is found dead is enough to replace them. Two are
+    found where the saver looks for suspects in the moment of the write.
     """
     monkeypatch.setattr(opening, "CHECK_AFTER_IDLE_SECONDS", 0.0)
-    checked: list[bool] = []
+    dead: list[Any] = []
     check = AsyncConnectionPool.check_connection
 
     async def counted(conn: Any) -> None:
-        checked.append(False)
-        await check(conn)
-        checked[-1] = True
+        try:
+            await check(conn)
+        except psycopg.Error:
+            dead.append(conn)
+            raise
 
     monkeypatch.setattr(AsyncConnectionPool, "check_connection", counted)
     async with CachedPostgresSaver.from_conn_string(
@@ -144,7 +147,7 @@ async def test_a_connection_that_died_while_idle_is_replaced_before_use(
         assert await value_of(saver) == 2
         for i in range(5):
             await put(saver, i)
-        assert checked.count(False) == 1
+        assert len(dead) in (1, 2), "of five"
 
 
 @pytest.mark.parametrize("committed", [True, False])

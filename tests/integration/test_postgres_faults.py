@@ -4,18 +4,20 @@ safe; what was acknowledged is there, and no fence is left of what was not."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 import pytest
 from agreement import eventually, new_checkpoint, on_thread
+from proxy import Proxy
 from psycopg.errors import DeadlockDetected, QueryCanceled, ReadOnlySqlTransaction, SerializationFailure
 from psycopg_pool import PoolTimeout
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.stores import opening
 from langgraph_checkpoint_cached.stores.postgres import ATTEMPTS_MAX
 from langgraph_checkpoint_cached.tiers.writer import CANCELED_MAX
 
@@ -164,6 +166,29 @@ async def test_connections_to_what_is_a_standby_now_are_replaced(
             for i in range(6):
                 await place.put(f"t{i}")
             assert await place.threads() == [f"t{i}" for i in range(6)]
+
+
+async def test_after_a_long_outage_postgres_is_back_soon(
+    migrated_database_url: str,
+    redis_url: str,
+    redis_prefix: str,
+    redis: Redis,
+    proxies: Callable[[str], Proxy],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The pool doubled its pauses, so that an outage lasted twice as long for the saver."""
+    monkeypatch.setattr(opening, "RECONNECT_SECONDS", 0.5)
+    proxy = proxies(migrated_database_url)
+    async with open_place(
+        proxy.url, redis_url, redis_prefix, redis, pool_min_size=2, pool_max_size=2, pool_timeout=2
+    ) as place:
+        proxy.stop()
+        with pytest.raises(psycopg.OperationalError):
+            await place.put("lost")
+        await asyncio.sleep(4)  # the next attempts would be after 7 and 15 seconds
+        proxy.start()
+        await place.put()
+        assert await place.threads() == ["t"]
 
 
 async def test_a_pool_without_a_free_connection_is_an_error_of_the_pool(

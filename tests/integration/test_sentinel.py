@@ -4,16 +4,15 @@ takes its place. The tests share one service, and are in the order of what they 
 from __future__ import annotations
 
 import asyncio
-import random
 from contextlib import AsyncExitStack
 
 import pytest
 from agreement import PATIENT_SECONDS
+from conversations import Conversation, until_hit
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from load import Player, all_served, playing
 from redis.asyncio.sentinel import Sentinel
 from sentinel import SERVICE, Service
-from test_redis_faults import Conversation, until_hit
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.embedded import LOCALHOST
@@ -21,11 +20,6 @@ from langgraph_checkpoint_cached.embedded import LOCALHOST
 pytestmark = pytest.mark.integration
 
 IDS = [f"t{number}" for number in range(12)]
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"test-{random.SystemRandom().getrandbits(48):x}"
 
 
 @pytest.mark.parametrize("kind", ["url", "client", "decoding client"])
@@ -75,22 +69,23 @@ async def test_without_most_of_the_sentinels_redis_is_left_alone(
 async def test_a_former_primary_that_still_takes_writes_is_not_used(
     migrated_database_url: str, service: Service, prefix: str
 ) -> None:
-    """After a failover the old primary, if it lives, is one for some ten seconds more. A saver with connections to
-    it and one that has come later have to meet at the new one."""
+    """After a failover the old primary, if it lives, is one for some ten seconds more, and here until all is done.
+    A saver with connections to it and one that has come later have to meet at the new one."""
     await asyncio.to_thread(service.wait_until_well)
     async with playing(migrated_database_url, service.url, prefix, IDS) as (players, report):
         old = service.primary
-        await asyncio.to_thread(service.fail_over)
-        await asyncio.to_thread(service.wait_until_agreed)
-        await all_served(players)
-        assert service.clients[old].info("replication")["role"] == "master"
-        async with CachedPostgresSaver.from_conn_string(
-            migrated_database_url, service.url, prefix=prefix
-        ) as latecomer:
-            reader = Player(latecomer, -1, len(players), players[0].lengths, IDS)
-            turns = sum(reader.lengths)
-            await reader.play(lambda: sum(reader.lengths) < turns + 200)
-        assert service.clients[old].info("replication")["role"] == "master"
+        with service.left_as_it_is(old):
+            await asyncio.to_thread(service.fail_over)
+            await asyncio.to_thread(service.wait_until_agreed)
+            await all_served(players)
+            assert service.clients[old].info("replication")["role"] == "master"
+            async with CachedPostgresSaver.from_conn_string(
+                migrated_database_url, service.url, prefix=prefix
+            ) as latecomer:
+                reader = Player(latecomer, -1, len(players), players[0].lengths, IDS)
+                turns = sum(reader.lengths)
+                await reader.play(lambda: sum(reader.lengths) < turns + 200)
+            assert service.clients[old].info("replication")["role"] == "master"
     assert (reader.report.errors, report.errors) == ([], [])
     assert (reader.report.violations, report.violations) == ([], [])
 

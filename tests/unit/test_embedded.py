@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from langgraph_checkpoint_cached import embedded
 from langgraph_checkpoint_cached.embedded import (
     PORTS,
     EmbeddedServerError,
@@ -78,6 +79,14 @@ def test_takes_the_newest_postgres_of_the_wheel(wheels: Path) -> None:
 def test_a_free_port_is_none_that_an_outgoing_connection_may_get() -> None:
     assert free_port() in PORTS
     assert PORTS.stop + 10_000 <= 32768  # where Linux begins, and how far up Redis Cluster has its bus
+
+
+def test_a_port_is_not_handed_out_again_before_its_server_has_had_the_time_to_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embedded, "PORTS", range(PORTS.start, PORTS.start + 100))
+    ports = [free_port() for _ in range(30)]
+    assert len(set(ports)) == len(ports)
 
 
 def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ from langgraph_checkpoint_cached.envelope import (
     advance_arguments,
     decode_entry,
     entry_fields,
+    put_of,
     write_field,
+    writes_arguments,
+    writes_of,
 )
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
@@ -219,7 +222,7 @@ def test_a_value_from_an_earlier_put_that_was_left_out_is_noticed() -> None:
     checkpoint = json.dumps({"v": 4, "channel_versions": {"messages": VERSION, "other": "1"}})
     arguments = advance_arguments(put(checkpoint_json=checkpoint, kept=("other",)))
     assert arguments is not None
-    head, [name, value] = arguments[2], arguments[5:]
+    head, [name, value] = arguments[2], arguments[6:]
     fields = stored(["i", "c2", "h", head, f"c:{name!s}", value])
     with pytest.raises(DamagedEntry, match="lacks the value"):
         decode_entry(NAMESPACE, fields)
@@ -289,9 +292,70 @@ def test_channels_with_a_new_version_and_no_value_are_told() -> None:
     assert msgpack.unpackb(arguments[4]) == ["messages"]
 
 
+def test_channels_with_a_value_in_the_checkpoint_itself_are_told() -> None:
+    arguments = advance_arguments(put(inline=("a", "b")))
+    assert arguments is not None
+    assert msgpack.unpackb(arguments[5]) == ["a", "b"]
+
+
 def test_the_script_finds_the_task_path_where_it_looks() -> None:
     write = Write("c1", "task", 0, "channel", "msgpack", b"\xc0", "the path")
     arguments = envelope.writes_arguments(PutWrites(NAMESPACE, "c1", True, (write,)))
     assert arguments is not None
-    assert arguments[2] == "the path"
-    assert bytes(arguments[4]).startswith(b"the path\0")  # type: ignore[arg-type]
+    assert msgpack.unpackb(arguments[2]) == ["channel"]
+    assert arguments[3] == "the path"
+    assert bytes(arguments[5]).startswith(b"the path\0")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seal", SEALS)
+def test_the_rows_of_a_checkpoint_can_be_made_of_what_its_advance_was_made_of(seal: Seal) -> None:
+    """That is all that a journal holds of it."""
+    given = put(
+        checkpoint_json='{"v": 4, "id": "c2", "b": 1, "a": -0.0}',
+        metadata_json='{"step": 1e2}',
+        values=(Value("messages", "msgpack", b"\x90"),),
+        inline=("n",),
+    )
+    arguments = advance_arguments(given, seal)
+    assert arguments is not None
+    made = put_of(NAMESPACE, [a.encode() if isinstance(a, str) else a for a in arguments], seal)
+    assert (made.namespace, made.checkpoint_id, made.parent_id) == (NAMESPACE, "c2", "c1")
+    assert made.values == given.values
+    assert made.new_versions == {"messages": VERSION}
+    assert json.loads(made.checkpoint_json) == json.loads(given.checkpoint_json)
+    assert json.loads(made.metadata_json) == {"step": 100}
+
+
+@pytest.mark.parametrize("seal", SEALS)
+@pytest.mark.parametrize("replace", [True, False])
+def test_pending_writes_can_be_made_of_what_their_advance_was_made_of(seal: Seal, replace: bool) -> None:
+    writes = tuple(Write("c1", "task", i, f"channel {i}", "msgpack", b"\xc0", "a/path") for i in range(3))
+    given = PutWrites(NAMESPACE, "c1", replace, writes)
+    arguments = writes_arguments(given, seal)
+    assert arguments is not None
+    assert writes_of(NAMESPACE, [a.encode() if isinstance(a, str) else a for a in arguments], seal) == given
+
+
+@pytest.mark.parametrize("seal", SEALS)
+def test_a_journal_of_another_place_or_damaged_is_not_replayed(seal: Seal) -> None:
+    of_put, of_writes = (
+        advance_arguments(put(), seal),
+        writes_arguments(
+            PutWrites(NAMESPACE, "c1", False, (Write("c1", "t", 0, "c", "msgpack", b"\xc0", ""),)), seal
+        ),
+    )
+    assert of_put is not None
+    assert of_writes is not None
+    for other in (Namespace("another", "ns"), Namespace("thread", "other")):
+        with pytest.raises(DamagedEntry):
+            put_of(other, of_put, seal)
+        with pytest.raises(DamagedEntry):
+            writes_of(other, of_writes, seal)
+    for arguments, decode in ((of_put, put_of), (of_writes, writes_of)):
+        for i, argument in enumerate(arguments):
+            if isinstance(argument, bytes) and len(argument) > 20 and not argument.startswith(b"\x82"):
+                damaged = [*arguments[:i], argument[:-1] + bytes([argument[-1] ^ 1]), *arguments[i + 1 :]]
+                with pytest.raises(DamagedEntry):
+                    decode(NAMESPACE, damaged, seal)
+        with pytest.raises(DamagedEntry):
+            decode(NAMESPACE, arguments[:2], seal)

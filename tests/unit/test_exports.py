@@ -9,11 +9,15 @@ def test_exported_names() -> None:
     assert package.__all__ == [
         "ArgumentError",
         "ArgumentTypeError",
+        "BehindError",
         "CachedPostgresSaver",
         "CachedSaverError",
+        "HistoryNeededError",
+        "IdleThreads",
         "IntentCache",
         "OverloadedError",
         "SyncCachedPostgresSaver",
+        "ThreadNotEmptyError",
         "UnsupportedServerError",
         "WrongThreadError",
     ]

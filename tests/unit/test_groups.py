@@ -152,6 +152,23 @@ async def test_when_the_loop_ends_nobody_is_left_waiting() -> None:
             await done
 
 
+async def test_when_the_loop_ends_before_a_group_is_put_together_nobody_is_left_waiting() -> None:
+    """Seen as a program that never ended: what was given back at its end waited for a task that had not begun."""
+    groups = groups_of(Runner(let_go=True))
+    waiting = [add(groups, name) for name in "ab"]
+    [worker] = groups._tasks._running
+    worker.cancel()
+    await asyncio.wait((worker,))
+    late = add(groups, "c")
+    await asyncio.sleep(0)
+    for done in (*waiting, late):
+        assert done.done()
+        with pytest.raises(asyncio.CancelledError):
+            await done
+    groups._revive()
+    assert await add(groups, "d") == "D"
+
+
 async def test_after_its_tasks_were_cancelled_it_starts_none_until_the_loop_has_gone_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -182,3 +199,102 @@ async def test_drain_waits_for_what_is_queued() -> None:
     runner.gate.set()
     await draining
     assert all(done.done() for done in waiting)
+
+
+class Beginner:
+    """Begins groups without a task, and ends them when told; what is named `later` it leaves to `run`."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[str]] = []
+        self.end: Any = None
+
+    def __call__(self, operations: Sequence[Operation], over: Any) -> bool:
+        names = [operation.name for operation in operations]
+        if "raise" in names:
+            raise ValueError("raise")
+        if "later" in names:
+            return False
+        self.groups.append(names)
+
+        def end() -> None:
+            for each in operations:
+                answer(each.done, each.name.upper())
+            over()
+
+        self.end = end
+        return True
+
+
+async def test_groups_that_begin_at_once_take_no_task_and_gather_a_turn_of_the_loop() -> None:
+    begin, runner = Beginner(), Runner(let_go=True)
+    groups = groups_of(runner, begin=begin)
+    add(groups, "a"), add(groups, "b")
+    assert begin.groups == []
+    await asyncio.sleep(0)
+    assert begin.groups == [["a", "b"]]
+
+    async def answered() -> None:
+        await c
+        add(groups, "e")
+
+    c = add(groups, "c")
+    begin.end()
+    await asyncio.sleep(0)
+    follower = asyncio.ensure_future(answered())
+    await asyncio.sleep(0)
+    add(groups, "d")
+    begin.end()  # whoever has just been answered is in the next group
+    await follower
+    await asyncio.sleep(0)
+    assert begin.groups == [["a", "b"], ["c"], ["d", "e"]]
+    assert runner.groups == []
+
+
+async def test_with_now_a_group_begins_before_the_call_returns_unless_another_is_under_way() -> None:
+    begin = Beginner()
+    groups = groups_of(Runner(), begin=begin)
+    groups.add(Operation("a"), now=True)
+    assert begin.groups == [["a"]]
+    groups.add(Operation("b"), now=True)
+    assert begin.groups == [["a"]]
+    begin.end()
+    await asyncio.sleep(0)
+    assert begin.groups == [["a"], ["b"]]
+    groups.add(Operation("c"))
+    begin.end()
+    groups.add(Operation("d"))
+    await asyncio.sleep(0)
+    begin.end()
+    groups.add(Operation("e"), now=True)  # where two came at once, more may
+    groups.add(Operation("f"), now=True)
+    assert begin.groups[2:] == [["c", "d"]]
+    await asyncio.sleep(0)
+    assert begin.groups[3:] == [["e", "f"]]
+
+
+async def test_what_cannot_begin_at_once_is_run_and_what_raises_fails_alone() -> None:
+    begin, runner = Beginner(), Runner(let_go=True)
+    groups = groups_of(runner, begin=begin)
+    assert await add(groups, "later") == "LATER"
+    with pytest.raises(ValueError, match="raise"):
+        await add(groups, "raise")
+    assert runner.groups == [["later"]]
+    done = add(groups, "next")
+    await asyncio.sleep(0)
+    begin.end()
+    assert await done == "NEXT"
+
+
+async def test_draining_waits_for_what_has_begun_and_being_cancelled_cancels_none_of_it() -> None:
+    begin = Beginner()
+    groups = groups_of(Runner(), begin=begin)
+    done = add(groups, "a")
+    drains = [asyncio.ensure_future(groups.drain()) for _ in range(2)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    drains[0].cancel()
+    await asyncio.wait([drains[0]])
+    assert not drains[1].done()
+    begin.end()
+    await asyncio.wait_for(drains[1], 1)
+    assert await done == "A"

@@ -2,14 +2,23 @@
 -- later one, whose own put may still come. Answers 1 if the entry was advanced.
 --
 -- ARGV: 6 checkpoint id, 7 '1' if they replace what is there and '0' if what is there stays,
---       then task path, field, value, ... for each write
+--       8 their channels, as a msgpack array, then task path, field, value, ... for each write
 
 local id, replace = ARGV[6], ARGV[7] == '1'
 
 return apply(function(latest)
   if not redis.call('HGET', namespace, 'v') or not (latest == '' or comparable(latest, id)) then return nil end
-  if id < latest then return false end
-  for i = 8, #ARGV, 3 do
+  if id < latest then
+    local channels = channels_with_history()
+    for _, channel in ipairs(channels and cmsgpack.unpack(ARGV[8]) or {}) do
+      if channels[channel] then
+        forget_history()
+        break
+      end
+    end
+    return false
+  end
+  for i = 9, #ARGV, 3 do
     local path, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     if replace then
       local old = redis.call('HGET', namespace, field)

@@ -5,7 +5,8 @@
 --   fenced          a write is in flight: go to Postgres and fill nothing
 --   absent          (by id only) no entry, or that of another checkpoint
 --   empty           the namespace is known to have no checkpoints and no writes; that is its entry now
--- A third element, if there is one, is the number of fences that were past their deadline; never with a hit.
+-- All but a hit go on with the generation or '', the number of fences that were past their deadline, and the lease, if
+-- there is one: then what Postgres holds may be behind.
 --
 -- ARGV: 4 ticket, 5 its life in ms, 6 '1' if a hit extends the entry's life, 7 a checkpoint id or ''
 
@@ -17,16 +18,16 @@ redis.call('HDEL', namespace, '-')
 
 local others, own, elsewhere, expired = look_at_fences('')
 local function say(what, generation)
-  return expired > 0 and { what, generation or '', expired } or { what, generation }
+  return { what, generation or '', expired, said_lease() }
 end
 if others or own then return say('fenced') end
 
 local generation = current_generation()
 local entry = redis.call('HMGET', namespace, 'g', 'i', 't')
 if entry[1] == generation and entry[2] then
-  if wanted ~= '' and wanted ~= entry[2] then return { 'absent' } end
+  if wanted ~= '' and wanted ~= entry[2] then return say('absent') end
   if refresh and entry[2] ~= '' then
-    redis.call('PEXPIRE', namespace, life_ms)
+    keep(namespace, life_ms)
     keep(thread, life_ms)
   end
   return { 'hit', redis.call('HGETALL', namespace) }
@@ -47,7 +48,7 @@ if wanted ~= '' then return say('absent') end
 local now = now_ms()
 if entry[3] then
   local deadline, of = string.match(entry[3], '^(%d+) (%S+) ')
-  if of == generation and tonumber(deadline) > now then return { 'wait' } end
+  if of == generation and tonumber(deadline) > now then return say('wait') end
 end
 drop_entry()
 redis.call('HSET', namespace, 't', string.format('%d %s %s', now + ticket_ms, generation, ticket))

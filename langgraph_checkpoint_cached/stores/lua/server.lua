@@ -7,7 +7,8 @@ end
 
 -- The replication id is drawn anew at every start and at every promotion. A run_id would not do: it is the
 -- same when a server loses its mastership to a replica and gets it back, with that replica's stale data.
+local replid
 local function incarnation()
-  local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
-  return id or error('this server does not tell its master_replid')
+  replid = replid or string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
+  return replid or error('this server does not tell its master_replid')
 end

@@ -5,17 +5,28 @@
 --                          w            ticket of the reader of the root that may find the thread empty
 --                          k            "<count> <generation>": the thread was empty in Postgres, and so is every
 --                                       namespace but the root and the <count> in KEYS[3]
+--                          l            the lease of the process that may write behind, "<incarnation> <token>
+--                                       <last number in the journal>"
+--                          lo           nonce of who prepared a lease last
+--                          c            token of the lease that was closed last
 -- KEYS[2], the namespace:  g, i         the entry's generation and checkpoint id ('' if there is no checkpoint)
 --                          h            the head: the checkpoint without what follows
 --                          v            channel -> version, as msgpack
 --                          c:<channel>  the value of a channel that has one outside the checkpoint
 --                          w:<checkpoint id>NUL<task id>NUL<index>  a pending write, of this checkpoint or a later one
 --                          a            token of the last write applied
+--                          d, dc        what the channels in `dc`, a msgpack array, are rebuilt from at a checkpoint
+--                          p            "<bytes>NUL<id>NUL<id>...": that checkpoint and the way from it to the entry's
+--                                       own; the writes of those on the way stay, and are of so many bytes
+--                          dt           a ticket to fill these
 --                          t            the ticket, "<deadline ms> <generation> <token>"
 -- KEYS[3], names:          a set of namespaces that somebody has begun to write to, beside `k`
 --
+-- The journal, where a script takes it: a stream of what was acknowledged and is perhaps not yet in Postgres, numbered
+-- from 1; the one key that never expires. Each of its entries has the token of its lease.
+--
 -- Every script gets ARGV[1] the namespace's name, ARGV[2] a random string for a generation that may be needed,
--- ARGV[3] the entry's life in ms. Every key written gets an expiry.
+-- ARGV[3] the entry's life in ms. Every other key gets an expiry.
 --
 -- When Redis is full it refuses commands that need memory until a script has written once. So a script that
 -- must succeed writes first with a command that frees memory, and one that may fail starts with one that needs it.
@@ -42,6 +53,50 @@ local function current_generation()
   return new_generation()
 end
 
+-- The lease's token and the last number of its journal, nil if this incarnation knows of none.
+local function lease()
+  local of, token, last = string.match(redis.call('HGET', thread, 'l') or '', '^(%S+) (%S+) (%d+)$')
+  if of == incarnation() then return token, tonumber(last) end
+end
+
+-- The same as a reader or writer is told: "<token> <last number>", or ''.
+local function said_lease()
+  local token, last = lease()
+  return token and string.format('%s %d', token, last) or ''
+end
+
+-- The last number of a lease, even if it is known only by what its journal still holds; 0 if that is nothing.
+local function last_number(journal, token)
+  local held, last = lease()
+  if held == token then return last end
+  local newest = redis.call('XREVRANGE', journal, '+', '-', 'COUNT', 1)[1]
+  return newest and newest[2][2] == token and tonumber(string.match(newest[1], '^%d+')) or 0
+end
+
+-- Whether a lease's journal has all that was appended beyond a number, while its incarnation lasts. An empty journal stays
+-- until its lease is closed. Where there is none, and no lease that says that nothing is missing, somebody emptied Redis.
+local function knows_all(journal, token, number)
+  local held, last = lease()
+  if redis.call('PTTL', journal) ~= -2 or redis.call('HGET', thread, 'c') == token then return true end
+  return held == token and last <= tonumber(number)
+end
+
+-- Notes that somebody writes to this namespace: it is not to be taken for empty, nor its thread.
+local NAMES_MAX = 200 -- of a thread; one with more namespaces is asked for each of them
+local function note_name(ms)
+  redis.call('HDEL', thread, 'w')
+  local known = name ~= '' and redis.call('HGET', thread, 'k')
+  if not known or redis.call('SADD', names, name) == 0 then return end
+  local count, of = string.match(known, '^(%d+) (.*)$')
+  if count and tonumber(count) < NAMES_MAX then
+    redis.call('HSET', thread, 'k', string.format('%d %s', count + 1, of))
+    redis.call('PEXPIRE', names, ms)
+  else
+    redis.call('HDEL', thread, 'k')
+    redis.call('DEL', names)
+  end
+end
+
 local function drop_entry()
   redis.call('DEL', namespace)
 end
@@ -60,7 +115,10 @@ local function look_at_fences(owner)
           redis.call('HDEL', thread, fields[i])
           drop_entry()
           expired = expired + 1
-          if over ~= name then new_generation() end
+          if over ~= name then
+            redis.call('HDEL', thread, 'l') -- a delete may have taken the lease's row with it
+            new_generation()
+          end
         elseif by == owner and over ~= '*' then
           own = true
         else

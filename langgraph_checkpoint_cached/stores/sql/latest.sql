@@ -1,12 +1,13 @@
 -- One row for each namespace wanted: its latest checkpoint, as the stock saver selects it, and the pending writes of
 -- newer checkpoints that are not there yet (a run saves both in the background, in either order). All in one snapshot.
--- Of a root that has neither, also whether any other namespace of its thread has something.
+-- And the thread's lease, if it has one. Of a root that has neither, also whether any other namespace of its thread has something.
 select
     latest.*, early.writes as early_writes, wanted.position,
     case when wanted.of_namespace = '' and latest.checkpoint_id is null and early.writes is null then
         not exists (select from checkpoints where thread_id = wanted.of_thread)
         and not exists (select from checkpoint_writes where thread_id = wanted.of_thread)
-    end as thread_is_empty
+    end as thread_is_empty,
+    lease.token as lease_token, lease.position as lease_position
 from /* the namespaces */ as wanted (of_thread, of_namespace, position)
 left join lateral (
     /* the stock saver's SELECT_SQL */
@@ -22,3 +23,4 @@ left join lateral (
     where thread_id = wanted.of_thread and checkpoint_ns = wanted.of_namespace
       and checkpoint_id > coalesce(latest.checkpoint_id, '')
 ) as early on true
+left join /* the leases */ as lease on lease.thread_id = wanted.of_thread

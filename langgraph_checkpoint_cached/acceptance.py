@@ -1,0 +1,46 @@
+"""What Postgres is sure to take, and to keep as it is: who acknowledges a write before Postgres has seen it must
+not be proved wrong later. Pure.
+
+Doubtful ones are not refused here. They are written through, and get Postgres' own answer.
+"""
+
+from __future__ import annotations
+
+import re
+
+from langgraph_checkpoint_cached.records import Put, PutWrites, text_bytes
+
+KEY_BYTES_MAX = 2000
+"""Of the texts of one primary key. An index takes some 2,700."""
+_DOUBTFUL_JSON = re.compile(
+    r"\\u0000|NaN|Infinity"
+    r"|\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])"  # a surrogate alone
+    r"|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f]"
+)
+
+
+def is_sure_to_be_stored(operation: Put | PutWrites) -> bool:
+    """Whether Postgres takes these rows, whatever is there, and gives them back as they are."""
+    where = operation.namespace
+    key = (where.thread_id, where.checkpoint_ns, operation.checkpoint_id)
+    if isinstance(operation, PutWrites):
+        others = [text for w in operation.writes for text in (w.channel, w.type, w.task_path)]
+        return _are_texts(*key, operation.writes[0].task_id) and _are_texts(*others, bytes_max=None)
+    if not operation.is_new or _is_doubtful(operation.checkpoint_json) or _is_doubtful(operation.metadata_json):
+        return False
+    others = [text for value in operation.values for text in (value.channel, value.type)]
+    if not _are_texts(operation.parent_id or "", *others, bytes_max=None):
+        return False
+    longest = max((value.channel for value in operation.values), key=lambda c: len(c.encode()), default="")
+    return _are_texts(*key, longest)
+
+
+def _are_texts(*texts: str, bytes_max: int | None = KEY_BYTES_MAX) -> bool:
+    """Whether these are text columns that Postgres takes, together no longer than that."""
+    size = text_bytes("".join(texts))
+    return size is not None and (bytes_max is None or size <= bytes_max)
+
+
+def _is_doubtful(json: str) -> bool:
+    may_be = "\\u" in json or "NaN" in json or "Infinity" in json
+    return may_be and _DOUBTFUL_JSON.search(json) is not None

@@ -1,0 +1,148 @@
+"""What `DeltaChannel`s are rebuilt from, as fields of an entry in Redis. Pure.
+
+`d` holds it as of one checkpoint, sealed as every part of an entry is. From there on it need not be sent again:
+`p` is the way to the entry's own checkpoint, whose writes stay when it advances (see `lua/commit_put.lua`).
+`p` and the names in `dc` are not sealed. Whoever misleads the scripts with them can leave out writes, as with
+pending ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import msgpack
+from langgraph.checkpoint.base import DeltaChannelHistory, writes_sort_key
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from langgraph_checkpoint_cached.decoding import loads_of
+from langgraph_checkpoint_cached.envelope import DamagedEntry, pack, place_of, unpack, unpack_write
+from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.records import History, Record, Step, Stored, Write
+from langgraph_checkpoint_cached.seal import CHECKSUMS, Seal
+
+HISTORY = b"d"
+HISTORY_BYTES_MAX = 1024 * 1024
+LENGTH_MAX = 16
+"""Checkpoints between a history and the entry, after which it is put together anew."""
+
+
+class Histories(NamedTuple):
+    """Of some channels, as an entry tells them."""
+
+    by_channel: Mapping[str, History]
+    length: int
+    """Checkpoints that have been added to what was stored."""
+
+
+def history_fields(
+    namespace: Namespace, checkpoint_id: str, histories: Mapping[str, History], seal: Seal = CHECKSUMS
+) -> tuple[bytes, bytes] | None:
+    """Of the history at a checkpoint, `d` and `dc`; None if it is too large or cannot be packed."""
+    try:
+        packed = pack(
+            place_of(namespace, seal),
+            (checkpoint_id, {channel: (_pack_seed(h.seed), h.steps) for channel, h in histories.items()}),
+            HISTORY,
+        )
+    except (OverflowError, ValueError, TypeError):
+        return None  # a number beyond 64 bits, say
+    if len(packed) > HISTORY_BYTES_MAX:
+        return None
+    return packed, cast("bytes", msgpack.packb(list(histories)))
+
+
+def decode_histories(
+    namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes], seal: Seal = CHECKSUMS
+) -> Histories | None:
+    """The histories that an entry of this checkpoint holds; None if it holds none.
+
+    Raises:
+        DamagedEntry: anything is missing, unknown, damaged, or another namespace's or checkpoint's.
+    """
+    if HISTORY not in fields:
+        return None
+    place = place_of(namespace, seal)
+    try:
+        base_id, packed = unpack(place, fields[HISTORY], HISTORY)
+        path = [step.decode() for step in fields[b"p"].split(b"\0")[1:]]
+        if path[0] != base_id or path[-1] != checkpoint_id:
+            raise DamagedEntry(f"an entry of {namespace} holds the history of another checkpoint")
+        added: list[Write] = []
+        for ancestor in path[:-1]:
+            start = f"w:{ancestor}\0".encode()
+            found = [unpack_write(place, f, value) for f, value in fields.items() if f.startswith(start)]
+            added += sorted(found, key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
+        return Histories(
+            {
+                channel: History(
+                    _unpack_seed(seed),
+                    (
+                        *(Step(*step) for step in steps),
+                        *(Step(w.task_id, w.type, w.blob) for w in added if w.channel == channel),
+                    ),
+                )
+                for channel, (seed, steps) in packed.items()
+            },
+            len(path) - 1,
+        )
+    except (KeyError, ValueError, TypeError, IndexError) as exc:
+        raise DamagedEntry(f"a history of {namespace} cannot be read: {type(exc).__name__}") from exc
+
+
+def stored_in(record: Record, channels: Collection[str]) -> bool:
+    """Whether the checkpoint itself has a value of one of the channels."""
+    inline = record.checkpoint.get("channel_values") or {}
+    return any(inline.get(channel) is not None for channel in channels) or any(
+        value.channel in channels for value in record.values
+    )
+
+
+def decode(
+    histories: Mapping[str, History], channels: Sequence[str], serde: SerializerProtocol
+) -> dict[str, DeltaChannelHistory]:
+    """What the stock saver returns for these."""
+    loads = loads_of(serde)
+    found: dict[str, DeltaChannelHistory] = {}
+    for channel in channels:
+        history = histories[channel]
+        entry: DeltaChannelHistory = {
+            "writes": [(step.task_id, channel, loads((step.type, step.blob))) for step in history.steps]
+        }
+        if isinstance(history.seed, Stored):
+            entry["seed"] = loads(history.seed)
+        elif history.seed is not None:
+            entry["seed"] = history.seed
+        found[channel] = entry
+    return found
+
+
+class Undecoded:
+    """A serializer that leaves bytes as they are, for the stock saver to gather them."""
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        """Nothing is stored with it."""
+        raise NotImplementedError
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        """The bytes and their type."""
+        return Stored(*data)
+
+
+def from_undecoded(found: Mapping[str, DeltaChannelHistory]) -> dict[str, History]:
+    """What the stock saver returns with `Undecoded` for a serializer."""
+    return {
+        channel: History(
+            history.get("seed"),
+            tuple(Step(task_id, *value) for task_id, _, value in history["writes"]),
+        )
+        for channel, history in found.items()
+    }
+
+
+def _pack_seed(seed: Any) -> Sequence[Any]:
+    return tuple(seed) if isinstance(seed, Stored) else () if seed is None else (seed,)
+
+
+def _unpack_seed(seed: Sequence[Any]) -> Any:
+    return Stored(*seed) if len(seed) == 2 else seed[0] if seed else None

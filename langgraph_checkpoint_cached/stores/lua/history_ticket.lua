@@ -1,0 +1,15 @@
+-- TICKET for the history of the `DeltaChannel`s at the entry's checkpoint: load it, then FILL HISTORY. Answers the
+-- generation and the entry, or nothing if the entry is not that checkpoint's, or somebody is writing. BEGIN voids it.
+--
+-- ARGV: 4 ticket, 5 checkpoint id
+
+local ticket, id = ARGV[4], ARGV[5]
+
+redis.call('HDEL', namespace, '-') -- fails on a server that refuses writes
+local others, own = look_at_fences('')
+if others or own then return false end
+local generation = current_generation()
+local entry = redis.call('HMGET', namespace, 'g', 'i')
+if entry[1] ~= generation or entry[2] ~= id then return false end
+redis.call('HSET', namespace, 'dt', ticket)
+return { generation, redis.call('HGETALL', namespace) }

@@ -1,0 +1,15 @@
+-- The lease of a thread, and a page of its journal, without changing anything: the incarnation, what the thread says of
+-- its lease or '', and of the page how many entries are of this lease, their bytes, and the last number; 0
+-- if the page is empty.
+--
+-- KEYS: thread, journal. ARGV: 1 token, 2 number after which to begin, 3 how many at most
+
+local count, bytes, last = 0, 0, 0
+for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '(' .. ARGV[2] .. '-0', '+', 'COUNT', ARGV[3])) do
+  last = tonumber(string.match(entry[1], '^%d+'))
+  if entry[2][2] == ARGV[1] then
+    count = count + 1
+    for _, part in ipairs(entry[2]) do bytes = bytes + #part end
+  end
+end
+return { incarnation(), redis.call('HGET', KEYS[1], 'l') or '', count, bytes, last }

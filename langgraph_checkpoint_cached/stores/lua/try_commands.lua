@@ -1,0 +1,42 @@
+-- Tries every command that the scripts use, on a key of nobody's, which is gone afterwards. Answers command, error,
+-- command, error, ... for those that were refused.
+
+local key, refused = KEYS[1], {}
+
+local function try(name, ...)
+  local said = redis.pcall(name, ...)
+  if type(said) == 'table' and said.err then
+    refused[#refused + 1] = name
+    refused[#refused + 1] = said.err
+  end
+end
+
+try('TIME')
+try('INFO', 'replication')
+try('DEL', key)
+try('SET', key, '1', 'PX', 1000)
+try('GET', key)
+try('DEL', key)
+try('HSET', key, 'f', '1')
+try('PEXPIRE', key, 1000)
+try('PTTL', key)
+try('HSETNX', key, 'f', '1')
+try('HGET', key, 'f')
+try('HMGET', key, 'f', 'g')
+try('HGETALL', key)
+try('HKEYS', key)
+try('HDEL', key, 'f')
+try('DEL', key)
+try('SADD', key, 'm')
+try('PEXPIRE', key, 1000)
+try('SCARD', key)
+try('SISMEMBER', key, 'm')
+try('DEL', key)
+try('XADD', key, '1-0', 'f', '1')
+try('PEXPIRE', key, 1000)
+try('XLEN', key)
+try('XRANGE', key, '-', '+', 'COUNT', 1)
+try('XREVRANGE', key, '+', '-', 'COUNT', 1)
+try('XTRIM', key, 'MINID', '1-0')
+try('DEL', key)
+return refused

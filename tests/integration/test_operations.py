@@ -1,0 +1,392 @@
+"""`langgraph-cached` on real servers: what its commands do, what they say, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import psycopg
+import pytest
+from agreement import Tiers, new_checkpoint, on_thread
+from conversations import Conversation
+from proxy import Proxy
+
+from langgraph_checkpoint_cached.keys import Namespace, namespace_key, thread_key
+from langgraph_checkpoint_cached.operations.counters import RedisCounts, reads_between
+from langgraph_checkpoint_cached.operations.nodes import nodes_of
+
+pytestmark = pytest.mark.integration
+Ask = Callable[..., Awaitable[tuple[int, Any]]]
+NOWHERE = "redis://user:secret@127.0.0.1:1/0"
+
+
+@pytest.fixture
+async def conversation(tiers: Tiers) -> Conversation:
+    """One that is in Redis."""
+    conversation = Conversation(tiers.saver)
+    await conversation.turns(3)
+    return conversation
+
+
+@pytest.fixture
+def without_redis(migrated_database_url: str, redis_prefix: str) -> list[str]:
+    return [
+        "--postgres-uri",
+        migrated_database_url,
+        "--redis-url",
+        NOWHERE,
+        "--prefix",
+        redis_prefix,
+        "--timeout",
+        "1",
+    ]
+
+
+# -- inspect ---------------------------------------------------------------------------------------------------
+
+
+async def test_inspect_shows_both_tiers_and_changes_nothing(
+    tiers: Tiers, conversation: Conversation, ask_cli: Ask
+) -> None:
+    await tiers.redis.pexpire(namespace_key(tiers.prefix, Namespace("t")), 100_000)
+    before = {key: await tiers.redis.hgetall(key) for key in await tiers.keys() if not key.endswith(b"names")}
+    code, said = await ask_cli("inspect", "t")
+    assert code == 0
+    (one,) = said["namespaces"]
+    latest = conversation.latest["configurable"]["checkpoint_id"]
+    assert one["agreement"] == "agree"
+    assert one["redis"]["checkpoint_id"] == one["postgres"]["latest"] == latest
+    assert (one["redis"]["pending_writes"], one["postgres"]["pending"]) == (1, 1)
+    assert one["postgres"]["checkpoints"] == 3
+    assert 0 < one["redis"]["life_seconds"] <= 100
+    assert one["redis"]["size_bytes"] > 300
+    assert (said["fences"], said["suspect_seconds"], said["generation_stands"]) == ([], None, True)
+    assert {key: await tiers.redis.hgetall(key) for key in before} == before
+    assert "xxx" not in json.dumps(said)
+
+
+async def test_inspect_shows_fences_suspects_tickets_and_differences(
+    tiers: Tiers, conversation: Conversation, ask_cli: Ask, migrated_database_url: str
+) -> None:
+    entries = tiers.saver._reader._entries
+    await entries.begin(Namespace("t"), "token of a fence")
+    code, said = await ask_cli("inspect", "t")
+    (fence,) = said["fences"]
+    assert (fence["token"], fence["namespace"]) == ("token of a fence", "")
+    assert 0 < fence["seconds_left"] <= 30
+    assert said["namespaces"][0]["agreement"] == "being written"
+    await entries.end_thread("t", "token of a fence")
+    await entries.read(Namespace("t"), "ticket")
+    code, said = await ask_cli("inspect", "t")
+    assert code == 0
+    assert said["namespaces"][0]["agreement"] == "not cached"
+    assert said["namespaces"][0]["redis"]["ticket"]["token"] == "ticket"
+    await entries.give_back(Namespace("t"), "ticket")
+
+    await conversation.check()
+    conversation.saver = tiers.stock  # type: ignore[assignment]
+    await conversation.turn()
+    code, said = await ask_cli("inspect", "t")
+    assert (code, said["namespaces"][0]["agreement"]) == (1, "differ")
+    async with await psycopg.AsyncConnection.connect(migrated_database_url) as conn:
+        await conn.execute(
+            "insert into checkpoint_cache_suspects (prefix, thread_id, mark, since)"
+            " values (%s, 't', 'm', now() - interval '1 minute')",
+            (tiers.prefix,),
+        )
+    code, said = await ask_cli("inspect", "t")
+    assert 60 <= said["suspect_seconds"] < 120
+
+
+async def test_inspect_shows_all_namespaces_or_one(tiers: Tiers, conversation: Conversation, ask_cli: Ask) -> None:
+    for name in ("sub:1", "sub:2"):
+        await tiers.saver.aput(on_thread("t", checkpoint_ns=name), new_checkpoint(), {}, {})
+        await tiers.saver.aget_tuple(on_thread("t", checkpoint_ns=name))
+    _, said = await ask_cli("inspect", "t")
+    assert [(each["checkpoint_ns"], each["agreement"]) for each in said["namespaces"]] == [
+        ("", "agree"),
+        ("sub:2", "agree"),
+        ("sub:1", "agree"),
+    ]
+    _, said = await ask_cli("inspect", "t", "--namespace", "sub:1")
+    assert [each["checkpoint_ns"] for each in said["namespaces"]] == ["sub:1"]
+    assert (await ask_cli("inspect", "another"))[0] == 1
+
+
+async def test_inspect_without_redis_shows_postgres(
+    conversation: Conversation, ask_cli: Ask, without_redis: list[str]
+) -> None:
+    code, said = await ask_cli("inspect", "t", servers=without_redis)
+    assert code == 1
+    assert said["redis_error"]
+    assert (said["namespaces"][0]["agreement"], said["namespaces"][0]["postgres"]["checkpoints"]) == ("unknown", 3)
+    assert "secret" not in str(said)
+
+
+# -- warm and invalidate ---------------------------------------------------------------------------------------
+
+
+async def test_warm_loads_threads_that_are_then_hits(tiers: Tiers, ask_cli: Ask) -> None:
+    conversations = [Conversation(tiers.saver, f"t{number}") for number in range(5)]
+    for each in conversations:
+        await each.turn()
+    code, said = await ask_cli("warm", "--newest", "3")
+    assert (code, said["counts"]["loaded"]) == (0, 3)
+    for each in conversations[2:]:
+        hits = tiers.saver.stats()["hits"]
+        await each.check()
+        assert tiers.saver.stats()["hits"] == hits + 1
+    code, said = await ask_cli("warm", "t0", "t4", "missing", "--ttl", "77")
+    assert code == 1
+    assert (said["counts"]["loaded"], said["counts"]["warm"], said["missing"]) == (1, 1, ["missing"])
+    assert 0 < await tiers.redis.pttl(namespace_key(tiers.prefix, Namespace("t0"))) <= 77_000
+    assert await tiers.redis.pttl(namespace_key(tiers.prefix, Namespace("t4"))) > 77_000, "a life is not cut short"
+
+
+async def test_invalidate_voids_what_redis_holds(tiers: Tiers, conversation: Conversation, ask_cli: Ask) -> None:
+    conversation.saver = tiers.stock  # type: ignore[assignment]
+    await conversation.turn()
+    assert await ask_cli("invalidate", "t") == (0, {"voided": 1})
+    await conversation.check(tiers.saver)
+    for number in range(300):
+        await tiers.saver.aget_tuple(on_thread(f"t{number}"))
+    await conversation.turn()
+    assert await ask_cli("invalidate", "--all") == (0, {"voided": 301})
+    await conversation.check(tiers.saver)
+
+
+async def test_a_load_that_began_before_invalidate_does_not_come_back(
+    tiers: Tiers, conversation: Conversation, ask_cli: Ask
+) -> None:
+    entries, namespace = tiers.saver._reader._entries, Namespace("t")
+    await entries.end_thread("t", "no token")
+    load = await entries.read(namespace, "ticket")
+    old = await tiers.saver._postgres.latest(namespace)
+    conversation.saver = tiers.stock  # type: ignore[assignment]
+    await conversation.turn()
+    assert (await ask_cli("invalidate", "t"))[0] == 0
+    assert not await entries.fill(namespace, "ticket", load, old)  # type: ignore[arg-type]
+    await conversation.check(tiers.saver)
+
+
+async def test_invalidate_without_redis_leaves_it_to_the_savers(
+    tiers: Tiers, conversation: Conversation, ask_cli: Ask, without_redis: list[str]
+) -> None:
+    conversation.saver = tiers.stock  # type: ignore[assignment]
+    await conversation.turn()
+    assert await ask_cli("invalidate", "t", servers=without_redis) == (1, {"voided": 0, "suspects": 1})
+    await tiers.saver._recovery.void_table()
+    await conversation.check(tiers.saver)
+
+
+# -- prune, copy, retention ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("redis", [True, False])
+async def test_prune_copy_and_retention_do_as_the_saver_does(
+    tiers: Tiers, conversation: Conversation, ask_cli: Ask, redis: bool, without_redis: list[str]
+) -> None:
+    servers: dict[str, Any] = {} if redis else {"servers": without_redis}
+    assert (await ask_cli("copy", "t", "copy", **servers))[0] == 0
+    copied = [each.checkpoint async for each in tiers.stock.alist(on_thread("copy"))]
+    assert copied == [each.checkpoint async for each in tiers.stock.alist(on_thread("t"))]
+    assert await ask_cli("prune", "copy", "--strategy", "keep_latest", **servers) == (0, {"pruned": 1})
+    assert len([each async for each in tiers.stock.alist(on_thread("copy"))]) == 1
+
+    old = Conversation(tiers.stock, "old")  # type: ignore[arg-type]
+    checkpoint = new_checkpoint(id=old_id(days=40))
+    await tiers.stock.aput(on_thread("old", checkpoint_ns=""), checkpoint, {}, {})
+    code, said = await ask_cli("retention", "--idle-for", "30d", "--dry-run", **servers)
+    assert (code, said["threads"], said["checkpoints"]) == (0, 1, 1)
+    assert await tiers.stock.aget_tuple(old.config) is not None
+    code, said = await ask_cli("retention", "--idle-for", "30d", **servers)
+    assert (code, said["threads"], said["looked_at"]) == (0, 1, 3)
+    assert await tiers.stock.aget_tuple(old.config) is None
+    assert await ask_cli("prune", "copy", "t", "--strategy", "delete", **servers) == (0, {"pruned": 2})
+    if not redis:
+        await tiers.saver._recovery.void_table()
+    assert await tiers.saver.aget_tuple(on_thread("t")) is None
+
+
+async def test_a_copy_that_is_refused_says_why(
+    tiers: Tiers,
+    conversation: Conversation,
+    run_cli: Any,
+    cli_servers: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    await Conversation(tiers.saver, "other").turn()
+    assert await run_cli(["copy", "t", "other", *cli_servers]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("langgraph-cached copy: ")
+    assert len(err.splitlines()) == 1
+    assert await run_cli(["copy", "t", "other", "--overwrite", *cli_servers]) == 0
+
+
+def old_id(days: float) -> str:
+    from langgraph_checkpoint_cached.idle import first_id_since
+
+    return first_id_since((datetime.now(timezone.utc) - timedelta(days=days)).timestamp()).replace(
+        "-0000-", "-8000-"
+    )
+
+
+# -- tail ------------------------------------------------------------------------------------------------------
+
+
+async def test_hits_and_misses_can_be_told_from_what_the_server_counts(
+    tiers: Tiers, redis_servers: Callable[..., Any], migrated_database_url: str
+) -> None:
+    from redis.asyncio import Redis
+
+    from langgraph_checkpoint_cached import CachedPostgresSaver
+
+    server = redis_servers()
+    async with Redis.from_url(server.url) as redis:
+        saver = CachedPostgresSaver(redis, tiers.stock, prefix=tiers.prefix, redis_timeout=10)
+        nodes = await nodes_of(redis, tiers.prefix)
+        before = await RedisCounts.read(nodes)
+        conversations = [Conversation(saver, f"t{number}") for number in range(20)]
+        for _ in range(5):
+            await asyncio.gather(*(each.turns(2) for each in conversations))
+        now, stats = await RedisCounts.read(nodes), saver.stats()
+        reads = reads_between(before, now, own_scripts=1)
+        assert reads is not None
+        assert (reads.hits, reads.misses) == (stats["hits"], stats["loads"]), stats
+        assert reads_between(now, before, own_scripts=1) is None
+        await saver.aclose()
+
+
+async def test_tail_says_a_line_a_time_and_survives_an_outage(
+    tiers: Tiers,
+    run_cli: Any,
+    proxies: Callable[[str], Proxy],
+    cli_servers: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    proxy = proxies(cli_servers[3])
+    servers = [*cli_servers[:3], proxy.url, *cli_servers[4:], "--timeout", "1"]
+    tail = asyncio.create_task(run_cli(["tail", "--seconds", "2", "--every", "0.1", *servers, "--json"]))
+    conversation = Conversation(tiers.saver)
+    await asyncio.sleep(0.5)
+    proxy.stop()
+    await conversation.turns(3)
+    await asyncio.sleep(0.4)
+    proxy.start()
+    assert await tail == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) >= 8
+    assert any(line["redis_error"] for line in lines)
+    assert any(line["hits_per_second"] is not None for line in lines)
+    assert lines[-1]["suspects"] == 0
+    assert await run_cli(["tail", "--seconds", "0.3", "--every", "0.1", *servers]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split()[:2] == ["time", "hits/s"]
+    assert len(out) >= 3
+
+
+# -- the command itself ----------------------------------------------------------------------------------------
+
+RUN = "import sys; from langgraph_checkpoint_cached.cli import main; sys.exit(main())"
+COMMANDS = [
+    ["inspect", "t"],
+    ["verify"],
+    ["warm", "t"],
+    ["flush", "--all"],
+    ["invalidate", "t"],
+    ["invalidate", "--all"],
+    ["prune", "t", "--strategy", "delete"],
+    ["copy", "a", "b"],
+    ["retention", "--idle-for", "1d"],
+    ["tail", "--seconds", "0.2", "--every", "0.1"],
+]
+
+
+async def test_a_process_takes_its_servers_from_the_environment(
+    conversation: Conversation, cli_servers: list[str]
+) -> None:
+    environment = {
+        **os.environ,
+        "POSTGRES_URI": cli_servers[1],
+        "REDIS_URL": cli_servers[3],
+        "LANGGRAPH_CACHED_PREFIX": cli_servers[5],
+    }
+    process = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", RUN, "verify"], env=environment, capture_output=True, text=True
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "1 same\n", "")
+
+
+async def test_ctrl_c_ends_it_with_130_and_no_traceback(
+    conversation: Conversation, cli_servers: list[str]
+) -> None:
+    command = [sys.executable, "-c", RUN, "tail", "--every", "0.1", *cli_servers]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
+    assert process.stdout is not None
+    await process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (130, b"langgraph-cached tail: interrupted\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+async def test_without_postgres_it_fails_at_once_in_one_line(
+    command: list[str], run_cli: Any, cli_servers: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers = ["--postgres-uri", "postgresql://user:secret@127.0.0.1:1/db", *cli_servers[2:]]
+    assert await run_cli([*command, *servers]) == 1
+    out, err = capsys.readouterr()
+    assert "secret" not in out + err
+    if command[0] != "tail":
+        assert out == ""
+        assert err.startswith(f"langgraph-cached {command[0]}: Postgres: ")
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", [["verify"], ["warm", "t"], ["invalidate", "--all"]], ids=lambda c: c[0])
+async def test_what_needs_redis_fails_without_it(
+    command: list[str], conversation: Conversation, run_cli: Any, without_redis: list[str], capsys: Any
+) -> None:
+    assert await run_cli([*command, *without_redis]) == 1
+    out, err = capsys.readouterr()
+    assert f"langgraph-cached {command[0]}: Redis: " in err
+    assert "secret" not in out + err
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, ["doctor"]], ids=lambda command: command[0])
+async def test_every_command_has_words_for_people_and_json(
+    command: list[str],
+    tiers: Tiers,
+    conversation: Conversation,
+    run_cli: Any,
+    ask_cli: Ask,
+    capsys: Any,
+    cli_servers: Any,
+) -> None:
+    await Conversation(tiers.saver, "a").turn()
+    assert await run_cli([*command, *cli_servers]) == 0
+    out = capsys.readouterr().out
+    assert out.strip()
+    assert not out.startswith("{")
+    if command[0] == "tail":
+        return  # one object a line
+    code, said = await ask_cli(*command)
+    assert code == (1 if command[0] == "inspect" and not said["namespaces"] else 0)
+    assert isinstance(said, dict)
+
+
+async def test_the_thread_key_of_an_unknown_thread_is_void_too(tiers: Tiers, ask_cli: Ask) -> None:
+    assert await ask_cli("invalidate", "never seen") == (0, {"voided": 1})
+    assert await tiers.redis.pttl(thread_key(tiers.prefix, "never seen")) > 0

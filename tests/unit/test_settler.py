@@ -1,0 +1,128 @@
+"""Which leases are taken for those of dead processes, and what is left of them. On a clock of our own."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+import pytest
+
+from langgraph_checkpoint_cached.errors import BehindError
+from langgraph_checkpoint_cached.records import LeaseRow
+from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.stores.journal import Page
+from langgraph_checkpoint_cached.tiers.settler import ABANDONED_SECONDS, LAG_SECONDS_MAX, Settler
+
+ROW = LeaseRow("lost.1", 7)
+STEP_SECONDS = 1.0
+
+
+@dataclass
+class Servers:
+    """A Redis that has lost the journal of the one lease, and a Postgres that may be away."""
+
+    rows: dict[str, LeaseRow] = field(default_factory=lambda: {"t": ROW})
+    is_away: bool = False
+    closed: list[tuple[str, str, int]] = field(default_factory=list)
+    tidied: dict[str, str] = field(default_factory=dict)
+    now: float = 100.0
+
+    @property
+    def leases(self) -> Servers:
+        return self
+
+    async def still(self, thread_id: str, seconds: float) -> dict[str, LeaseRow]:
+        if self.is_away:
+            raise psycopg.OperationalError("away")
+        return {t: row for t, row in self.rows.items() if t > thread_id}
+
+    async def find(self, thread_ids: Any) -> dict[str, LeaseRow]:
+        return await self.still("", 0)
+
+    async def end(self, leases: Any) -> None:
+        for thread_id in leases:
+            del self.rows[thread_id]
+
+    async def page(self, thread_id: str, token: str, after: int) -> Page:
+        return Page(-1, [])
+
+    async def close(self, thread_id: str, token: str, flushed: int, *, sure: bool = False) -> bool:
+        self.closed.append((thread_id, token, flushed))
+        return True
+
+    async def tidy(self, tokens: Any) -> None:
+        self.tidied |= tokens
+
+    def recover(self, settler: Settler, seconds: float) -> None:
+        """What a process does once a second."""
+
+        async def recover() -> None:
+            until = self.now + seconds
+            while self.now < until:
+                self.now += STEP_SECONDS
+                try:
+                    await settler.recover()
+                except psycopg.Error:
+                    assert self.is_away
+
+        asyncio.run(recover())
+
+
+@pytest.fixture
+def servers() -> Servers:
+    return Servers()
+
+
+@pytest.fixture
+def settler(servers: Servers) -> Settler:
+    return Settler(servers, servers, Stats(), clock=lambda: servers.now)  # type: ignore[arg-type]
+
+
+def test_a_lease_that_nobody_moves_is_ended_where_redis_has_lost_it(servers: Servers, settler: Settler) -> None:
+    servers.recover(settler, ABANDONED_SECONDS)
+    assert servers.rows
+    servers.recover(settler, 2 * STEP_SECONDS)
+    assert not servers.rows
+
+
+def test_a_lost_lease_leaves_no_journal_in_redis(servers: Servers, settler: Settler) -> None:
+    servers.recover(settler, ABANDONED_SECONDS + 2 * STEP_SECONDS)
+    assert [closed[:2] for closed in servers.closed] == [("t", ROW.token)]
+    servers.recover(settler, LAG_SECONDS_MAX - 5 * STEP_SECONDS)
+    assert not servers.tidied
+    servers.recover(settler, 5 * STEP_SECONDS)
+    assert servers.tidied == {"t": ROW.token}, "a failover may have brought it back"
+
+
+def test_nobody_is_taken_for_dead_while_postgres_is_away(servers: Servers, settler: Settler) -> None:
+    """A holder cannot come forward then, nor at once when it is back: others may have it back before."""
+    servers.recover(settler, 2 * STEP_SECONDS)
+    servers.is_away = True
+    servers.recover(settler, 60)
+    servers.is_away = False
+    servers.recover(settler, ABANDONED_SECONDS - STEP_SECONDS)
+    assert servers.rows
+    servers.recover(settler, 3 * STEP_SECONDS)
+    assert not servers.rows
+
+
+def test_nor_by_who_waits_for_it_when_postgres_is_back(servers: Servers, settler: Settler) -> None:
+    async def settle() -> None:
+        settler._clock = lambda: servers.now
+        servers.now += 60
+        await settler.settle("t")
+
+    servers.recover(settler, 2 * STEP_SECONDS)
+
+    async def passing() -> None:
+        waiting = asyncio.ensure_future(settle())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert servers.rows
+        servers.now += ABANDONED_SECONDS * 10
+        with pytest.raises(BehindError):
+            await waiting
+
+    asyncio.run(passing())
