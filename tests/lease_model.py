@@ -11,7 +11,8 @@ crashes, lost replies, evictions, restarts and outages of Redis, and checks:
   acknowledged  no read returns anything older than what was acknowledged before it began
   order         Postgres ends with what was written last, however often a journal was replayed
   deleted       nothing that was deleted comes back
-  convergence   once nothing is in flight, Postgres holds all of it, no lease is left, and a hit is what it holds
+  convergence   once nothing is in flight, Postgres holds all of it, no lease nor journal is left, and a hit is
+                what it holds
 
 A write may be lost by one thing only: Redis loses it and its process dies before Postgres has it.
 
@@ -56,6 +57,8 @@ RULES = {
     "expired-delete": "a delete of which nobody heard again took the lease in Redis with it",
     "void": "who voids a thread ends its lease in Redis: the row may have gone with a delete",
     "delete-row": "a delete takes the lease's row with it",
+    "suspect": "a row goes together with a note of its thread, unless Redis has confirmed the end of its lease: "
+    "who sees the note removes the journal",
     "tidy": "a journal that came back with a failover is removed only if it is of a lease that has ended",
 }
 EMPTY = 0
@@ -181,6 +184,10 @@ class Redis:
             self.journal, self.has_journal = [], False
         return True
 
+    def newest(self) -> int:
+        """Token of the newest entry of the journal, or 0."""
+        return self.journal[-1][1] if self.journal else 0
+
     def tidy(self, token: int) -> None:
         """What is there of a lease that has ended."""
         of_others = any(t != token for _, t, _ in self.journal)
@@ -214,10 +221,11 @@ class Redis:
         if self.on("void"):
             self.lease = None
 
-    def end_delete(self, token: int, fresh: int) -> None:
+    def end_delete(self, token: int, lease: Lease | None, fresh: int) -> None:
         self.fences.discard(token)
         self.void(fresh)
-        self.lease, self.journal, self.has_journal = None, [], False
+        if lease:
+            self.close(lease.token, lease.last, fresh)
 
     def empty(self) -> None:
         """FLUSHALL."""
@@ -235,6 +243,7 @@ class Row:
 class Postgres:
     state: State = field(default_factory=State)
     row: Row | None = None
+    suspect: int | None = None  # mark of the thread in the table of suspects
 
     def replay(self, token: int, entries: list[tuple[int, Op]], on: Callable[[str], bool]) -> bool:
         """Whether the lease's row was there. One transaction."""
@@ -279,6 +288,7 @@ class World:
         self.acked: set[int] = set()
         self.deletes = 0
         self.in_hand: list[list[tuple[int, Op]]] = []  # what somebody has read out of the journal, to be replayed
+        self.went_back = False  # Redis has restarted with old data, perhaps with a journal that was removed
         self.dead: set[int] = set()  # deleted, and not written since
         self.in_flight: set[int] = set()  # fences of writes that have not ended
         self.incarnation_of: dict[int, int] = {}  # of a lease's token
@@ -289,6 +299,12 @@ class World:
 
     def fresh(self) -> int:
         return next(self.ids)
+
+    def end_row(self, *, in_doubt: bool) -> None:
+        """In one transaction. In doubt is what Redis still has of the lease."""
+        self.postgres.row = None
+        if in_doubt and self.on("suspect"):
+            self.postgres.suspect = next(self.ids)
 
     def happened(self, op: Op) -> None:
         if op in self.history:
@@ -385,18 +401,14 @@ class World:
             return
         row = self.postgres.row
         yield
-        if (
-            process.reaches_redis
-            and row
-            and row.token == token
-            and not self.redis.close(token, row.position, self.fresh())
-        ):
+        closed = process.reaches_redis and row is not None and row.token == token
+        if closed and row and not self.redis.close(token, row.position, self.fresh()):
             return
         yield
         if process.token == token:
             process.token = None
         if self.postgres.row and self.postgres.row.token == token:
-            self.postgres.row = None
+            self.end_row(in_doubt=not closed)
 
     def give_up(self, process: Process) -> Iterator[None]:
         """The end of a lease by its holder alone, which knows all that may have been appended."""
@@ -414,7 +426,7 @@ class World:
                     self.happened(kept.op)  # in the order in which they were sent: what nobody knew of too
             self.redis.void(self.fresh())  # which the table of suspects sees to
             if self.on("end"):
-                self.postgres.row = None
+                self.end_row(in_doubt=True)
         process.token, process.memory = None, []
 
     # -- anybody ---------------------------------------------------------------------------------------------
@@ -450,17 +462,40 @@ class World:
         yield
         if not process.reaches_redis:
             return settled
+        in_doubt = False
         if not complete or incarnation != self.redis.incarnation or not self.still_known(token, flushed):
             if self.on("grace") and any(p.token == token for p in self.processes):
                 return None
             self.counts["broken"] += 1
+            in_doubt = True
         elif self.on("close-first") and not self.redis.close(token, flushed, self.fresh()):
             return settled
         yield
         row = self.postgres.row
         if row and row.token == token and (row.position == flushed or not self.on("close-first")):
-            self.postgres.row = None
+            self.end_row(in_doubt=in_doubt)
         return settled
+
+    def see_suspects(self, process: Process) -> Iterator[None]:
+        """What every process does once a second."""
+        if (mark := self.postgres.suspect) is None or not process.reaches_redis:
+            return
+        self.redis.void(self.fresh())
+        yield
+        token = self.redis.newest()
+        yield
+        row = self.postgres.row
+        yield
+        if not process.reaches_redis:
+            return
+        if row is None or token not in (0, row.token):
+            before = self.lost()
+            self.redis.tidy(token)
+            if self.lost() - before:
+                raise AssertionError("suspect: the journal was still needed")
+        yield
+        if self.postgres.suspect == mark:
+            self.postgres.suspect = None
 
     def tidy(self) -> None:
         """The second look of who has ended a lease, in case a replica that lagged has become the primary."""
@@ -570,10 +605,11 @@ class World:
         self.redis.deleting.add(fence)
         self.in_flight.add(fence)
         self.redis.generation = (self.redis.incarnation, self.fresh())
+        lease = self.redis.held()
         yield
         self.postgres.state = State()
-        if self.on("delete-row"):
-            self.postgres.row = None
+        if self.on("delete-row") and self.postgres.row is not None:
+            self.end_row(in_doubt=True)
         gone = {op.number for op in self.history}
         self.history = []
         self.acked = set()
@@ -586,7 +622,7 @@ class World:
             self.in_flight.discard(fence)
             self.redis.void(self.fresh())
         elif process.reaches_redis:
-            self.redis.end_delete(fence, self.fresh())
+            self.redis.end_delete(fence, lease, self.fresh())
             self.in_flight.discard(fence)  # else it is as if it had crashed: the fence stays to its deadline
         self.dead |= gone - {op.number for op in self.history}
 
@@ -613,7 +649,7 @@ class World:
                 self.redis.empty()
         elif kind.startswith("restart") and not self.in_flight:
             if kind == "restart-old":
-                self.redis = copy.deepcopy(self.snapshot)
+                self.redis, self.went_back = copy.deepcopy(self.snapshot), True
                 self.redis.fences = set()
             self.redis.incarnation = next(self.ids)
         self.find_lost()
@@ -686,6 +722,9 @@ class World:
             finish(self.settle(self.processes[0], close=True))
         if self.postgres.row is not None:
             raise AssertionError("convergence: a lease is left")
+        finish(self.see_suspects(self.processes[0]))
+        if self.redis.has_journal and not self.went_back:
+            raise AssertionError("convergence: a journal is left")
         self.check("order", self.postgres.state, self.wanted())
         kind, state, _ = self.redis.read(next(self.ids), self.fresh())
         if kind == "hit" and state != self.postgres.state:
@@ -714,7 +753,14 @@ def explore(seed: int, dropped: str | None = None) -> dict[str, int]:
 
 
 def interleave(world: World, rng: random.Random, running: list[tuple[Process | None, Iterator[None]]]) -> None:
-    makers = (world.write, world.read, world.flush, lambda p: world.settle(p, close=True), world.delete)
+    makers = (
+        world.write,
+        world.read,
+        world.flush,
+        lambda p: world.settle(p, close=True),
+        world.delete,
+        world.see_suspects,
+    )
     budget = 50
     while budget or running:
         if budget and len(running) < 4 and rng.random() < 0.6:
@@ -723,7 +769,7 @@ def interleave(world: World, rng: random.Random, running: list[tuple[Process | N
                 running.append((None, world.fault()))
             else:
                 process = rng.choice(world.processes)
-                running.append((process, rng.choices(makers, (5, 5, 4, 1, 0.4))[0](process)))
+                running.append((process, rng.choices(makers, (5, 5, 4, 1, 0.4, 1))[0](process)))
         elif running:
             of, steps = rng.choice(running)
             if of is not None and not of.alive:

@@ -131,8 +131,9 @@ class Guard:
             answer(done, NotDone(NOT_ASKED))
         return done
 
-    async def force(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]) -> None:
-        """Runs scripts, whatever the state, a group at a time. Raises `RedisUnavailable` too."""
+    async def force(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]) -> list[Any]:
+        """Runs scripts, whatever the state, a group at a time: their answers. Raises `RedisUnavailable` too."""
+        found: list[Any] = []
         for start in range(0, len(calls), GROUP_STEPS_MAX):
             steps = [Step(*call, self._loop.create_future()) for call in calls[start : start + GROUP_STEPS_MAX]]
             try:
@@ -143,6 +144,8 @@ class Guard:
             for said in answers:
                 if isinstance(said, ResponseError):
                     raise self._translated(said)
+            found += answers
+        return found
 
     @property
     def is_usable(self) -> bool:

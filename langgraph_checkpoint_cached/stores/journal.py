@@ -29,6 +29,7 @@ JOURNAL = Script(*SHARED, lua("lease_journal"))
 TRIM = Script(*SHARED, lua("lease_trim"))
 CLOSE = Script(*SHARED, lua("lease_close"))
 PREPARE = Script(*SHARED, lua("lease_prepare"))
+NEWEST = Script(*SHARED, lua("lease_newest"))
 TIDY = Script(*SHARED, lua("lease_tidy"))
 ENTRIES_AT_ONCE_MAX = 100
 
@@ -102,9 +103,18 @@ class Journal:
         keys = [namespace_key(self._prefix, namespace) for namespace in namespaces]
         return bool(await self._submit(CLOSE, thread_id, token, flushed, int(sure), keys=keys))
 
+    async def newest(self, thread_ids: Sequence[str]) -> dict[str, str]:
+        """NEWEST: thread -> token of the newest entry of its journal, "" if there is none.
+
+        Even while the guard lets no call through.
+        """
+        found = await self._guard.force([self._call(NEWEST, thread_id) for thread_id in thread_ids])
+        return {thread_id: token.decode() for thread_id, token in zip(thread_ids, found, strict=True)}
+
     async def tidy(self, tokens: Mapping[str, str]) -> None:
-        """TIDY: removes what is left of leases that have ended, thread -> token; of any where the token is "", if
-        the thread has none. Even while the guard lets no call through.
+        """TIDY: removes what is left of leases that have ended, thread -> token; where it is "", an empty journal.
+
+        Even while the guard lets no call through.
         """
         await self._guard.force([self._call(TIDY, thread_id, token) for thread_id, token in tokens.items()])
 

@@ -50,7 +50,7 @@ END = (
     " where l.prefix = %s and l.thread_id = ended.thread_id and l.token = ended.token"
     " and (ended.position is null or l.position = ended.position)"
 )
-END_THREADS = "delete from checkpoint_cache_leases where thread_id = any(%s)"
+END_THREADS = "delete from checkpoint_cache_leases where thread_id = any(%s) returning thread_id"
 UNUSABLE = (
     "the table {} cannot be used ({}): run `await saver.setup()` once as a role that may create tables, and grant "
     "select, insert, update and delete on it. Nobody may write behind until then"
@@ -158,24 +158,26 @@ class LeaseTable:
         if moved:
             await cur.execute(MOVE, (list(moved), list(moved.values()), self.prefix))
         if ended := {r.thread_id: (r.token, None) for r in replays if r.end}:
-            await self._end(cur, ended)
+            await self.end_in(cur, ended)
 
     async def end(self, leases: Mapping[str, tuple[str, int | None]]) -> None:
         """Takes these rows off the table, thread -> token and position; None for whatever position."""
         try:
             async with self._cursor(pipeline=True) as cur:
-                await self._end(cur, leases)
+                await self.end_in(cur, leases)
         except psycopg.Error as exc:
             self.is_why(exc)
             raise
 
-    async def _end(self, cur: AsyncCursor[Any], leases: Mapping[str, tuple[str, int | None]]) -> None:
+    async def end_in(self, cur: AsyncCursor[Any], leases: Mapping[str, tuple[str, int | None]]) -> None:
+        """The same, in the transaction of `cur`."""
         tokens, positions = zip(*leases.values(), strict=True)
         await cur.execute(END, (list(leases), list(tokens), list(positions), self.prefix))
 
-    async def end_threads(self, cur: AsyncCursor[Any], thread_ids: Collection[str]) -> None:
-        """Ends all leases of threads that are deleted, in the transaction of `cur`."""
+    async def end_threads(self, cur: AsyncCursor[DictRow], thread_ids: Collection[str]) -> set[str]:
+        """Ends all leases of threads that are deleted, in the transaction of `cur`: the threads that had one."""
         await cur.execute(END_THREADS, (list(thread_ids),))
+        return {row["thread_id"] for row in await cur.fetchall()}
 
     def is_why(self, error: Exception) -> bool:
         """Whether a statement failed for want of this table. Then there are no leases, until it is there.

@@ -161,20 +161,24 @@ class PostgresStore:
         self, suspects: Collection[str], ended: Collection[str]
     ) -> AsyncIterator[AsyncPostgresSaver]:
         """The stock saver inside a transaction, which also makes threads suspects, and ends the leases of
-        others.
+        others: these threads become suspects too.
         """
         async with self._cursor() as cur, cur.connection.transaction():
-            for table, use, thread_ids in (
-                (self.suspects, self.suspects.insert, suspects),
-                (self.leases, self.leases.end_threads, ended),
-            ):
-                if thread_ids and table.usable:
-                    try:
-                        async with cur.connection.transaction():
-                            await use(cur, thread_ids)
-                    except psycopg.Error as exc:
-                        if not table.is_why(exc):
-                            raise
+            had_leases: set[str] = set()
+            if ended and self.leases.usable:
+                try:
+                    async with cur.connection.transaction():
+                        had_leases = await self.leases.end_threads(cur, ended)
+                except psycopg.Error as exc:
+                    if not self.leases.is_why(exc):
+                        raise
+            if (suspects := had_leases.union(suspects)) and self.suspects.usable:
+                try:
+                    async with cur.connection.transaction():
+                        await self.suspects.insert(cur, suspects)
+                except psycopg.Error as exc:
+                    if not self.suspects.is_why(exc):
+                        raise
             inside = _without_lock(self._stock)
             inside.conn = cur.connection
             yield inside
@@ -224,6 +228,25 @@ class PostgresStore:
             if not suspects or not self.suspects.is_why(exc):
                 raise
         return await retrying(lambda: self._replay(replays, ()))
+
+    async def end_in_doubt(self, leases: Mapping[str, tuple[str, int | None]]) -> None:
+        """Ends leases of which Redis may still hold something, thread -> token and position, None for whatever
+        position. Their threads become suspects, so that whoever reaches Redis removes that.
+        """
+        try:
+            return await retrying(lambda: self._end_in_doubt(leases, leases if self.suspects.usable else ()))
+        except psycopg.Error as exc:
+            self.leases.is_why(exc)
+            if not self.suspects.is_why(exc):
+                raise
+        return await retrying(lambda: self._end_in_doubt(leases, ()))
+
+    async def _end_in_doubt(self, leases: Mapping[str, tuple[str, int | None]], suspects: Collection[str]) -> None:
+        async with self._cursor() as cur, cur.connection.transaction():
+            await self.leases.lock(cur, leases)
+            if suspects:
+                await self.suspects.insert(cur, suspects)
+            await self.leases.end_in(cur, leases)
 
     async def _replay(self, replays: Sequence[Replay], suspects: Collection[str]) -> set[str]:
         with self._stats.postgres_replay.timed():

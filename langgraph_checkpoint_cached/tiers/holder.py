@@ -78,7 +78,6 @@ class Holder:
         self._opener = Opener(journal, postgres, self._opened, clock)
         self._leases: dict[str, Lease] = {}
         self._dirty: dict[Lease, None] = {}  # those with something to replay, in turn
-        self._leftovers: dict[str, str] = {}  # thread -> token of a lease that Redis may still hold
         self._behind = self._behind_bytes = 0
         self._tasks = Tasks()
         self._follower: asyncio.Task[None] | None = None
@@ -217,13 +216,12 @@ class Holder:
             self._follower = self._tasks.start(self._follow_while_held())
 
     async def _follow_while_held(self) -> None:
-        while (self._leases or self._leftovers) and not self._closing:
+        while self._leases and not self._closing:
             self._wake.clear()
             follows = False
             try:
                 follows = await quietly(self._flush_all)
                 await quietly(self._end_idle)
-                await self._clear_leftovers()
             except Exception:  # whatever it is, other threads are not to wait for it
                 logger.exception("Postgres could not follow, and will be asked again")
             if follows and not self._dirty:
@@ -285,7 +283,6 @@ class Holder:
                     lease.thread_id,
                     len(lease.kept),
                 )
-                self._leave(lease)
                 self._drop(lease)
 
     async def _flush_alone(self, due: Sequence[tuple[Lease, list[Kept]]]) -> None:
@@ -325,18 +322,6 @@ class Holder:
                 if lease.kept and not lease.usable:
                     await quietly(partial(self._give_up, [lease]))
 
-    def _leave(self, lease: Lease) -> None:
-        """Redis may still hold what is of this lease."""
-        if len(self._leftovers) < LEASES_HELD_MAX:
-            self._leftovers[lease.thread_id] = lease.token
-            self._follow()
-
-    async def _clear_leftovers(self) -> None:
-        for thread_id, token in list(self._leftovers.items()):
-            with contextlib.suppress(RedisUnavailable):
-                await self._journal.close(thread_id, token, EVERYTHING)
-                self._leftovers.pop(thread_id, None)
-
     async def _end(self, leases: Sequence[Lease]) -> None:
         """Ends leases with nothing to replay, in Redis and then in Postgres. Raises psycopg's errors."""
         if not leases:
@@ -347,12 +332,12 @@ class Holder:
             *(self._journal.close(x.thread_id, x.token, x.flushed, x.namespaces) for x in leases),
             return_exceptions=True,  # what is left there nobody takes for a lease without its row
         )
-        for lease, said in zip(leases, closed, strict=True):
-            if isinstance(said, BaseException):
-                self._leave(lease)
-        await self._postgres.leases.end({lease.thread_id: (lease.token, None) for lease in leases})
-        for lease in leases:
-            self._drop(lease)
+        said = [(lease, answer is True) for lease, answer in zip(leases, closed, strict=True)]
+        for end, sure in ((self._postgres.leases.end, True), (self._postgres.end_in_doubt, False)):
+            if ended := [lease for lease, is_closed in said if is_closed is sure]:
+                await end({lease.thread_id: (lease.token, None) for lease in ended})
+                for lease in ended:
+                    self._drop(lease)
 
     # -- when it matters -------------------------------------------------------------------------------------
 
@@ -410,7 +395,6 @@ class Holder:
             await self._entries.end_thread(lease.thread_id, lease.token)
             await self._journal.close(lease.thread_id, lease.token, EVERYTHING)
         except RedisUnavailable:
-            self._leave(lease)
             await self._recovery.remember(lease.thread_id, lease.token, recorded=recorded)
 
     async def flush(self, thread_ids: Collection[str] | None = None) -> None:
@@ -454,7 +438,6 @@ class Holder:
             await self._end_idle()
             if self._leases:  # something is on its way
                 await asyncio.sleep(CLOSE_POLL_SECONDS)
-        await self._clear_leftovers()
 
 
 async def _answered_by(work: Awaitable[None], done: asyncio.Future[None]) -> None:

@@ -95,10 +95,12 @@ class Opener:
                 said = await self._journal.open(thread_id, token, generation)
             if said == "open" and self._opened(lease := Lease(thread_id, token, appended_at=self._clock())):
                 return lease
+            self._refuse(thread_id)
             if said.startswith("evicts"):
                 self.complain(EVICTS.format(said.partition(" ")[2]))
-            self._refuse(thread_id)
-            await self._postgres.leases.end({thread_id: (token, None)})
+                await self._postgres.leases.end({thread_id: (token, None)})
+            else:
+                await self._end(thread_id, token)
         except RedisUnavailable:
             pass
         except psycopg.Error as exc:
@@ -108,6 +110,14 @@ class Opener:
         finally:
             del self._opening[thread_id]
         return None
+
+    async def _end(self, thread_id: str, token: str) -> None:
+        """While its row was there, nobody could tell that an empty journal was of the lease before."""
+        closed = False
+        with contextlib.suppress(RedisUnavailable):
+            closed = await self._journal.close(thread_id, token, 0)
+        end = self._postgres.leases.end if closed else self._postgres.end_in_doubt
+        await end({thread_id: (token, None)})
 
     def _refuse(self, thread_id: str) -> None:
         if len(self._refused) >= REFUSED_MAX:

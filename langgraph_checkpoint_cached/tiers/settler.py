@@ -130,12 +130,15 @@ class Settler:
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
     async def tidy(self, thread_ids: Collection[str]) -> None:
-        """Removes journals of leases that were given up, by a process that may be gone before it could tell Redis.
+        """Removes journals of leases that have ended, by a process that may be gone before it could tell Redis.
 
+        The lease of what is in a journal had its row before: if there is another one now, or none, it has ended.
         Raises `RedisUnavailable`, and psycopg's errors.
         """
-        held = await self._postgres.leases.find(thread_ids)
-        await self._journal.tidy({thread_id: "" for thread_id in thread_ids if thread_id not in held})
+        tokens = await self._journal.newest(list(thread_ids))
+        rows = await self._postgres.leases.find(thread_ids)
+        ended = {t: token for t, token in tokens.items() if t not in rows or token not in ("", rows[t].token)}
+        await self._journal.tidy(ended)
 
     def look_again_at(self, thread_id: str, token: str) -> None:
         """This lease has ended. A failover to a replica that lags may bring its journal back, for good, as it does
@@ -225,7 +228,7 @@ class Settler:
         if not self._has_stood_still(thread_id, row):
             return False
         row = (await self._postgres.leases.find([thread_id])).get(thread_id) or row
-        await self._postgres.leases.end({thread_id: (row.token, row.position)})
+        await self._postgres.end_in_doubt({thread_id: (row.token, row.position)})
         with contextlib.suppress(RedisUnavailable):  # not before: readers take a closed lease for complete
             await self._journal.close(thread_id, row.token, EVERYTHING)
         self.look_again_at(thread_id, row.token)

@@ -117,7 +117,6 @@ async def test_a_late_open_does_not_take_away_the_journal_of_the_next_lease(
         open_saver(*where, mode="write_through") as reader,
     ):
         conversation = Conversation(writer)
-        await writer.aget_tuple(conversation.config)
         assert late._holder is not None
         assert writer._holder is not None
         on_the_way: list[Any] = []
@@ -129,6 +128,7 @@ async def test_a_late_open_does_not_take_away_the_journal_of_the_next_lease(
 
         monkeypatch.setattr(late._holder._journal, "open", without_answer)
         assert await late._holder._lease("t") is None
+        await writer.aget_tuple(conversation.config)
         with monkeypatch.context() as patch:
             patch.setattr(writer._holder._postgres, "replay", _is_slow)
             await conversation.turn()
@@ -250,18 +250,88 @@ async def test_a_journal_that_a_failover_brings_back_is_removed_again(
     monkeypatch.setattr(settler, "LAG_SECONDS_MAX", 1.0)
     journal = journal_key(redis_prefix, "t")
 
-    async def is_gone() -> bool:
-        return not await redis.exists(journal)
-
     async with open_saver(migrated_database_url, redis_url, redis_prefix) as saver:
         conversation = await begun(saver)
         await conversation.turn()
         held = await redis.dump(journal)
         assert held is not None
-        await eventually(is_gone)
+        await eventually(lambda: _is_gone(redis, journal))
         await redis.restore(journal, 0, held)
-        await eventually(is_gone)
+        await eventually(lambda: _is_gone(redis, journal))
         await conversation.check(saver)
+
+
+async def test_a_journal_of_which_redis_did_not_hear_the_end_is_removed_by_others(
+    migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis and its process went together, when the row had gone. It stayed for good."""
+    monkeypatch.setattr(holder, "LINGER_SECONDS", 0.2)
+    where = (migrated_database_url, redis_url, redis_prefix)
+    async with open_saver(*where, mode="write_through") as other:
+        async with open_saver(*where) as writer:
+            conversation = await begun(writer)
+            assert writer._holder is not None
+            monkeypatch.setattr(writer._holder._journal, "close", _fails)
+            monkeypatch.setattr(writer._settler, "tidy", _fails)
+            await eventually(lambda: _has_no_lease(writer))
+        assert await redis.exists(journal_key(redis_prefix, "t"))
+        await other.aget_tuple(conversation.config)  # from now on it looks for suspects
+        await eventually(lambda: _is_gone(redis, journal_key(redis_prefix, "t")))
+
+
+async def test_so_is_that_of_a_thread_whose_deleter_died(
+    migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had deleted the row of the lease too. Its holder was gone before."""
+    where = (migrated_database_url, redis_url, redis_prefix)
+    async with open_saver(*where, mode="write_through") as other:
+        async with open_saver(*where) as writer, open_saver(*where, mode="write_through") as deleter:
+            conversation = await begun(writer)
+            assert writer._holder is not None
+            monkeypatch.setattr(writer._holder, "_flush_all", _nothing)
+            monkeypatch.setattr(writer._holder, "_end_idle", _nothing)
+            monkeypatch.setattr(writer._holder, "close", _nothing)
+            monkeypatch.setattr(writer._settler, "tidy", _fails)
+            monkeypatch.setattr(deleter._settler, "tidy", _fails)
+            monkeypatch.setattr(deleter._writer, "_end_thread", _nothing_of_it)
+            monkeypatch.setattr(deleter._writer._journal, "close", _fails)
+            await deleter.adelete_thread("t")
+        assert await redis.exists(journal_key(redis_prefix, "t"))
+        await other.aget_tuple(conversation.config)
+        await eventually(lambda: _is_gone(redis, journal_key(redis_prefix, "t")))
+
+
+async def test_so_is_an_empty_one_if_the_next_lease_is_not_to_be_had(
+    migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could tell whose it was while the row of the next lease was there. Then it stayed for good."""
+    journal = journal_key(redis_prefix, "t")
+    where = (migrated_database_url, redis_url, redis_prefix)
+    async with open_saver(*where) as writer, open_saver(*where, mode="write_through") as other:
+        await redis.xadd(journal, {"t": "before.1"})
+        await redis.xtrim(journal, maxlen=0)
+        conversation = Conversation(writer)
+        await writer.aget_tuple(conversation.config)
+
+        async def void() -> None:
+            await other._recovery._entries.void_threads({"t": ()})
+
+        have_leases_wait(monkeypatch, writer, void)
+        await conversation.turn()
+        assert writer.stats()["appends"] == 0
+        await eventually(lambda: _is_gone(redis, journal))
+
+
+async def _nothing_of_it(*_: object, **__: object) -> None:
+    return None
+
+
+async def _has_no_lease(saver: CachedPostgresSaver) -> bool:
+    return not saver.stats()["leases_held"]
+
+
+async def _is_gone(redis: Redis, key: str) -> bool:
+    return not await redis.exists(key)
 
 
 async def test_closing_waits_for_nobody_who_comes_late(

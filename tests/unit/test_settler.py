@@ -27,6 +27,8 @@ class Servers:
     is_away: bool = False
     closed: list[tuple[str, str, int]] = field(default_factory=list)
     tidied: dict[str, str] = field(default_factory=dict)
+    in_doubt: set[str] = field(default_factory=set)
+    journals: dict[str, str] = field(default_factory=dict)
     now: float = 100.0
 
     @property
@@ -44,6 +46,13 @@ class Servers:
     async def end(self, leases: Any) -> None:
         for thread_id in leases:
             del self.rows[thread_id]
+
+    async def end_in_doubt(self, leases: Any) -> None:
+        self.in_doubt |= set(leases)
+        await self.end(leases)
+
+    async def newest(self, thread_ids: Any) -> dict[str, str]:
+        return {thread_id: self.journals.get(thread_id, "") for thread_id in thread_ids}
 
     async def page(self, thread_id: str, token: str, after: int) -> Page:
         return Page(-1, [])
@@ -90,10 +99,19 @@ def test_a_lease_that_nobody_moves_is_ended_where_redis_has_lost_it(servers: Ser
 def test_a_lost_lease_leaves_no_journal_in_redis(servers: Servers, settler: Settler) -> None:
     servers.recover(settler, ABANDONED_SECONDS + 2 * STEP_SECONDS)
     assert [closed[:2] for closed in servers.closed] == [("t", ROW.token)]
+    assert servers.in_doubt == {"t"}, "this process may be gone before Redis has heard of it"
     servers.recover(settler, LAG_SECONDS_MAX - 5 * STEP_SECONDS)
     assert not servers.tidied
     servers.recover(settler, 5 * STEP_SECONDS)
     assert servers.tidied == {"t": ROW.token}, "a failover may have brought it back"
+
+
+def test_a_journal_goes_if_it_is_not_of_the_lease_that_there_is(servers: Servers, settler: Settler) -> None:
+    """The next lease had its row when the thread was a suspect, and was never opened: the journal stayed."""
+    servers.rows = {"of another": ROW, "its own": ROW, "empty": ROW}
+    servers.journals = {"of another": "before.1", "its own": ROW.token, "no row": "before.2", "no row, empty": ""}
+    asyncio.run(settler.tidy([*servers.rows, "no row", "no row, empty"]))
+    assert servers.tidied == {"of another": "before.1", "no row": "before.2", "no row, empty": ""}
 
 
 def test_nobody_is_taken_for_dead_while_postgres_is_away(servers: Servers, settler: Settler) -> None:

@@ -73,6 +73,12 @@ local function last_number(journal, token)
   return newest and newest[2][2] == token and tonumber(string.match(newest[1], '^%d+')) or 0
 end
 
+-- The token of the newest entry of a journal, '' without one.
+local function newest_token(journal)
+  local newest = redis.call('XREVRANGE', journal, '+', '-', 'COUNT', 1)[1]
+  return newest and newest[2][2] or ''
+end
+
 -- Whether a lease's journal has all that was appended beyond a number, while its incarnation lasts. An empty journal stays
 -- until its lease is closed. Where there is none, and no lease that says that nothing is missing, somebody emptied Redis.
 local function knows_all(journal, token, number)
