@@ -47,6 +47,7 @@ class HeldConnection:
         self._replies: _Replies | None = None
         self._used_at = -math.inf
         self._users: WeakSet[object] = WeakSet()
+        self._is_left = False
 
     @classmethod
     def of(cls, pool: ConnectionPool, user: object) -> HeldConnection | None:
@@ -64,12 +65,14 @@ class HeldConnection:
         if held is None:
             held = _HELD[pool] = cls(pool)
         held._users.add(user)
+        held._is_left = False
         return held
 
     async def leave(self, user: object) -> None:
         """Closes it if nobody else uses it."""
         self._users.discard(user)
         if not self._users:
+            self._is_left = True
             await self.close()
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
@@ -120,6 +123,8 @@ class HeldConnection:
         if replies is not None and not replies.lost:
             return replies
         async with self._connecting:
+            if self._is_left:
+                raise RedisConnectionError("whoever used it has left")
             if self._replies is None or self._replies.lost:
                 await self._give_back()
                 await self._take()

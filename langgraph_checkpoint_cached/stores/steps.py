@@ -38,6 +38,7 @@ class Steps:
         self._client, self._confirmation = client, confirmation
         self._known: set[Script] = set()
         self._held: HeldConnection | None = None
+        self._is_closed = False
         if isinstance(client, RedisCluster):
             self._cluster = ClusterSteps(client, confirmation)
             return
@@ -49,7 +50,12 @@ class Steps:
     def may_send(self, steps: Iterable[Step]) -> bool:
         """Whether `send` can run them now."""
         held = self._held
-        return held is not None and held.is_ready and all(step.script in self._known for step in steps)
+        return (
+            held is not None
+            and not self._is_closed
+            and held.is_ready
+            and all(step.script in self._known for step in steps)
+        )
 
     async def probe(self, key: str, life_ms: int) -> None:
         """Stores something for a moment, on every primary of a Cluster. Raises as `run`, and `ResponseError`."""
@@ -96,12 +102,13 @@ class Steps:
         return held.send(confirming(steps, commands, self._confirmation), heard)
 
     async def close(self) -> None:
-        """Leaves the client as it was: no connection of it is held for this."""
+        """Leaves the client as it was: no connection of it is held for this, nor for what still comes."""
+        self._is_closed = True
         if self._held is not None:
             await self._held.leave(self)
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        if self._held is not None:
+        if self._held is not None and not self._is_closed:
             return await self._held.exchange(commands)
         pool: ConnectionPool = self._client.connection_pool  # type: ignore[union-attr]
         if self._agreement is not None:

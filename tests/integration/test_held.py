@@ -231,6 +231,24 @@ async def test_a_closed_one_is_the_pool_s_again(redis_url: str) -> None:
         await own_id(held)
 
 
+async def test_a_call_that_outlasts_the_saver_keeps_none(redis_url: str, redis_prefix: str) -> None:
+    """It had taken another one, which nobody gave back."""
+    async with Redis.from_url(redis_url) as client:
+        pool = client.connection_pool
+        steps = Steps(client)
+        step = Step(COUNT, (f"{redis_prefix}:key",), (), asyncio.get_running_loop().create_future())
+        assert await steps.run([step]) == [0]
+        assert len(pool._in_use_connections) == 1
+        late = [asyncio.ensure_future(steps.run([step])) for _ in range(3)]
+        closing = asyncio.ensure_future(steps.close())
+        late += [asyncio.ensure_future(steps.run([step])) for _ in range(3)]
+        await closing
+        assert await steps.run([step]) == [0]
+        said = await asyncio.gather(*late, return_exceptions=True)
+        assert all(each == [0] or isinstance(each, RedisConnectionError) for each in said), said
+        assert not pool._in_use_connections
+
+
 @pytest.mark.parametrize(
     ("options", "is_held"),
     [
