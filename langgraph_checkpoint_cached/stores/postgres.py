@@ -85,8 +85,8 @@ class PostgresStore:
     """
 
     def __init__(self, stock: AsyncPostgresSaver, prefix: str, stats: Stats) -> None:
-        pooled = isinstance(stock.conn, AsyncConnectionPool)
-        self._stock = _without_lock(stock) if pooled else stock
+        self.is_pooled = isinstance(stock.conn, AsyncConnectionPool)
+        self._stock = _without_lock(stock) if self.is_pooled else stock
         self.suspects = SuspectTable(self._cursor, prefix)
         self.leases = LeaseTable(self._cursor, prefix, in_pipeline=bool(self._stock.pipe))
         self._stats = stats
@@ -96,7 +96,7 @@ class PostgresStore:
             rows_max=LOADS_OF_A_QUERY_MAX,
             bytes_max=0,
             waiting_max=LOADS_WAITING_MAX,
-            at_once=QUERIES_AT_ONCE_MAX if pooled else 1,
+            at_once=QUERIES_AT_ONCE_MAX if self.is_pooled else 1,
         )
 
     def stock(self, serde: SerializerProtocol | None = None) -> AsyncPostgresSaver:

@@ -39,6 +39,9 @@ FENCE_SECONDS_TO_SPARE = FENCE_MS / 1000 / 2
 """A fence with less than this left is taken anew before Postgres is asked to commit."""
 GROUP_ROWS_MAX = 512
 GROUP_BYTES_MAX = 8 * 1024 * 1024
+GROUPS_AT_ONCE = 2
+SHARE_MIN = 32
+"""Writes. Fewer cost more than they gain when they are shared out among two transactions."""
 WRITES_WAITING_MAX = 10_000
 CANCELED_MAX = 3
 """Writes of one group that may each run into a statement timeout."""
@@ -82,8 +85,9 @@ class Writer:
     """Writes through both tiers. One writer per process and pool; copies of a saver share it.
 
     All writes of a process go through one queue: while a transaction is under way, what arrives waits, and then
-    is the next transaction. Redis is told of writes in the order in which Postgres committed them; another
-    process' write in between is seen by its fence, and drops the entry.
+    is the next transaction. Many writes are shared out among two, each of its own threads: while Postgres commits
+    one, this process is busy with the other. Redis is told of a thread's writes in the order in which Postgres
+    committed them; another process' write in between is seen by its fence, and drops the entry.
 
     A thread whose entry could not be told of a write is a suspect: see `Recovery`.
     """
@@ -107,6 +111,9 @@ class Writer:
             rows_max=GROUP_ROWS_MAX,
             bytes_max=GROUP_BYTES_MAX,
             waiting_max=WRITES_WAITING_MAX,
+            at_once=GROUPS_AT_ONCE if postgres.is_pooled else 1,
+            key=_thread_of,
+            share_min=SHARE_MIN,
             before=self._fenced,
         )
         stats.writes_waiting.read = lambda: self._groups.waiting
@@ -352,6 +359,10 @@ class Writer:
                 elif isinstance(error, BaseException):
                     raise error
         return refused
+
+
+def _thread_of(write: _Write) -> str:
+    return write.operation.namespace.thread_id
 
 
 def _too_many() -> OverloadedError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -49,6 +49,10 @@ class Groups(Generic[Operation]):
         rows_max, bytes_max: The most of a group, unless a single operation has more.
         waiting_max: The most operations that wait.
         at_once: How many groups may be under way at the same time.
+        key: Operations of one key are never in two groups that are under way, and those that wait together are in
+            one, in their order.
+        share_min: With so many operations, waiting or under way, each group takes an even share of them, and
+            while it is under way the next one is made. With fewer there is one group at a time. Needs `key`.
         before: Awaited with the first operation before its group is put together, so that what arrives
             meanwhile belongs to it.
         begin: Begins a group without a task, for which `run` needs one, unless it returns False. It answers all
@@ -64,6 +68,8 @@ class Groups(Generic[Operation]):
         bytes_max: int,
         waiting_max: int,
         at_once: int = 1,
+        key: Callable[[Operation], Hashable] | None = None,
+        share_min: int = 0,
         before: Callable[[Operation], Awaitable[None]] | None = None,
         begin: Callable[[Sequence[Operation], Callable[[], None]], bool] | None = None,
         may_begin: Callable[[Iterable[Operation]], bool] = lambda _: True,
@@ -73,6 +79,9 @@ class Groups(Generic[Operation]):
         self._waiting: deque[Operation] = deque()
         self._tasks = Tasks()
         self._at_once, self._running = at_once, 0
+        self._key, self._share_min = key, share_min
+        self._busy: set[Hashable] = set()  # keys of what is under way
+        self._under_way = 0  # operations, if there is a key
         self._last_group = 0
         self._quiet: asyncio.Future[None] | None = None
         self._soon: asyncio.Handle | None = None
@@ -93,11 +102,15 @@ class Groups(Generic[Operation]):
         if len(self._waiting) >= self._waiting_max:
             raise TooManyWaiting(f"{self._waiting_max} operations are waiting")
         self._waiting.append(operation)
-        if self._running < self._at_once:
+        if not self._running or (self._running < self._at_once and self._are_many):
             self._running += 1
             self._schedule([operation], now=now and self._last_group <= 1)
         elif self._soon is not None:
             self._schedule([operation])
+
+    @property
+    def _are_many(self) -> bool:
+        return len(self._waiting) + self._under_way >= self._share_min
 
     @property
     def waiting(self) -> int:
@@ -167,11 +180,15 @@ class Groups(Generic[Operation]):
                 if not group:
                     if self._before is not None:
                         await self._before(self._waiting[0])
-                    group = self._take()
+                    group = self._take() if self._key is None else self._take_share(self._key)
+                    if not group:  # all that waits is of keys under way: who has them goes on with it
+                        break
                 try:
                     await self._run(group)
                 except Exception as exc:  # noqa: BLE001 - it is its callers' to handle
                     fail(group, exc)
+                finally:
+                    self._release(group)
                 group = ()
         except BaseException as exc:  # the loop ends
             self._end(group, exc)
@@ -198,6 +215,33 @@ class Groups(Generic[Operation]):
             group.append(self._waiting.popleft())
         self._last_group = len(group)
         return group
+
+    def _take_share(self, key: Callable[[Operation], Hashable]) -> list[Operation]:
+        total = len(self._waiting) + self._under_way
+        share = -(-total // self._at_once) if self._are_many else total
+        group: list[Operation] = []
+        keys: set[Hashable] = set()
+        left: list[Operation] = []
+        rows = size_bytes = 0
+        while self._waiting:
+            one, its_key = self._waiting[0], key(self._waiting[0])
+            if its_key in self._busy or (len(group) >= share and its_key not in keys):
+                left.append(self._waiting.popleft())
+                continue
+            rows, size_bytes = rows + one.rows, size_bytes + one.size_bytes
+            if group and (rows > self._rows_max or size_bytes > self._bytes_max):
+                break
+            group.append(self._waiting.popleft())
+            keys.add(its_key)
+        self._waiting.extendleft(reversed(left))
+        self._busy |= keys
+        self._under_way += len(group)
+        return group
+
+    def _release(self, group: Sequence[Operation]) -> None:
+        if self._key is not None:
+            self._busy.difference_update(map(self._key, group))
+            self._under_way -= len(group)
 
 
 def answer(done: asyncio.Future[Any], result: Any) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,6 +105,102 @@ async def test_what_arrives_while_the_first_one_is_prepared_joins_its_group() ->
     prepared.set()
     await asyncio.gather(first, second)
     assert runner.groups == [["a", "b"]]
+
+
+def shared(runner: Any, share_min: int = 4, **more: Any) -> Groups[Operation]:
+    """Two groups at once; the key of an operation is the first letter of its name."""
+    return groups_of(runner, at_once=2, key=lambda o: o.name[0], share_min=share_min, **more)
+
+
+async def test_many_are_shared_out_evenly_among_groups_of_their_own_keys() -> None:
+    runner = Runner()
+    groups = shared(runner)
+    names = ["a1", "b1", "c1", "d1", "a2", "c2"]
+    answers = [add(groups, name) for name in names]
+    await until_running(runner, 2)
+    assert runner.groups == [["a1", "b1", "c1", "a2", "c2"], ["d1"]]  # those of a key that wait are in one group
+    answers += [add(groups, name) for name in ["a3", "e1", "d2"]]
+    runner.gate.set()
+    assert await asyncio.gather(*answers) == [name.upper() for name in [*names, "a3", "e1", "d2"]]
+    await groups.drain()
+
+
+async def test_few_are_one_group_at_a_time() -> None:
+    runner = Runner()
+    groups = shared(runner)
+    first = add(groups, "a1")
+    await until_running(runner, 1)
+    rest = [add(groups, name) for name in ("b1", "c1")]
+    await asyncio.sleep(0.01)
+    assert runner.groups == [["a1"]]
+    runner.gate.set()
+    await asyncio.gather(first, *rest)
+    assert runner.groups == [["a1"], ["b1", "c1"]]
+
+
+async def test_what_waits_for_its_key_goes_on_when_that_is_free() -> None:
+    runner = Runner()
+    groups = shared(runner, share_min=1)
+    answers = [add(groups, "a1")]
+    await until_running(runner, 1)
+    answers += [add(groups, name) for name in ("a2", "a3", "b1", "a4")]
+    await until_running(runner, 2)
+    assert runner.groups == [["a1"], ["b1"]]
+    runner.gate.set()
+    await asyncio.wait_for(asyncio.gather(*answers), 5)
+    assert runner.groups == [["a1"], ["b1"], ["a2", "a3", "a4"]]
+
+
+async def test_no_key_is_in_two_groups_that_are_under_way_and_each_keeps_its_order() -> None:
+    """With any sizes, any number at once, and errors among them."""
+    rng = random.Random(0)
+    under_way: set[str] = set()
+    stored: dict[str, list[int]] = {}
+    at_once = 0
+
+    async def run(operations: Sequence[Operation]) -> None:
+        nonlocal at_once
+        keys = {o.name[0] for o in operations}
+        assert not keys & under_way
+        under_way.update(keys)
+        at_once = max(at_once, len(under_way) - len(keys))
+        await asyncio.sleep(rng.choice((0, 0, 0.001)))
+        under_way.difference_update(keys)
+        for o in operations:
+            stored.setdefault(o.name[0], []).append(int(o.name[1:]))
+            answer(o.done, "")
+        if rng.random() < 0.1:
+            raise ValueError
+
+    groups = shared(run, share_min=6, rows_max=12, bytes_max=40, waiting_max=1000)
+
+    async def lane(key: str) -> None:
+        number = 0
+        for _ in range(60):
+            some = range(number, number := number + rng.choice((1, 1, 2, 3)))
+            await asyncio.gather(*(add(groups, f"{key}{i}", rng.randrange(12), rng.randrange(1, 5)) for i in some))
+
+    await asyncio.wait_for(asyncio.gather(*map(lane, "abcdefghijkl")), 30)
+    assert all(numbers == list(range(len(numbers))) for numbers in stored.values())
+    assert len(stored) == 12
+    assert at_once
+    await groups.drain()
+    assert not groups.waiting
+
+
+async def test_when_the_loop_ends_with_two_under_way_nobody_is_left_waiting() -> None:
+    runner = Runner()
+    groups = shared(runner)
+    answers = [add(groups, f"{key}1") for key in "abcdef"]
+    await until_running(runner, 2)
+    answers.append(add(groups, "a2"))
+    ours = asyncio.current_task()
+    for task in asyncio.all_tasks():
+        if task is not ours:
+            task.cancel()
+    said = await asyncio.gather(*answers, return_exceptions=True)
+    assert {type(each) for each in said} == {asyncio.CancelledError}
+    await groups.drain()
 
 
 async def test_one_answer_may_be_an_error_and_the_others_are_not() -> None:
