@@ -14,7 +14,7 @@ from langgraph_checkpoint_cached.operations.output import Output, Progress
 from langgraph_checkpoint_cached.operations.parts import Parts, RedisUnavailable, for_each
 from langgraph_checkpoint_cached.operations.servers import Servers
 from langgraph_checkpoint_cached.records import LeaseRow
-from langgraph_checkpoint_cached.stores.leases import LEASES_AT_ONCE_MAX
+from langgraph_checkpoint_cached.stores.leases import LEASES_AT_ONCE_MAX, pages
 
 NAME = "flush"
 HELP = "have Postgres follow what Redis has acknowledged"
@@ -100,13 +100,9 @@ async def _leases(parts: Parts, thread_ids: list[str] | None) -> AsyncIterator[t
         for found in (await parts.postgres.leases.find(thread_ids)).items():
             yield found
         return
-    last = ""
-    while rows := await parts.postgres.leases.after(last):
+    async for rows in pages(parts.postgres.leases.after):
         for found in rows.items():
             yield found
-        last = max(rows)
-        if len(rows) < LEASES_AT_ONCE_MAX:
-            return
 
 
 async def _follow(parts: Parts, thread_id: str, row: LeaseRow, followed: Followed, progress: Progress) -> None:

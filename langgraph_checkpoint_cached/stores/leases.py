@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -196,6 +196,18 @@ class LeaseTable:
             self.usable = False
             logger.warning("%s", UNUSABLE.format(TABLE, said))
         return True
+
+
+async def pages(page: Callable[[str], Awaitable[dict[str, LeaseRow]]]) -> AsyncIterator[dict[str, LeaseRow]]:
+    """All pages of leases that there are, `page` being `after` or `still`: asked with the last thread of the one
+    before.
+    """
+    last = ""
+    while rows := await page(last):
+        yield rows
+        last = max(rows)
+        if len(rows) < LEASES_AT_ONCE_MAX:
+            return
 
 
 def _rows(rows: Sequence[DictRow]) -> dict[str, LeaseRow]:

@@ -166,19 +166,11 @@ class PostgresStore:
         async with self._cursor() as cur, cur.connection.transaction():
             had_leases: set[str] = set()
             if ended and self.leases.usable:
-                try:
-                    async with cur.connection.transaction():
-                        had_leases = await self.leases.end_threads(cur, ended)
-                except psycopg.Error as exc:
-                    if not self.leases.is_why(exc):
-                        raise
+                async with _unless_missing(self.leases, cur):
+                    had_leases = await self.leases.end_threads(cur, ended)
             if (suspects := had_leases.union(suspects)) and self.suspects.usable:
-                try:
-                    async with cur.connection.transaction():
-                        await self.suspects.insert(cur, suspects)
-                except psycopg.Error as exc:
-                    if not self.suspects.is_why(exc):
-                        raise
+                async with _unless_missing(self.suspects, cur):
+                    await self.suspects.insert(cur, suspects)
             inside = _without_lock(self._stock)
             inside.conn = cur.connection
             yield inside
@@ -189,12 +181,19 @@ class PostgresStore:
         Returns, for each, whether it is known what was stored. False means that Postgres had a value for one of
         the new channels and versions of a checkpoint, and kept it.
         """
+        return await self._with_suspects(lambda marked: self._store(operations, marked), suspects)
+
+    async def _with_suspects(
+        self, transaction: Callable[[Collection[str]], Awaitable[T]], suspects: Collection[str]
+    ) -> T:
+        """A transaction that makes threads suspects, where there is a table of them."""
         try:
-            return await retrying(lambda: self._store(operations, suspects if self.suspects.usable else ()))
+            return await retrying(lambda: transaction(suspects if self.suspects.usable else ()))
         except psycopg.Error as exc:
+            self.leases.is_why(exc)
             if not suspects or not self.suspects.is_why(exc):
                 raise
-        return await retrying(lambda: self._store(operations, ()))
+        return await retrying(lambda: transaction(()))
 
     async def _store(self, operations: Sequence[Put | PutWrites], suspects: Collection[str]) -> list[bool]:
         sets = batches(self._stock, operations)
@@ -221,25 +220,13 @@ class PostgresStore:
         Returns the threads whose lease still was there. For the others nothing was done: what was acknowledged
         under them has been replayed by somebody else, deleted, or is lost.
         """
-        try:
-            return await retrying(lambda: self._replay(replays, suspects if self.suspects.usable else ()))
-        except psycopg.Error as exc:
-            self.leases.is_why(exc)
-            if not suspects or not self.suspects.is_why(exc):
-                raise
-        return await retrying(lambda: self._replay(replays, ()))
+        return await self._with_suspects(lambda marked: self._replay(replays, marked), suspects)
 
     async def end_in_doubt(self, leases: Mapping[str, tuple[str, int | None]]) -> None:
         """Ends leases of which Redis may still hold something, thread -> token and position, None for whatever
         position. Their threads become suspects, so that whoever reaches Redis removes that.
         """
-        try:
-            return await retrying(lambda: self._end_in_doubt(leases, leases if self.suspects.usable else ()))
-        except psycopg.Error as exc:
-            self.leases.is_why(exc)
-            if not self.suspects.is_why(exc):
-                raise
-        return await retrying(lambda: self._end_in_doubt(leases, ()))
+        await self._with_suspects(lambda marked: self._end_in_doubt(leases, marked), leases)
 
     async def _end_in_doubt(self, leases: Mapping[str, tuple[str, int | None]], suspects: Collection[str]) -> None:
         async with self._cursor() as cur, cur.connection.transaction():
@@ -411,6 +398,17 @@ def is_of_one(error: Exception) -> bool:
         reported = bool(error.sqlstate) or isinstance(error, PipelineAborted)
         return reported and not may_still_commit(error)
     return True
+
+
+@asynccontextmanager
+async def _unless_missing(table: SuspectTable | LeaseTable, cur: AsyncCursor[DictRow]) -> AsyncIterator[None]:
+    """A savepoint for what uses one of our tables: want of it undoes that alone."""
+    try:
+        async with cur.connection.transaction():
+            yield
+    except psycopg.Error as exc:
+        if not table.is_why(exc):
+            raise
 
 
 def _without_lock(stock: AsyncPostgresSaver) -> AsyncPostgresSaver:

@@ -19,7 +19,7 @@ from langgraph_checkpoint_cached.records import LeaseRow
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.entries import RedisUnavailable, Told
 from langgraph_checkpoint_cached.stores.journal import Journal
-from langgraph_checkpoint_cached.stores.leases import LEASES_AT_ONCE_MAX, Replay
+from langgraph_checkpoint_cached.stores.leases import Replay, pages
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore, is_of_one
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
@@ -88,12 +88,8 @@ class Settler:
             found = await self._postgres.leases.find(thread_ids)
             await self._settle_some(found)
             return
-        last = ""
-        while found := await self._postgres.leases.after(last):
+        async for found in pages(self._postgres.leases.after):
             await self._settle_some(found)
-            last = max(found)
-            if len(found) < LEASES_AT_ONCE_MAX:
-                return
 
     async def _settle_some(self, thread_ids: Collection[str]) -> None:
         names = list(thread_ids)
@@ -152,16 +148,13 @@ class Settler:
 
         Raises `RedisUnavailable`, and psycopg's errors.
         """
-        last, seen = "", set[str]()
-        while rows := await self._postgres.leases.still(last, ABANDONED_SECONDS / 2):
+        seen = set[str]()
+        async for rows in pages(lambda last: self._postgres.leases.still(last, ABANDONED_SECONDS / 2)):
             self._note_sight()
             for thread_id, row in rows.items():
                 seen.add(thread_id)
                 if self._has_stood_still(thread_id, row):
                     await self._try_to_recover(thread_id, row)
-            last = max(rows)
-            if len(rows) < LEASES_AT_ONCE_MAX:
-                break
         for gone in self._seen.keys() - seen:
             del self._seen[gone]
         await self._look_again()
