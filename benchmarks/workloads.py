@@ -251,7 +251,8 @@ def chains_for(lanes: int) -> int:
 
 
 async def new_chain(entrant: Entrant, state: list[Any]) -> list[Any]:
-    """A new thread with one checkpoint: its name and that checkpoint."""
+    """A new thread, read before it is written to as every run does, with one checkpoint: its name, and that."""
     thread_id, made = new_name(), chat.checkpoint(entrant.saver, state)
+    await entrant.saver.aget_tuple(chat.thread(thread_id))
     await entrant.saver.aput(chat.thread(thread_id), *made)
     return [thread_id, made[0]]

@@ -22,6 +22,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
+from langgraph_checkpoint_cached import jsonb
 from langgraph_checkpoint_cached.decoding import loads_of
 from langgraph_checkpoint_cached.encoding import Dumps, dumps_of
 from langgraph_checkpoint_cached.keys import Namespace
@@ -60,8 +61,8 @@ def encode_put(
         namespace=namespace,
         checkpoint_id=checkpoint["id"],
         parent_id=config["configurable"].get("checkpoint_id"),
-        checkpoint_json=json.dumps({**checkpoint, "channel_values": inline}),
-        metadata_json=json.dumps(get_serializable_checkpoint_metadata(config, metadata)),
+        checkpoint_json=jsonb.dumps({**checkpoint, "channel_values": inline}),
+        metadata_json=jsonb.dumps(get_serializable_checkpoint_metadata(config, metadata)),
         values=values,
         versions=dict(versions),
         new_versions=dict(new_versions),

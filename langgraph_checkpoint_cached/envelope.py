@@ -21,7 +21,6 @@ from typing import Any, TypeAlias, cast
 
 import msgpack
 
-from langgraph_checkpoint_cached.jsonb import round_trip
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import (
     TASKS_CHANNEL_FORMAT,
@@ -117,8 +116,8 @@ def advance_arguments(put: Put, seal: Seal = CHECKSUMS) -> Fields | None:
             put.namespace,
             put.checkpoint_id,
             put.parent_id,
-            round_trip(put.checkpoint_json).encode(),
-            round_trip(put.metadata_json).encode(),
+            put.checkpoint_json.encode(),
+            put.metadata_json.encode(),
             [*stored, *put.kept],
         ),
         _pack_versions(put.versions),

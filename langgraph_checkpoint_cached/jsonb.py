@@ -7,8 +7,22 @@ keys, and orders keys by length first: https://www.postgresql.org/docs/current/d
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
+
+ORDERS_KEPT_MAX = 1024
+_AS_THEY_ARE = frozenset((str, int, bool, type(None)))
+
+
+def dumps(value: Any) -> str:
+    """`round_trip` of the JSON text for a value, mostly without making that text. Raises as `json.dumps`."""
+    try:
+        plain = _plain(value)
+    except (_NotPlain, RecursionError):
+        return round_trip(json.dumps(value))
+    return _ENCODER.encode(plain)
 
 
 def round_trip(text: str) -> str:
@@ -18,6 +32,27 @@ def round_trip(text: str) -> str:
     fails in Postgres, and no entry is made of it.
     """
     return _ENCODER.encode(_DECODER.decode(text))
+
+
+class _NotPlain(Exception):
+    """JSON makes something else of it, or nothing."""
+
+
+def _plain(value: Any) -> Any:
+    """What a column gives back for a value of JSON's own types. Raises `_NotPlain` for any other."""
+    kind = type(value)
+    if kind in _AS_THEY_ARE:
+        return value
+    if kind is dict:
+        keys = tuple(value)
+        if not all(type(key) is str for key in keys):
+            raise _NotPlain
+        return {key: inner if type(inner := value[key]) in _AS_THEY_ARE else _plain(inner) for key in _order(keys)}
+    if kind is list or kind is tuple:
+        return [inner if type(inner) in _AS_THEY_ARE else _plain(inner) for inner in value]
+    if kind is float and value - value == 0:  # finite
+        return _number(repr(value))
+    raise _NotPlain
 
 
 def _number(literal: str) -> float | int:
@@ -30,12 +65,13 @@ def _number(literal: str) -> float | int:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
-    if len(values) < 2:
-        return values
-    # Shortest first, then byte by byte. UTF-8 sorts as code points do.
-    keys = sorted(values)
-    keys.sort(key=len if "".join(keys).isascii() else _bytes)
-    return {key: values[key] for key in keys}
+    return {key: values[key] for key in _order(tuple(values))}
+
+
+@lru_cache(maxsize=ORDERS_KEPT_MAX)
+def _order(keys: tuple[str, ...]) -> Sequence[str]:
+    """Shortest first, then byte by byte. UTF-8 sorts as code points do."""
+    return sorted(sorted(keys), key=len if "".join(keys).isascii() else _bytes)
 
 
 def _bytes(key: str) -> int:

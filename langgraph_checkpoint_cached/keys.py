@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
@@ -15,8 +15,7 @@ TAGS_KEPT_MAX = 1024
 _PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")  # what quoting leaves as it is
 
 
-@dataclass(frozen=True)
-class Namespace:
+class Namespace(NamedTuple):
     """One (`thread_id`, `checkpoint_ns`): the unit that has a latest checkpoint."""
 
     thread_id: str

@@ -116,14 +116,14 @@ class History:
     """Oldest first."""
 
 
-@dataclass(frozen=True)
-class Put:
+class Put(NamedTuple):
     """A checkpoint to store."""
 
     namespace: Namespace
     checkpoint_id: str
     parent_id: str | None
     checkpoint_json: str
+    """As a JSONB column would give it back, like the metadata's."""
     metadata_json: str
     values: tuple[Value, ...]
     versions: dict[str, Any]
@@ -151,8 +151,7 @@ class Put:
         return len(self.checkpoint_json) + len(self.metadata_json) + values
 
 
-@dataclass(frozen=True)
-class PutWrites:
+class PutWrites(NamedTuple):
     """Pending writes to store, of one task for one checkpoint."""
 
     namespace: Namespace

@@ -30,6 +30,7 @@ from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores import opening, setup
 from langgraph_checkpoint_cached.stores.clients import AnyRedis, check_client
 from langgraph_checkpoint_cached.stores.entries import RedisEntries
+from langgraph_checkpoint_cached.stores.fences import Fences
 from langgraph_checkpoint_cached.stores.guard import Guard
 from langgraph_checkpoint_cached.stores.journal import Journal
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore, check_stock
@@ -126,7 +127,10 @@ class CachedPostgresSaver(ThreadsFace):
             entries, self._guard, store.suspects, settler, self._stats, self._loop
         )
         self._reader = Reader(entries, store, recovery, settler, self._stats, check_hits)
-        self._writer = Writer(entries, store, journal, settler, recovery, self._stats, self._loop)
+        fences = Fences(entries, self._loop, keeps=mode == "write_through")
+        fences.left = recovery.note
+        self._guard.on_opening.append(fences.forget_all)
+        self._writer = Writer(entries, fences, store, journal, settler, recovery, self._stats, self._loop)
         self._histories = HistoryReader(entries, store, recovery, settler, self._stats)
         self._holder: Holder | None = None
         self._write: Callable[[Put | PutWrites], asyncio.Future[None]] = self._writer.write
@@ -134,7 +138,7 @@ class CachedPostgresSaver(ThreadsFace):
             self._holder = Holder(
                 entries, journal, store, self._writer, settler, recovery, self._stats, self._loop
             )
-            self._guard.on_opening = self._holder.give_up_all
+            self._guard.on_opening.append(self._holder.give_up_all)
             self._write = self._holder.write
         self._tasks = Tasks()
         self._threads = Threads(self._writer, self._postgres, self._tasks)

@@ -98,7 +98,8 @@ class Stats:
     loads: int = _counter("{read}", "Reads loaded from Postgres, with the right to fill the entry.")
     bypasses: int = _counter(
         "{read}",
-        "Reads of Postgres that left the entry alone: a write was in flight, or the id was another.",
+        "Reads of Postgres that left the entry alone: a write was in flight, or another process wrote less than "
+        "50 ms ago, or the id was another.",
     )
     degraded_reads: int = _counter("{read}", "Reads of Postgres because Redis could not be used.")
     waits: int = _counter("{read}", "Reads that waited for another one's load first.")
@@ -118,8 +119,8 @@ class Stats:
     )
     fences_expired: int = _counter(
         "{fence}",
-        "Fences that a read or a write found past their deadline: a process died inside a write, or Postgres did "
-        "not say what became of it.",
+        "Fences that a read or a write found past their deadline: a process died inside a write or just after it, "
+        "or Postgres did not say what became of it.",
     )
     redis_errors: int = _counter("{call}", "Calls to Redis that failed or took too long.")
     breaker_openings: int = _counter("{opening}", "How often Redis was given up for a while.")

@@ -96,7 +96,7 @@ async def look_at_lease(parts: Parts, thread_id: str, lease: LeaseLook, *, count
     while True:
         page_max = ENTRIES_AT_ONCE_MAX if count else 1
         incarnation, held, found, found_bytes, last = await parts.guard.submit(
-            LOOK_LEASE, keys, [lease.token, after, page_max]
+            LOOK_LEASE, keys, [lease.token, str(after), str(page_max)]
         )
         entries, size_bytes = entries + found, size_bytes + found_bytes
         if not last or not count:

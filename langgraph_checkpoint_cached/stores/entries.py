@@ -6,7 +6,7 @@ Each step is one script in `lua/`, atomic on the server; what each promises is s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape as glob_escape
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -26,6 +26,7 @@ from langgraph_checkpoint_cached.seal import CHECKSUMS, Seal
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.guard import GROUP_STEPS_MAX, Guard, RedisFull, RedisUnavailable
 from langgraph_checkpoint_cached.stores.scripts import Script, lua
+from langgraph_checkpoint_cached.stores.step import Argument
 from langgraph_checkpoint_cached.utilities.tokens import new_token
 
 FENCE_MS = 30_000
@@ -48,6 +49,7 @@ COMMIT_PUT = Script(*_COMMIT, lua("commit_put"))
 COMMIT_WRITES = Script(*_COMMIT, lua("commit_writes"))
 COMMIT_DROP = Script(*_COMMIT, lua("commit_drop"))
 COMMITS = (COMMIT_PUT, COMMIT_WRITES, COMMIT_DROP)
+RELEASE = Script(*SHARED, lua("release"))
 BEGIN_THREAD = Script(*SHARED, lua("begin_thread"))
 END_THREAD = Script(*SHARED, lua("end_thread"))
 
@@ -117,6 +119,10 @@ class RedisEntries:
     def __init__(self, guard: Guard, prefix: str, life: Lifetime, stats: Stats, seal: Seal = CHECKSUMS) -> None:
         self._guard, self._prefix, self._life, self._stats, self._seal = guard, prefix, life, stats, seal
         self._owner = new_token()
+        self.idle_fence: Callable[[Namespace], tuple[str, Callable[[asyncio.Future[Any]], None]] | None] = (
+            lambda namespace: None
+        )
+        """What READ releases first: a fence of this process that no write is under, and who is to hear of it."""
 
     async def read(self, namespace: Namespace, ticket: str, checkpoint_id: str = "") -> ReadAnswer:
         """READ: the entry, or what to do instead. With a `checkpoint_id`, an entry of that checkpoint only.
@@ -127,10 +133,13 @@ class RedisEntries:
             raise RedisUnavailable(
                 "not asked: it was away until a moment ago, and other processes may lack it still"
             )
+        over, released = self.idle_fence(namespace) or ("", None)
+        refresh = "1" if self._life.sliding else "0"
+        said = self._submit(READ, namespace, ticket, str(TICKET_MS), refresh, checkpoint_id, over)
+        if released is not None:
+            said.add_done_callback(released)
         try:
-            answer = await self._submit(
-                READ, namespace, ticket, TICKET_MS, "1" if self._life.sliding else "0", checkpoint_id
-            )
+            answer = await said
         except asyncio.CancelledError:
             self._submit(GIVE_BACK, namespace, ticket)  # queued, so after READ
             raise
@@ -210,7 +219,7 @@ class RedisEntries:
 
     def begin(self, namespace: Namespace, token: str) -> asyncio.Future[bytes]:
         """BEGIN: fences the namespace. Queued when this returns; `begun` says what the answer means."""
-        return self._submit(BEGIN, namespace, token, self._owner, FENCE_MS)
+        return self._submit(BEGIN, namespace, token, self._owner, str(FENCE_MS))
 
     def advance_by(self, operation: Put | PutWrites) -> Advance:
         """What a write does to the entry."""
@@ -220,23 +229,33 @@ class RedisEntries:
             script, arguments = COMMIT_WRITES, writes_arguments(operation, self._seal)
         return DROP if arguments is None else Advance(script, arguments)
 
-    def commit(self, namespace: Namespace, token: str, advance: Advance) -> asyncio.Future[int]:
-        """COMMIT: releases the fence. Queued when this returns.
+    def commit(
+        self, namespace: Namespace, token: str, advance: Advance, *, keeps: bool = False
+    ) -> asyncio.Future[int | None]:
+        """COMMIT: releases the fence, or keeps it. Queued when this returns.
 
-        1 if the entry was advanced, not dropped; below 0, the number of fences that were past their deadline.
+        1 if the entry was advanced, not dropped; below 0, the number of fences that were past their deadline; None
+        if the fence was not there any more.
         """
-        return self._submit(advance.script, namespace, token, self._owner, *advance.arguments)
+        owner = f"{self._owner} keeps" if keeps else self._owner
+        return self._submit(advance.script, namespace, token, owner, *advance.arguments)
+
+    def release(self, namespace: Namespace, token: str) -> asyncio.Future[int]:
+        """RELEASE: removes a fence that no write is under. Queued when this returns."""
+        return self._submit(RELEASE, namespace, token)
 
     async def begin_thread(self, thread_id: str, token: str) -> Told | None:
         """BEGIN over all namespaces of a thread. Returns its lease."""
         key = thread_key(self._prefix, thread_id)
-        said = await self._guard.submit(BEGIN_THREAD, [key], self._thread_arguments(token, self._owner, FENCE_MS))
+        said = await self._guard.submit(
+            BEGIN_THREAD, [key], self._thread_arguments(token, self._owner, str(FENCE_MS))
+        )
         return _told(said)
 
-    async def end_thread(self, thread_id: str, token: str) -> None:
-        """COMMIT over all namespaces of a thread: voids every entry and the lease, releases the fence."""
+    async def end_thread(self, thread_id: str, *tokens: str) -> None:
+        """COMMIT over all namespaces of a thread: voids every entry and the lease, releases these fences."""
         key = thread_key(self._prefix, thread_id)
-        await self._guard.submit(END_THREAD, [key], self._thread_arguments(token))
+        await self._guard.submit(END_THREAD, [key], self._thread_arguments(*tokens))
 
     async def discard(self, namespace: Namespace) -> None:
         """Removes the entry and the ticket, as an eviction would."""
@@ -273,14 +292,14 @@ class RedisEntries:
         await self._guard.drain()
 
     def _submit(
-        self, script: Script, namespace: Namespace, *arguments: Any, life_ms: int | None = None
+        self, script: Script, namespace: Namespace, *arguments: Argument, life_ms: int | None = None
     ) -> asyncio.Future[Any]:
         keys = (
             thread_key(self._prefix, namespace.thread_id),
             namespace_key(self._prefix, namespace),
             names_key(self._prefix, namespace.thread_id),
         )
-        shared = (keys[1].rpartition(":")[2], new_token(), life_ms or self._life.milliseconds)
+        shared = (keys[1].rpartition(":")[2], new_token(), str(life_ms or self._life.milliseconds))
         return self._guard.submit(
             script, keys, (*shared, *arguments), in_order=script in COMMITS, now=script is READ
         )
@@ -290,8 +309,8 @@ class RedisEntries:
             [(END_THREAD, [key], self._thread_arguments(*tokens)) for key, tokens in fences.items()]
         )
 
-    def _thread_arguments(self, *arguments: Any) -> list[Any]:
-        return ["", new_token(), self._life.milliseconds, *arguments]
+    def _thread_arguments(self, *arguments: Argument) -> Sequence[Argument]:
+        return ["", new_token(), str(self._life.milliseconds), *arguments]
 
 
 def begun(answer: bytes) -> Begun:

@@ -15,7 +15,7 @@ from redis.exceptions import NoScriptError, RedisClusterException, RedisError, R
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.clients import AnyRedis, reason
 from langgraph_checkpoint_cached.stores.scripts import Script
-from langgraph_checkpoint_cached.stores.step import Confirmation, Step
+from langgraph_checkpoint_cached.stores.step import Argument, Confirmation, Step
 from langgraph_checkpoint_cached.stores.steps import Steps
 from langgraph_checkpoint_cached.utilities.breaker import Breaker
 from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer, fail
@@ -99,13 +99,13 @@ class Guard:
             may_begin=self._steps.may_send,
         )
         self.before_reopening: Callable[[], Awaitable[None]] | None = None
-        self.on_opening: Callable[[], object] = lambda: None
+        self.on_opening: list[Callable[[], object]] = []
 
     def submit(
         self,
         script: Script,
         keys: Sequence[str],
-        arguments: Sequence[Any],
+        arguments: Sequence[Argument],
         *,
         in_order: bool = False,
         durable: bool = False,
@@ -131,7 +131,7 @@ class Guard:
             answer(done, NotDone(NOT_ASKED))
         return done
 
-    async def force(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]) -> list[Any]:
+    async def force(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]]) -> list[Any]:
         """Runs scripts, whatever the state, a group at a time: their answers. Raises `RedisUnavailable` too."""
         found: list[Any] = []
         for start in range(0, len(calls), GROUP_STEPS_MAX):
@@ -272,7 +272,8 @@ class Guard:
         if self._breaker.fail():
             self._stats.breaker_openings += 1
             logger.warning("Redis is unusable, going on with Postgres alone: %s", error)
-            self.on_opening()
+            for hear in self.on_opening:
+                hear()
 
     async def drain(self) -> None:
         """Waits until nothing is queued or under way."""

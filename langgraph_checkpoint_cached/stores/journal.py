@@ -19,6 +19,7 @@ from langgraph_checkpoint_cached.seal import CHECKSUMS, Seal
 from langgraph_checkpoint_cached.stores.entries import CHANGES, COMMIT_PUT, COMMIT_WRITES, SHARED, Advance
 from langgraph_checkpoint_cached.stores.guard import Guard
 from langgraph_checkpoint_cached.stores.scripts import Script, lua
+from langgraph_checkpoint_cached.stores.step import Argument
 from langgraph_checkpoint_cached.utilities.tokens import new_token
 
 APPEND_PUT = Script(*SHARED, CHANGES, lua("append_functions"), lua("commit_put"))
@@ -65,7 +66,7 @@ class Journal:
             names_key(self._prefix, namespace.thread_id),
             journal_key(self._prefix, namespace.thread_id),
         )
-        shared = (key.rpartition(":")[2], new_token(), self._life.milliseconds)
+        shared = (key.rpartition(":")[2], new_token(), str(self._life.milliseconds))
         arguments = (*shared, token, kind + namespace.checkpoint_ns, *advance.arguments)
         return self._guard.submit(script, keys, arguments, in_order=True, durable=True)
 
@@ -80,12 +81,12 @@ class Journal:
 
     async def page(self, thread_id: str, token: str, after: int) -> Page:
         """JOURNAL: entries after this number. Raises `DamagedEntry` too."""
-        last, found = await self._submit(JOURNAL, thread_id, token, after, ENTRIES_AT_ONCE_MAX)
+        last, found = await self._submit(JOURNAL, thread_id, token, str(after), str(ENTRIES_AT_ONCE_MAX))
         return Page(last, [(number, self._operation(thread_id, fields)) for number, fields in found])
 
     def trim(self, thread_id: str, token: str, upto: int) -> asyncio.Future[Any]:
         """TRIM. Queued when this returns; whether it was done does not matter."""
-        return self._submit(TRIM, thread_id, token, upto)
+        return self._submit(TRIM, thread_id, token, str(upto))
 
     async def close(
         self,
@@ -101,7 +102,7 @@ class Journal:
         Nothing that Redis still has; with `sure`, nothing at all: for those who do not hold the lease.
         """
         keys = [namespace_key(self._prefix, namespace) for namespace in namespaces]
-        return bool(await self._submit(CLOSE, thread_id, token, flushed, int(sure), keys=keys))
+        return bool(await self._submit(CLOSE, thread_id, token, str(flushed), str(int(sure)), keys=keys))
 
     async def newest(self, thread_ids: Sequence[str]) -> dict[str, str]:
         """NEWEST: thread -> token of the newest entry of its journal, "" if there is none.
@@ -119,15 +120,15 @@ class Journal:
         await self._guard.force([self._call(TIDY, thread_id, token) for thread_id, token in tokens.items()])
 
     def _submit(
-        self, script: Script, thread_id: str, *arguments: Any, keys: Sequence[str] = ()
+        self, script: Script, thread_id: str, *arguments: Argument, keys: Sequence[str] = ()
     ) -> asyncio.Future[Any]:
         return self._guard.submit(*self._call(script, thread_id, *arguments, keys=keys))
 
     def _call(
-        self, script: Script, thread_id: str, *arguments: Any, keys: Sequence[str] = ()
-    ) -> tuple[Script, Sequence[str], Sequence[Any]]:
+        self, script: Script, thread_id: str, *arguments: Argument, keys: Sequence[str] = ()
+    ) -> tuple[Script, Sequence[str], Sequence[Argument]]:
         keys = (thread_key(self._prefix, thread_id), journal_key(self._prefix, thread_id), *keys)
-        return script, keys, ["*", new_token(), self._life.milliseconds, *arguments]
+        return script, keys, ["*", new_token(), str(self._life.milliseconds), *arguments]
 
     def _operation(self, thread_id: str, fields: Sequence[bytes]) -> Put | PutWrites:
         kind, checkpoint_ns = fields[3][:1], fields[3][1:].decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
@@ -13,6 +13,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 
 from langgraph_checkpoint_cached.stores.scripts import Script
 
+Argument: TypeAlias = "str | bytes"
 Command = tuple[Any, ...]
 
 
@@ -21,7 +22,7 @@ class Step(NamedTuple):
 
     script: Script
     keys: Sequence[str]
-    arguments: Sequence[Any]
+    arguments: Sequence[Argument]
     done: asyncio.Future[Any]
     in_order: bool = False
     """Whether it may not be done after a later step of the same thread."""
@@ -36,7 +37,7 @@ class Step(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it sends."""
-        return sum(len(a) for a in self.arguments if isinstance(a, (str, bytes)))
+        return sum(map(len, self.arguments))
 
     def command(self, *, known: bool) -> Command:
         """What to send: the script whole, unless the server is known to have it."""

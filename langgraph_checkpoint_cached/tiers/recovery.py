@@ -63,26 +63,30 @@ class Recovery:
         guard.before_reopening = self.void_suspects
         stats.suspects_own.read = lambda: len(self._own)
 
-    async def remember(self, thread_id: str, token: str, *, recorded: bool) -> None:
+    async def remember(self, thread_id: str, token: str | None, *, recorded: bool) -> None:
         """Redis was not told of a write to this thread. Nothing is served from it to this process before it was.
 
         Args:
             thread_id: The thread.
-            token: Of the write's fence, which may stand.
+            token: Of a fence that may stand and that nobody needs any more.
             recorded: Whether the write's transaction made the thread a suspect. If not, this does.
         """
-        if thread_id in self._own or len(self._own) < SUSPECTS_MAX:
-            self._own.setdefault(thread_id, []).append(token)
-            # The oldest may have a fence, taken when Redis went; after that nobody took any.
-            del self._own[thread_id][TOKENS_MAX // 2 : -TOKENS_MAX // 2]
-        else:
-            self._too_many = True
-        self._guard.distrust()
+        self.note(thread_id, token)
         if not recorded:
             try:
                 await self._table.add([thread_id])
             except psycopg.Error as exc:
                 logger.warning("a write that Redis was not told of is not known to other processes: %s", exc)
+
+    def note(self, thread_id: str, token: str | None) -> None:
+        """Notes that this thread is to be voided, and this fence to be removed, before anything is served."""
+        if thread_id in self._own or len(self._own) < SUSPECTS_MAX:
+            self._own.setdefault(thread_id, []).extend([token] if token else [])
+            # The oldest may have a fence, taken when Redis went; after that nobody took any.
+            del self._own[thread_id][TOKENS_MAX // 2 : -TOKENS_MAX // 2]
+        else:
+            self._too_many = True
+        self._guard.distrust()
 
     async def void_suspects(self) -> None:
         """Voids what Redis may hold of suspects. Raises `RedisUnavailable` if that cannot be done."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +17,13 @@ from langgraph_checkpoint_cached.records import Put, PutWrites
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.entries import (
     DROP,
-    FENCE_MS,
     Advance,
     Begun,
     RedisEntries,
     RedisUnavailable,
     Told,
-    begun,
 )
+from langgraph_checkpoint_cached.stores.fences import Fence, Fences
 from langgraph_checkpoint_cached.stores.journal import Journal
 from langgraph_checkpoint_cached.stores.postgres import PostgresStore, is_of_one, may_still_commit, retrying
 from langgraph_checkpoint_cached.tiers.recovery import Recovery
@@ -35,13 +33,13 @@ from langgraph_checkpoint_cached.utilities.tasks import Tasks
 from langgraph_checkpoint_cached.utilities.tokens import new_token
 
 COMMIT_ATTEMPTS_MAX = 3
-FENCE_SECONDS_TO_SPARE = FENCE_MS / 1000 / 2
-"""A fence with less than this left is taken anew before Postgres is asked to commit."""
 GROUP_ROWS_MAX = 512
 GROUP_BYTES_MAX = 8 * 1024 * 1024
 GROUPS_AT_ONCE = 2
 SHARE_MIN = 32
 """Writes. Fewer cost more than they gain when they are shared out among two transactions."""
+GATHERING_TURNS = 2
+"""Of the loop, before a group is closed. LangGraph stores a checkpoint a moment after the writes before it."""
 WRITES_WAITING_MAX = 10_000
 CANCELED_MAX = 3
 """Writes of one group that may each run into a statement timeout."""
@@ -57,13 +55,11 @@ class _Write:
 
     operation: Operation
     done: asyncio.Future[None]
-    token: str
-    begin: asyncio.Future[bytes]
-    begun_at: float
+    fence: Fence
     begun: Begun | None = None
-    """The fence, once Redis has confirmed it. If it does not, the write makes its thread a suspect."""
+    """What Redis said of the fence. If it did not confirm it, the write makes its thread a suspect."""
     settled: bool = False
-    """Whether Postgres holds all that was acknowledged of the thread before the fence."""
+    """Without a fence: whether Postgres held all that was acknowledged of the thread a moment ago."""
     advance: Advance | None = None
     """What it does to the entry, worked out while Redis takes the fence."""
 
@@ -71,6 +67,20 @@ class _Write:
     def fenced(self) -> bool:
         """Whether Redis has confirmed the fence."""
         return self.begun is not None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing of the thread that was acknowledged before is missing in Postgres."""
+        if self.begun is None:
+            return self.settled
+        return self.fence.is_complete or (self.begun.known and not self.begun.lease)
+
+    def completed(self) -> None:
+        """Postgres was seen to hold all of it, after the fence was taken."""
+        if self.begun is None:
+            self.settled = True
+        else:
+            self.fence.is_complete = True
 
     @property
     def rows(self) -> int:
@@ -95,17 +105,17 @@ class Writer:
     def __init__(
         self,
         entries: RedisEntries,
+        fences: Fences,
         postgres: PostgresStore,
         journal: Journal,
         settler: Settler,
         recovery: Recovery,
         stats: Stats,
         loop: asyncio.AbstractEventLoop,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._entries, self._postgres, self._recovery = entries, postgres, recovery
+        self._entries, self._fences, self._postgres, self._recovery = entries, fences, postgres, recovery
         self._journal, self._settler = journal, settler
-        self._stats, self._loop, self._clock = stats, loop, clock
+        self._stats, self._loop = stats, loop
         self._groups: Groups[_Write] = Groups(
             self._store,
             rows_max=GROUP_ROWS_MAX,
@@ -114,7 +124,7 @@ class Writer:
             at_once=GROUPS_AT_ONCE if postgres.is_pooled else 1,
             key=_thread_of,
             share_min=SHARE_MIN,
-            before=self._fenced,
+            before=self._gather,
         )
         stats.writes_waiting.read = lambda: self._groups.waiting
         self._tasks = Tasks()
@@ -129,12 +139,11 @@ class Writer:
             OverloadedError: too many are waiting already. Nothing was written.
         """
         done: asyncio.Future[None] = self._loop.create_future()
-        token = new_token()
-        begin = self._entries.begin(operation.namespace, token)
+        fence = self._fences.take(operation.namespace)
         try:
-            self._groups.add(_Write(operation, done, token, begin, self._clock()))
+            self._groups.add(_Write(operation, done, fence))
         except TooManyWaiting as exc:
-            self._entries.commit(operation.namespace, token, DROP)  # releases the fence
+            self._fences.withdraw(fence)
             raise _too_many() from exc
         return done
 
@@ -148,6 +157,8 @@ class Writer:
             await self._tasks.drain()
             await self._groups.drain()
         await self._groups.drain()
+        await self._entries.drain()
+        self._fences.release_all()
         await self._entries.drain()
         await self._tasks.drain()
 
@@ -211,29 +222,25 @@ class Writer:
             await self._postgres.suspects.add(unfenced)
         return await change(self._postgres.stock())
 
+    async def _gather(self, write: _Write) -> None:
+        """Gives what comes beside the write the time to come: until its fence stands, if only for a moment."""
+        for _ in range(GATHERING_TURNS):
+            await asyncio.sleep(0)
+        await self._fenced(write)
+
     async def _fenced(self, write: _Write) -> None:
         """Waits for the write's fence. Without one its thread is a suspect, and COMMIT drops the entry."""
         try:
             write.advance = write.advance or self._entries.advance_by(write.operation)
         except ValueError:  # a surrogate in a name, say: Postgres will tell its caller
             write.advance = DROP
-        write.begun = None
-        with contextlib.suppress(RedisUnavailable):
-            said = await write.begin
-            if self._clock() - write.begun_at > FENCE_SECONDS_TO_SPARE:
-                write.begun_at, write.settled = self._clock(), False
-                said = await self._entries.begin(write.operation.namespace, write.token)
-            write.begun = begun(said)
+        write.begun = await self._fences.begun(write.fence)
 
     async def _complete(self, group: Sequence[_Write]) -> Sequence[_Write]:
         """Those before which nothing of their thread is missing in Postgres; the others come back when that is
         so.
         """
-        doubtful = {
-            write.operation.namespace.thread_id
-            for write in group
-            if not write.settled and (write.begun is None or write.begun.lease or not write.begun.known)
-        }
+        doubtful = {_thread_of(write) for write in group if not write.is_complete}
         if not doubtful:
             return group
         try:
@@ -244,8 +251,9 @@ class Writer:
             return ()
         ready = []
         for write in group:
-            row = rows.get(write.operation.namespace.thread_id)
-            if write.settled or self._settler.is_complete(write.begun.lease if write.begun else None, row):
+            row = rows.get(_thread_of(write))
+            if write.is_complete or self._settler.is_complete(write.begun.lease if write.begun else None, row):
+                write.completed()
                 ready.append(write)
             else:
                 self._tasks.start(self._settle(write))
@@ -253,8 +261,8 @@ class Writer:
 
     async def _settle(self, write: _Write) -> None:
         try:
-            await self._settler.settle(write.operation.namespace.thread_id)
-            write.settled = True
+            await self._settler.settle(_thread_of(write))
+            write.completed()
             self._groups.add(write)
         except TooManyWaiting:
             self._tell(write, _too_many())
@@ -272,7 +280,7 @@ class Writer:
 
     async def _outcomes(self, group: Sequence[_Write]) -> Sequence[bool | Exception]:
         """For each, whether it is known what was stored, or the error."""
-        suspects = {write.operation.namespace.thread_id for write in group if not write.fenced}
+        suspects = {_thread_of(write) for write in group if not write.fenced}
         try:
             return await self._postgres.store([write.operation for write in group], suspects)
         except Exception as exc:  # noqa: BLE001 - the callers' to handle
@@ -287,19 +295,24 @@ class Writer:
         return outcomes
 
     def _tell(self, write: _Write, outcome: bool | Exception) -> None:
+        fence = write.fence
         if isinstance(outcome, Exception) and may_still_commit(outcome):
-            answer(write.done, outcome)  # its fence stays to the deadline
+            self._fences.forget(fence, stays=True)
+            answer(write.done, outcome)
             return
         advance = write.advance if outcome is True and write.advance else DROP
-        told = self._entries.commit(write.operation.namespace, write.token, advance)
+        told = self._entries.commit(fence.namespace, fence.token, advance, keeps=self._fences.ends(fence))
         told.add_done_callback(partial(self._told, write, outcome))
 
-    def _told(self, write: _Write, outcome: bool | Exception, told: asyncio.Future[int]) -> None:
+    def _told(self, write: _Write, outcome: bool | Exception, told: asyncio.Future[int | None]) -> None:
         error = told.exception()
         if error is None:
-            self._stats.fences_expired += max(0, -told.result())
-            self._end(write, outcome, told.result())
+            said = told.result()
+            self._fences.ended(write.fence, stood=said is not None)
+            self._stats.fences_expired += max(0, -(said or 0))
+            self._end(write, outcome, said or 0)
         elif isinstance(error, RedisUnavailable):
+            self._fences.forget(write.fence)
             self._tasks.start(self._tell_again(write, outcome))
         else:
             answer(write.done, error)  # the loop ends, and the fence stays to its deadline
@@ -307,14 +320,16 @@ class Writer:
     async def _tell_again(self, write: _Write, outcome: bool | Exception) -> None:
         # What is sent again may come after later writes of this process, so it only voids, and a thread, for that
         # takes one key: a Cluster that is moving the thread's slot refuses what takes more.
-        thread_id, token = write.operation.namespace.thread_id, write.token
+        # The fence stands until then, and while other writes are under it.
+        thread_id = _thread_of(write)
 
         async def void() -> int:
-            await self._entries.end_thread(thread_id, token)
+            await self._entries.end_thread(thread_id)
             return 0
 
         recorded = not write.fenced or isinstance(outcome, Exception)
-        told = await self._until_told(thread_id, token, void, COMMIT_ATTEMPTS_MAX - 1, recorded=recorded)
+        told = await self._until_told(thread_id, None, void, COMMIT_ATTEMPTS_MAX - 1, recorded=recorded)
+        self._fences.ended(write.fence)
         self._end(write, outcome, told)
 
     def _end(self, write: _Write, outcome: bool | Exception, advanced: int | None) -> None:
@@ -327,7 +342,13 @@ class Writer:
         answer(write.done, None)
 
     async def _until_told(
-        self, thread_id: str, token: str, step: Callable[[], Awaitable[T]], attempts: int, *, recorded: bool
+        self,
+        thread_id: str,
+        token: str | None,
+        step: Callable[[], Awaitable[T]],
+        attempts: int,
+        *,
+        recorded: bool,
     ) -> T | None:
         """Repeats an idempotent step until Redis confirms it. None if it does not: the thread is a suspect."""
         for _ in range(attempts):

@@ -1,9 +1,12 @@
-"""`jsonb.round_trip` does what a JSONB column does, on a real Postgres."""
+"""`jsonb` does what a JSONB column does, on a real Postgres."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections import OrderedDict
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import Any
 
 import psycopg
@@ -12,7 +15,7 @@ import servers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from langgraph_checkpoint_cached.jsonb import round_trip
+from langgraph_checkpoint_cached.jsonb import dumps, round_trip
 
 pytestmark = pytest.mark.integration
 
@@ -48,6 +51,42 @@ def test_a_value_comes_back_as_from_a_column(connection: psycopg.Connection[Any]
     text = json.dumps(value)
     [(stored,)] = connection.execute("select %s::text::jsonb", (text,)).fetchall()
     assert outline(json.loads(round_trip(text))) == outline(stored)
+    assert dumps(value) == round_trip(text)
+    [(same,)] = connection.execute("select %s::text::jsonb::text = %s::text::jsonb::text", (text, dumps(value)))
+    assert same, "the column holds something else"
+
+
+class Name(str):
+    """A string that is not quite one."""
+
+
+class Number(IntEnum):
+    ONE = 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param({1: "a", "1": "b", None: "c", False: "d", 1.5: "e"}, id="keys"),
+        pytest.param({Name("bb"): Name("text"), "a": Number.ONE}, id="subclasses"),
+        pytest.param(OrderedDict(b=1, a=2), id="ordered dict"),
+        pytest.param(("a", ["b", ("c",)]), id="tuples"),
+        pytest.param([math.nan, -math.inf], id="not finite"),
+        pytest.param("\0 and \ud800 alone", id="characters"),
+    ],
+)
+def test_what_json_makes_something_else_of_is_written_as_ever(value: Any) -> None:
+    assert dumps(value) == round_trip(json.dumps(value))
+
+
+def test_what_json_cannot_write_is_the_same_error() -> None:
+    circular: list[Any] = []
+    circular.append(circular)
+    for value in (object(), {"a": {1, 2}}, {(1, 2): 3}, circular):
+        with pytest.raises((TypeError, ValueError)) as stock:
+            json.dumps(value)
+        with pytest.raises(type(stock.value), match=str(stock.value).partition("(")[0]):
+            dumps(value)
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"b": 1, "a": 2, "b": 3}', "1E5", "1.50", "-0", "-0.0e1"])

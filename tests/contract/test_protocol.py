@@ -56,10 +56,10 @@ class BothRedis(model.Redis):
 
     # -- scripts ---------------------------------------------------------------------------------------------
 
-    def read(self, ticket: int, fresh: int) -> Any:
-        standing = set(self.fences)
-        kind, expected = super().read(ticket, fresh)
-        answer = self.run(entries.READ, fresh, ticket, LIFE_MS, "1", "")
+    def read(self, ticket: int, fresh: int, over: int = 0) -> Any:
+        standing = set(self.fences) - {over}
+        kind, expected = super().read(ticket, fresh, over)
+        answer = self.run(entries.READ, fresh, ticket, LIFE_MS, "1", "", over or "")
         assert answer[0].decode() == kind
         self._assert_counted(answer, standing)
         if kind == "load":
@@ -73,7 +73,7 @@ class BothRedis(model.Redis):
         standing = set(self.fences)
         kind, generation = super().read_root(ticket, fresh)
         self.client.delete(self.root_key)
-        answer = self.run(entries.READ, fresh, ticket, LIFE_MS, "1", "", root=True)
+        answer = self.run(entries.READ, fresh, ticket, LIFE_MS, "1", "", "", root=True)
         assert answer[0].decode() == kind
         self._assert_counted(answer, standing)
         if kind == "load":
@@ -102,10 +102,15 @@ class BothRedis(model.Redis):
         super().begin(token, owner, fresh)
         self.run(entries.BEGIN, fresh, token, owner, LIFE_MS)
 
-    def commit_put(self, token: int, owner: int, parent: int, new: model.State, channel: int, fresh: int) -> bool:
-        standing = self.fences.keys() - {token}
-        expected = super().commit_put(token, owner, parent, new, channel, fresh)
-        expired = len(standing - self.fences.keys())
+    def release(self, token: int) -> None:
+        super().release(token)
+        self.run(entries.RELEASE, 0, token)
+
+    def commit_put(
+        self, token: int, owner: int, parent: int, new: model.State, channel: int, fresh: int, *, keeps: bool
+    ) -> bool | None:
+        standing = set(self.fences)
+        expected = super().commit_put(token, owner, parent, new, channel, fresh, keeps=keeps)
         versions = versions_of(new)
         name = CHANNELS[channel]
         put = Put(
@@ -121,24 +126,42 @@ class BothRedis(model.Redis):
         )
         arguments = envelope.advance_arguments(put)
         assert arguments is not None
-        assert self.run(entries.COMMIT_PUT, fresh, token, owner, *arguments) == (expected or -expired)
+        self._assert_committed(expected, entries.COMMIT_PUT, fresh, token, owner, keeps, standing, *arguments)
         return expected
 
-    def commit_writes(self, token: int, owner: int, of: int, slot: int, write: int, fresh: int) -> bool:
-        standing = self.fences.keys() - {token}
-        expected = super().commit_writes(token, owner, of, slot, write, fresh)
-        expired = len(standing - self.fences.keys())
+    def commit_writes(
+        self, token: int, owner: int, of: int, slot: int, write: int, fresh: int, *, keeps: bool
+    ) -> bool | None:
+        standing = set(self.fences)
+        expected = super().commit_writes(token, owner, of, slot, write, fresh, keeps=keeps)
         put = PutWrites(NAMESPACE, id_of(of), slot == model.REPLACES, (write_of(of, slot, write),))
         arguments = envelope.writes_arguments(put)
         assert arguments is not None
-        assert self.run(entries.COMMIT_WRITES, fresh, token, owner, *arguments) == (expected or -expired)
+        self._assert_committed(expected, entries.COMMIT_WRITES, fresh, token, owner, keeps, standing, *arguments)
         return expected
 
-    def commit_drop(self, token: int, owner: int, fresh: int) -> None:
-        standing = self.fences.keys() - {token}
-        super().commit_drop(token, owner, fresh)
-        expired = len(standing - self.fences.keys())
-        assert self.run(entries.COMMIT_DROP, fresh, token, owner) == -expired
+    def commit_drop(self, token: int, owner: int, fresh: int, *, keeps: bool = False) -> bool | None:
+        standing = set(self.fences)
+        expected = super().commit_drop(token, owner, fresh, keeps=keeps)
+        self._assert_committed(expected, entries.COMMIT_DROP, fresh, token, owner, keeps, standing)
+        return expected
+
+    def _assert_committed(
+        self,
+        expected: bool | None,
+        script: Script,
+        fresh: int,
+        token: int,
+        owner: int,
+        keeps: bool,
+        standing: set[int],
+        *arguments: Any,
+    ) -> None:
+        """COMMIT says how it went, or how many fences were past their deadline; nothing if its own was gone."""
+        released = {token} if not keeps else set()
+        expired = len(standing - self.fences.keys() - released)
+        said = self.run(script, fresh, token, f"{owner} keeps" if keeps else owner, *arguments)
+        assert said == (None if expected is None else expected or -expired)
 
     def begin_thread(self, token: int, fresh: int) -> None:
         super().begin_thread(token, fresh)
@@ -307,7 +330,7 @@ def test_a_damaged_fence_voids_the_thread_and_is_gone(
     _, generation = both.read(1, 1)
     both.fill(1, generation, model.State(5, (5, 0), {}), 2)
     client.hset(both.keys[0], "f:x", damaged)
-    [kind, new_generation, expired, _] = both.run(entries.READ, 3, 4, LIFE_MS, "1", "")
+    [kind, new_generation, expired, _] = both.run(entries.READ, 3, 4, LIFE_MS, "1", "", "")
     assert expired == 1
     assert (kind, client.hexists(both.keys[0], "f:x")) == (b"load", False)
     assert new_generation.decode() != generation_text(generation)

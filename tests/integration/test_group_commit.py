@@ -242,6 +242,7 @@ async def test_more_than_may_wait_is_refused_and_nothing_of_it_written(
         found = await saver.aget_tuple(config_of(f"t{number}"))
         assert (found is None) is (number in refused)
     await put(saver, config_of("t19"), "again")
+    await saver._writer.drain()
     assert not await fences(saver._redis)
 
 

@@ -117,9 +117,9 @@ async def test_a_commit_that_redis_did_not_confirm_is_not_followed_by_a_stale_re
         entries = writer._writer._entries
         commit = entries.commit
 
-        def cut_off(*args: Any) -> Awaitable[int]:
+        def cut_off(*args: Any, **kwargs: Any) -> Awaitable[int | None]:
             proxy.stop()
-            return commit(*args)
+            return commit(*args, **kwargs)
 
         entries.commit = cut_off  # type: ignore[method-assign]
         await conversation.turn()

@@ -147,9 +147,9 @@ async def test_a_commit_without_an_answer_is_told_too(alone: Alone) -> None:
     entries = alone.writer._writer._entries
     commit = entries.commit
 
-    def cut_off(*args: Any) -> Any:
+    def cut_off(*args: Any, **kwargs: Any) -> Any:
         alone.proxy.stop()
-        return commit(*args)
+        return commit(*args, **kwargs)
 
     entries.commit = cut_off  # type: ignore[method-assign]
     await alone.conversation.turn()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,13 +29,13 @@ WRITES = PutWrites(Namespace("thread"), "c2", False, (Write("c2", "task", 0, "c"
 
 @pytest.mark.parametrize("value", ["text", "h\u00e9", "\u65e5", "\U0001f600", {"a": [1, -2.5, None, True]}])
 def test_ordinary_json_is_taken(value: Any) -> None:
-    assert is_sure_to_be_stored(replace(PUT, metadata_json=json.dumps({"x": value})))
+    assert is_sure_to_be_stored(PUT._replace(metadata_json=json.dumps({"x": value})))
 
 
 @pytest.mark.parametrize("value", ["a\0b", "\ud83d", "\ude00 \ud83d", float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("field", ["checkpoint_json", "metadata_json"])
 def test_what_a_jsonb_column_refuses_is_not(value: Any, field: str) -> None:
-    assert not is_sure_to_be_stored(replace(PUT, **{field: json.dumps({"x": value})}))
+    assert not is_sure_to_be_stored(PUT._replace(**{field: json.dumps({"x": value})}))
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud83d", "x" * (KEY_BYTES_MAX + 1), "\u65e5" * KEY_BYTES_MAX])
@@ -45,13 +44,13 @@ def test_a_key_that_no_index_takes_is_not(text: str, field: str) -> None:
     put, writes = PUT, WRITES
     if field in ("thread", "namespace"):
         namespace = Namespace(text) if field == "thread" else Namespace("thread", text)
-        put, writes = replace(put, namespace=namespace), replace(writes, namespace=namespace)
+        put, writes = put._replace(namespace=namespace), writes._replace(namespace=namespace)
     if field == "checkpoint":
-        put, writes = replace(put, checkpoint_id=text), replace(writes, checkpoint_id=text)
+        put, writes = put._replace(checkpoint_id=text), writes._replace(checkpoint_id=text)
     if field == "channel":
-        put = replace(put, values=(Value(text, "msgpack", b""),))
+        put = put._replace(values=(Value(text, "msgpack", b""),))
     if field == "task":
-        writes = replace(writes, writes=(writes.writes[0]._replace(task_id=text),))
+        writes = writes._replace(writes=(writes.writes[0]._replace(task_id=text),))
     assert field == "task" or not is_sure_to_be_stored(put)
     assert field == "channel" or not is_sure_to_be_stored(writes)
 
@@ -59,10 +58,10 @@ def test_a_key_that_no_index_takes_is_not(text: str, field: str) -> None:
 @pytest.mark.parametrize("text", ["a\0b", "\ud83d"])
 @pytest.mark.parametrize("field", ["channel", "type", "task_path"])
 def test_other_texts_have_to_be_text(text: str, field: str) -> None:
-    assert not is_sure_to_be_stored(replace(WRITES, writes=(WRITES.writes[0]._replace(**{field: text}),)))
+    assert not is_sure_to_be_stored(WRITES._replace(writes=(WRITES.writes[0]._replace(**{field: text}),)))
 
 
 def test_versions_that_may_have_a_value_already_are_not_taken() -> None:
     assert is_sure_to_be_stored(PUT)
     assert is_sure_to_be_stored(WRITES)
-    assert not is_sure_to_be_stored(replace(PUT, is_new=False))
+    assert not is_sure_to_be_stored(PUT._replace(is_new=False))

@@ -1,27 +1,25 @@
 -- What COMMIT does for every kind of write. It answers 1 if the entry was advanced; else 0, or below that the number
--- of fences that were past their deadline.
+-- of fences that were past their deadline; nothing if its own was not there any more.
 --
--- ARGV: 4 token, 5 owner
+-- ARGV: 4 token, 5 owner, or "<owner> keeps" if the fence is to stand, for other writes of its process
 
-local token, owner = ARGV[4], ARGV[5]
+local token, owner = ARGV[4], string.match(ARGV[5], '^%S+')
+local keeps = owner ~= ARGV[5]
 
--- Releases the fence. Returns the entry's checkpoint id if the change may be applied to it. Returns nil when
--- there is nothing more to do: this write was applied before, or the entry had to go because nothing is there
--- to build on, another process is writing, the fence did not hold to the end, or Redis is full. Then the second
--- value is what COMMIT answers.
+-- Releases the fence, or finds it. Returns the entry's checkpoint id if the change may be applied to it. Returns nil when
+-- there is nothing more to do: the entry had to go because nothing is there to build on, another process is writing,
+-- the fence did not hold to the end, or Redis is full. Then the second value is what COMMIT answers.
 local function settle()
   local full = redis.pcall('HSETNX', thread, 'g', incarnation() .. ':' .. random)
   keep(thread, life_ms)
-  local fenced = redis.call('HDEL', thread, 'f:' .. token) == 1
+  local fenced = redis.call(keeps and 'HEXISTS' or 'HDEL', thread, 'f:' .. token) == 1
   if not fenced then redis.call('HDEL', thread, 'w', 'k') end -- they may not know of this write
   local generation = current_generation()
   local others, _, _, expired = look_at_fences(owner)
-  local entry = redis.call('HMGET', namespace, 'g', 'i', 'a')
-  local stands = entry[1] == generation and entry[2] and not others
-  if stands and entry[3] == token then return nil, -expired end
-  if stands and fenced and type(full) == 'number' then return entry[2] end
+  local entry = redis.call('HMGET', namespace, 'g', 'i')
+  if entry[1] == generation and entry[2] and not others and fenced and type(full) == 'number' then return entry[2] end
   drop_entry()
-  return nil, -expired
+  return nil, fenced and -expired
 end
 
 -- Applies a change to the entry after that. `change` gets the entry's checkpoint id and returns whether it has
@@ -36,7 +34,7 @@ local function apply(change)
     return 0
   end
   if not advanced then return 0 end
-  redis.call('HSET', namespace, 'a', token)
+  redis.call('HSET', namespace, 'a', random)
   redis.call('PEXPIRE', namespace, life_ms)
   keep(thread, life_ms)
   return 1

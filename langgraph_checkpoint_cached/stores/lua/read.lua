@@ -8,13 +8,15 @@
 -- All but a hit go on with the generation or '', the number of fences that were past their deadline, and the lease, if
 -- there is one: then what Postgres holds may be behind.
 --
--- ARGV: 4 ticket, 5 its life in ms, 6 '1' if a hit extends the entry's life, 7 a checkpoint id or ''
+-- ARGV: 4 ticket, 5 its life in ms, 6 '1' if a hit extends the entry's life, 7 a checkpoint id or '',
+--       8 token of a fence of the reader's process that no write is under, to be released first, or ''
 
 local EMPTY_MS = 60000
 local ticket, ticket_ms, refresh, wanted = ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7]
 
 -- A server that refuses writes cannot hear of newer ones: it must not serve reads either. This removes nothing.
 redis.call('HDEL', namespace, '-')
+if ARGV[8] ~= '' then redis.call('HDEL', thread, 'f:' .. ARGV[8]) end
 
 local others, own, elsewhere, expired = look_at_fences('')
 local function say(what, generation)

@@ -14,7 +14,7 @@
 --                          v            channel -> version, as msgpack
 --                          c:<channel>  the value of a channel that has one outside the checkpoint
 --                          w:<checkpoint id>NUL<task id>NUL<index>  a pending write, of this checkpoint or a later one
---                          a            token of the last write applied
+--                          a            a random string, of the last write applied
 --                          d, dc        what the channels in `dc`, a msgpack array, are rebuilt from at a checkpoint
 --                          p            "<bytes>NUL<id>NUL<id>...": that checkpoint and the way from it to the entry's
 --                                       own; the writes of those on the way stay, and are of so many bytes

@@ -1,0 +1,3 @@
+-- RELEASE of a fence that no write is under: the entry stands. ARGV: 4 token
+
+return redis.call('HDEL', thread, 'f:' .. ARGV[4])

@@ -1,0 +1,243 @@
+"""Fences: shared, kept for the next write, given up for a read, and not used again when they may be gone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.stores import fences
+from langgraph_checkpoint_cached.stores.fences import KEPT_SECONDS, SECONDS_TO_SPARE, Fence, Fences
+from langgraph_checkpoint_cached.stores.guard import RedisUnavailable
+
+NAMESPACE = Namespace("t")
+
+
+class Entries:
+    """Remembers what Redis was sent, and answers it."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+        self.usable = True
+        self.idle_fence: Any = None
+
+    def begin(self, namespace: Namespace, token: str) -> asyncio.Future[Any]:
+        return self._send("begin", token, b"")
+
+    def release(self, namespace: Namespace, token: str) -> asyncio.Future[Any]:
+        return self._send("release", token, 1)
+
+    def _send(self, what: str, token: str, says: Any) -> asyncio.Future[Any]:
+        self.sent.append((what, token))
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self.usable:
+            future.set_result(says)
+        else:
+            future.set_exception(RedisUnavailable("away"))
+        return future
+
+
+class World:
+    def __init__(self, *, keeps: bool = True) -> None:
+        self.entries, self.now = Entries(), 1000.0
+        loop = asyncio.get_running_loop()
+        self.fences = Fences(self.entries, loop, keeps=keeps, clock=lambda: self.now)  # type: ignore[arg-type]
+        self.left: list[tuple[str, str]] = []
+        self.fences.left = lambda thread_id, token: self.left.append((thread_id, token))
+
+    def take(self) -> Fence:
+        return self.fences.take(NAMESPACE)
+
+    def end(self, fence: Fence, *, stood: bool = True) -> bool:
+        """COMMIT, answered at once: whether it kept the fence."""
+        keeps = self.fences.ends(fence)
+        self.fences.ended(fence, stood=stood)
+        return keeps
+
+    def give_up(self) -> str | None:
+        """What a read releases first."""
+        found = self.entries.idle_fence(NAMESPACE)
+        return found and found[0]
+
+    async def released(self, seconds: float = KEPT_SECONDS) -> list[str]:
+        """What was released once this time has passed."""
+        self.now += seconds
+        self.fences._release_old()
+        await asyncio.sleep(0)
+        return [token for what, token in self.entries.sent if what == "release"]
+
+    @property
+    def begun(self) -> list[str]:
+        return [token for what, token in self.entries.sent if what == "begin"]
+
+
+async def test_the_next_write_finds_the_fence_standing() -> None:
+    world = World()
+    first = world.take()
+    assert world.end(first)
+    second = world.take()
+    assert (second, world.begun) == (first, [first.token])
+    assert await world.released() == []
+    assert world.end(second)
+    assert await world.released(KEPT_SECONDS / 2) == []
+    assert await world.released(KEPT_SECONDS / 2) == [first.token]
+    assert world.take().token != first.token
+
+
+async def test_it_is_released_without_anybody_asking() -> None:
+    world = World()
+    fence = world.take()
+    world.end(fence)
+    world.now += KEPT_SECONDS
+
+    async def released() -> None:
+        while ("release", fence.token) not in world.entries.sent:
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(released(), 10)
+
+
+async def test_a_read_gives_up_a_fence_that_no_write_is_under() -> None:
+    world = World()
+    fence = world.take()
+    assert world.give_up() is None
+    world.fences.ends(fence)
+    assert world.give_up() is None  # its COMMIT is on the way
+    world.fences.ended(fence, stood=True)
+    assert world.give_up() == fence.token
+    assert world.give_up() is None
+    assert world.take().token != fence.token
+    assert await world.released() == []
+
+
+async def test_a_fence_given_up_by_a_read_that_failed_is_left() -> None:
+    world = World()
+    fence = world.take()
+    world.end(fence)
+    _, released = world.entries.idle_fence(NAMESPACE)
+    world.entries.usable = False
+    released(world.entries.release(NAMESPACE, fence.token))
+    assert world.left == [("t", fence.token)]
+
+
+async def test_it_stands_while_another_write_is_under_it() -> None:
+    world = World(keeps=False)
+    first, second = world.take(), world.take()
+    assert first is second
+    assert world.end(first)
+    assert not world.end(second)
+    assert world.take() is not first
+    assert await world.released() == []
+
+
+async def test_of_two_commits_on_the_way_the_first_does_not_leave_the_second_without() -> None:
+    world = World(keeps=False)
+    fence = world.take()
+    world.take()
+    assert world.fences.ends(fence)
+    assert world.fences.ends(fence)  # the first may have to be sent again
+    world.fences.ended(fence, stood=True)
+    assert await world.released() == []
+    world.fences.ended(fence, stood=True)
+    assert await world.released() == [fence.token]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_nobody_releases_or_uses_it_once_a_write_under_it_may_go_on(keeps: bool) -> None:
+    world = World(keeps=keeps)
+    fence = world.take()
+    world.take()
+    world.fences.forget(fence, stays=True)
+    assert world.take() is not fence
+    assert world.end(fence)
+    assert fence.token not in await world.released()
+    assert world.give_up() != fence.token
+
+
+async def test_it_is_not_used_again_once_a_commit_did_not_find_it() -> None:
+    world = World()
+    fence = world.take()
+    world.end(fence, stood=False)
+    assert world.give_up() is None
+    assert world.take() is not fence
+    assert await world.released() == []  # nothing is there
+
+
+async def test_a_commit_without_an_answer_leaves_it_to_the_last_write() -> None:
+    world = World()
+    fence = world.take()
+    world.take()
+    world.fences.ends(fence)
+    world.fences.forget(fence)
+    assert world.take() is not fence
+    assert world.fences.ends(fence)  # the other write is told of again meanwhile
+    world.fences.ended(fence, stood=True)
+    assert await world.released() == []
+    world.fences.ended(fence)
+    assert await world.released() == [fence.token]
+
+
+async def test_when_redis_is_given_up_none_is_used_again_and_those_that_stand_are_left() -> None:
+    world = World()
+    idle = world.take()
+    world.end(idle)
+    busy = world.fences.take(Namespace("u"))
+    world.fences.forget_all()
+    assert world.left == [("t", idle.token)]
+    assert world.take() is not idle
+    assert world.fences.take(Namespace("u")) is not busy
+    assert await world.released() == []
+
+
+async def test_a_release_that_redis_does_not_hear_of_is_left() -> None:
+    world = World()
+    fence = world.take()
+    world.end(fence)
+    world.entries.usable = False
+    await world.released()
+    assert world.left == [("t", fence.token)]
+
+
+async def test_one_that_has_little_time_left_is_taken_anew() -> None:
+    world = World()
+    fence = world.take()
+    fence.is_complete = True
+    world.now += SECONDS_TO_SPARE + 1
+    assert await world.fences.begun(fence) is not None
+    assert (world.begun, fence.is_complete) == ([fence.token, fence.token], False)
+    world.end(fence)
+    world.now += SECONDS_TO_SPARE + 1
+    other = world.take()
+    assert (other is fence, ("release", fence.token) in world.entries.sent) == (False, True)
+
+
+async def test_one_that_redis_does_not_confirm_is_nobodys() -> None:
+    world = World()
+    world.entries.usable = False
+    fence = world.take()
+    assert await world.fences.begun(fence) is None
+    assert world.take() is not fence
+
+
+async def test_a_write_that_was_not_queued_leaves_it_for_the_next() -> None:
+    world = World()
+    fence = world.take()
+    world.fences.withdraw(fence)
+    assert world.take() is fence
+    unkept = World(keeps=False)
+    fence = unkept.take()
+    unkept.fences.withdraw(fence)
+    assert await unkept.released() == [fence.token]
+
+
+async def test_no_more_than_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fences, "KEPT_MAX", 2)
+    world = World()
+    taken = [world.fences.take(Namespace(str(number))) for number in range(4)]
+    for fence in taken:
+        world.end(fence)
+    assert await world.released(0) == [taken[0].token, taken[1].token]
+    world.fences.release_all()
+    assert await world.released(0) == [fence.token for fence in taken]
