@@ -5,7 +5,6 @@ Values are encoded once, by the saver's serializer; both tiers hold those same b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -143,7 +142,7 @@ def decode(record: Record, serde: SerializerProtocol, first_version: Callable[[]
     return CheckpointTuple(
         config=config_of(record.namespace, record.checkpoint_id),
         checkpoint=cast("Checkpoint", checkpoint),
-        metadata=json.loads(record.metadata_json.decode()),
+        metadata=jsonb.loads(record.metadata_json),
         parent_config=config_of(record.namespace, record.parent_id) if record.parent_id else None,
         pending_writes=[(w.task_id, w.channel, loads((w.type, w.blob))) for w in writes],
     )

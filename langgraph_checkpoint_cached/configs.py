@@ -50,23 +50,30 @@ def check_search(config: object, before: object, filter: object, limit: object) 
         raise ArgumentTypeError(f"limit must be an int, not {type(limit).__name__}")
 
 
-def check_checkpoint(checkpoint: object) -> None:
+def check_checkpoint(checkpoint: Any) -> None:
     """Raises as `namespace_of` if this is not a checkpoint that can be stored and read again."""
-    if not isinstance(checkpoint, Mapping):
+    if not _is(checkpoint, Mapping):
         raise ArgumentTypeError(f"checkpoint must be a dict, not {type(checkpoint).__name__}")
     for key, kind in (("v", int), ("id", str), ("channel_values", Mapping), ("channel_versions", Mapping)):
         if key not in checkpoint:
             raise ArgumentError(f'checkpoint has no "{key}"')
-        if not isinstance(checkpoint[key], kind):
+        if not _is(checkpoint[key], kind):
             raise ArgumentTypeError(
                 f'checkpoint["{key}"] must be a {kind.__name__}, not {type(checkpoint[key]).__name__}'
             )
 
 
-def _configurable(config: object) -> Mapping[str, Any]:
-    if not isinstance(config, Mapping) or not isinstance(config.get("configurable"), Mapping):
-        raise ArgumentTypeError('config must be a dict with a dict under "configurable"')
-    return config["configurable"]  # type: ignore[no-any-return]
+def _configurable(config: Any) -> Mapping[str, Any]:
+    if _is(config, Mapping):
+        configurable = config.get("configurable")
+        if _is(configurable, Mapping):
+            return configurable  # type: ignore[no-any-return]
+    raise ArgumentTypeError('config must be a dict with a dict under "configurable"')
+
+
+def _is(value: Any, kind: type) -> bool:
+    """`isinstance`, which takes its time to tell that a dict is a mapping."""
+    return (type(value) is dict and kind is Mapping) or isinstance(value, kind)
 
 
 def _text(configurable: Mapping[str, Any], key: str) -> str:

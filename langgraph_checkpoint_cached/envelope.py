@@ -21,6 +21,7 @@ from typing import Any, TypeAlias, cast
 
 import msgpack
 
+from langgraph_checkpoint_cached import jsonb
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import (
     TASKS_CHANNEL_FORMAT,
@@ -49,6 +50,9 @@ NO_SUCH_ID = "-"
 class DamagedEntry(Exception):
     """Bytes from Redis are not what this version writes. The caller takes it for a miss."""
 
+
+DAMAGE = (KeyError, ValueError, TypeError)
+"""What comes of reading bytes that are not what they should be."""
 
 EMPTY: Fields = ["i", "", "v", msgpack.packb({})]
 """The entry of a namespace that has no checkpoint."""
@@ -183,21 +187,27 @@ def decode_entry(namespace: Namespace, fields: Mapping[bytes, bytes], seal: Seal
     Raises:
         DamagedEntry: anything is missing, unknown, damaged, or another namespace's, field's or version's.
     """
-    with _damage_of(namespace):
+    try:
         checkpoint_id = fields[b"i"].decode()
         if not checkpoint_id:
             return Latest(None)
         if HEAD not in fields:
             return None
         return Latest(_record(namespace, checkpoint_id, fields, place_of(namespace, seal)))
+    except DAMAGE as exc:  # not `_damage_of`, which takes longer than all of this
+        raise _damaged(namespace, exc) from exc
 
 
 @contextmanager
 def _damage_of(namespace: Namespace) -> Iterator[None]:
     try:
         yield
-    except (KeyError, ValueError, TypeError) as exc:
-        raise DamagedEntry(f"what Redis holds of {namespace} cannot be read: {type(exc).__name__}") from exc
+    except DAMAGE as exc:
+        raise _damaged(namespace, exc) from exc
+
+
+def _damaged(namespace: Namespace, why: Exception) -> DamagedEntry:
+    return DamagedEntry(f"what Redis holds of {namespace} cannot be read: {type(why).__name__}")
 
 
 def _bytes(field: str | bytes) -> bytes:
@@ -223,15 +233,16 @@ def _record(namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, byt
     head_id, parent_id, checkpoint_json, metadata_json, channels = rest
     if (thread_id, checkpoint_ns, head_id) != (namespace.thread_id, namespace.checkpoint_ns, checkpoint_id):
         raise DamagedEntry(f"an entry of {namespace} holds another checkpoint")
-    checkpoint = json.loads(checkpoint_json.decode())
+    checkpoint = jsonb.loads(checkpoint_json)
     versions = checkpoint["channel_versions"]
     values, writes, own_writes = {}, [], f"w:{checkpoint_id}\0".encode()
     for field, packed in fields.items():
-        if field.startswith(b"c:"):
+        kind = field[:2]
+        if kind == b"c:":
             channel = field[2:].decode()
             part = _value_part(field, versions[channel])
             values[channel] = Value(channel, *unpack(place, packed, part))
-        elif field.startswith(b"w:") and field >= own_writes:  # those of ancestors are kept for `histories`
+        elif kind == b"w:" and field >= own_writes:  # those of ancestors are kept for `histories`
             write = unpack_write(place, field, packed)
             if write.checkpoint_id == checkpoint_id:
                 writes.append(write)

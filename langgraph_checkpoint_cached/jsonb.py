@@ -25,6 +25,11 @@ def dumps(value: Any) -> str:
     return _ENCODER.encode(plain)
 
 
+def loads(text: bytes) -> Any:
+    """The value of JSON text as `dumps`, or a column, gives it: with nothing around it. Raises `ValueError`."""
+    return _READER.raw_decode(text.decode())[0]
+
+
 def round_trip(text: str) -> str:
     """JSON text for exactly the value that reading `text` back from a JSONB column gives, in its key order.
 
@@ -79,4 +84,5 @@ def _bytes(key: str) -> int:
 
 
 _DECODER = json.JSONDecoder(parse_float=_number, object_pairs_hook=_object)
+_READER = json.JSONDecoder()
 _ENCODER = json.JSONEncoder(separators=(",", ":"))

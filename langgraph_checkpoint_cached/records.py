@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, cast
 
+from langgraph_checkpoint_cached import jsonb
 from langgraph_checkpoint_cached.keys import Namespace
 
 TASKS_CHANNEL_FORMAT = 4
@@ -64,7 +64,7 @@ class Record:
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
         """The checkpoint's own JSON, without the values that stand outside."""
-        return cast("dict[str, Any]", json.loads(self.checkpoint_json.decode()))
+        return cast("dict[str, Any]", jsonb.loads(self.checkpoint_json))
 
     @property
     def predates_tasks_channel(self) -> bool:

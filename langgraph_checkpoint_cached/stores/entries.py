@@ -240,9 +240,10 @@ class RedisEntries:
         owner = f"{self._owner} keeps" if keeps else self._owner
         return self._submit(advance.script, namespace, token, owner, *advance.arguments)
 
-    def release(self, namespace: Namespace, token: str) -> asyncio.Future[int]:
+    def release(self, thread_id: str, token: str) -> asyncio.Future[int]:
         """RELEASE: removes a fence that no write is under. Queued when this returns."""
-        return self._submit(RELEASE, namespace, token)
+        # It takes one key: a Cluster that is moving the thread's slot refuses what takes more.
+        return self._guard.submit(RELEASE, [thread_key(self._prefix, thread_id)], self._thread_arguments(token))
 
     async def begin_thread(self, thread_id: str, token: str) -> Told | None:
         """BEGIN over all namespaces of a thread. Returns its lease."""

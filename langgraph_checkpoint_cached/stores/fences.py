@@ -172,16 +172,18 @@ class Fences:
 
     def _release(self, fence: Fence) -> None:
         self.forget(fence)
-        released = self._entries.release(fence.namespace, fence.token)
-        released.add_done_callback(partial(self._released, fence))
+        thread_id = fence.namespace.thread_id
+        released = self._entries.release(thread_id, fence.token)
+        released.add_done_callback(partial(_if_not_done, partial(self.left, thread_id, fence.token)))
 
     def _given_up(self, namespace: Namespace) -> tuple[str, Callable[[asyncio.Future[Any]], None]] | None:
         fence = self._idle.get(namespace)
         if fence is None:
             return None
         self.forget(fence)
-        return fence.token, partial(self._released, fence)
+        return fence.token, partial(_if_not_done, partial(self._release, fence))
 
-    def _released(self, fence: Fence, done: asyncio.Future[Any]) -> None:
-        if not done.cancelled() and isinstance(done.exception(), RedisUnavailable):
-            self.left(fence.namespace.thread_id, fence.token)
+
+def _if_not_done(instead: Callable[[], object], step: asyncio.Future[Any]) -> None:
+    if not step.cancelled() and isinstance(step.exception(), RedisUnavailable):
+        instead()

@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores import entries, opening
-from langgraph_checkpoint_cached.tiers import holder, settler, writer
+from langgraph_checkpoint_cached.stores import entries, fences, opening
+from langgraph_checkpoint_cached.tiers import holder, settler
 
 PREFIX = "chaos"
 REDIS_TIMEOUT_SECONDS = 0.3
@@ -58,7 +58,7 @@ async def open_saver(
             yield opened
         return
     entries.FENCE_MS = round(fence_seconds * 1000)
-    writer.FENCE_SECONDS_TO_SPARE = fence_seconds / 2
+    fences.SECONDS_TO_SPARE = fence_seconds / 2
     settler.ABANDONED_SECONDS, settler.SETTLE_SECONDS_MAX = ABANDONED_SECONDS, ABANDONED_SECONDS + 5
     settler.LAG_SECONDS_MAX = LAG_SECONDS_MAX
     holder.LINGER_SECONDS = LINGER_SECONDS

@@ -104,7 +104,7 @@ class BothRedis(model.Redis):
 
     def release(self, token: int) -> None:
         super().release(token)
-        self.run(entries.RELEASE, 0, token)
+        self.run(entries.RELEASE, 0, token, thread_only=True)
 
     def commit_put(
         self, token: int, owner: int, parent: int, new: model.State, channel: int, fresh: int, *, keeps: bool

@@ -18,6 +18,7 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.stores.fences import KEPT_SECONDS
 
 PATIENT_SECONDS = 10
 """For a call to Redis, where a test is about answers and not about time."""
@@ -28,6 +29,21 @@ T = TypeVar("T")
 Saver = BaseCheckpointSaver[str]
 Scenario = Callable[[Saver, str], Awaitable[Any]]
 """Runs graphs with a saver, on threads whose ids start with the given text. Returns what it saw."""
+
+
+async def fences(redis: Redis, prefix: str) -> list[bytes]:
+    """Those in Redis."""
+    threads = [key async for key in redis.scan_iter(match=f"{prefix}*:thread", count=1000)]
+    return [field for key in threads for field in await redis.hkeys(key) if field.startswith(b"f:")]
+
+
+async def fences_left(redis: Redis, prefix: str) -> list[bytes]:
+    """Those that stand for longer than one is kept for the next write."""
+    for _ in range(40):
+        if not (found := await fences(redis, prefix)):
+            break
+        await asyncio.sleep(KEPT_SECONDS / 10)
+    return found
 
 
 @dataclass(frozen=True)
@@ -66,13 +82,13 @@ class Tiers:
         """
         namespaces = await self._namespaces()
         assert namespaces, "nothing was written"
+        assert await self.fences_left() == []
         for thread_id, checkpoint_ns in namespaces:
             await self._assert_agree(thread_id, checkpoint_ns)
         keys = await self.keys()
         assert len(keys) >= 2, "nothing is cached"
         for key in keys:
             assert await self.redis.pttl(key) > 0, f"{key!r} has no expiry"
-        assert await self.fences() == []
 
     async def assert_reads_agree(self, config: RunnableConfig) -> None:
         """Reads ours between two reads of the stock saver, until nothing was written between those."""
@@ -89,8 +105,11 @@ class Tiers:
 
     async def fences(self) -> list[bytes]:
         """Those of all threads."""
-        threads = [key for key in await self.keys() if key.endswith(b":thread")]
-        return [field for key in threads for field in await self.redis.hkeys(key) if field.startswith(b"f:")]
+        return await fences(self.redis, self.prefix)
+
+    async def fences_left(self) -> list[bytes]:
+        """Those of all threads that no process keeps for its next write."""
+        return await fences_left(self.redis, self.prefix)
 
     async def _assert_agree(self, thread_id: str, checkpoint_ns: str) -> None:
         latest: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns}}

@@ -149,6 +149,7 @@ async def test_whatever_is_written_the_history_is_what_the_stock_saver_says(tier
             await saver.adelete_thread(CACHED)
             puts.clear()
         if chance.random() < 0.6:
+            assert await tiers.fences_left() == []
             await compare(tiers, config, chance.choice([["a"], ["a", "b"], ["a", "b", "c"]]))
     await compare(tiers, config, ["a", "b", "c"])
     assert tiers.saver.stats()["history_hits"] > 0

@@ -426,6 +426,7 @@ async def test_two_versions_of_this_package_can_run_side_by_side(
             await saver.aput_writes(thread.at(), [("messages", [version])], "task")
             monkeypatch.setattr(envelope, "FORMAT", 2 * current + 1 - version)
             reader = other if saver is tiers.saver else tiers.saver
+            assert await tiers.fences_left() == []
             assert await reader.aget_tuple(thread.config) == await tiers.stock.aget_tuple(thread.config)
             assert await reader.aget_tuple(thread.config) == await tiers.stock.aget_tuple(thread.config)
     assert other.stats()["damaged"] > 0, "what the other version stored is a miss"

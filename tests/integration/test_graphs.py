@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
-from agreement import CACHED, Saver, Tiers, on_thread, outline, outlines
+from agreement import CACHED, Saver, Tiers, fences_left, on_thread, outline, outlines
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langgraph.channels.delta import DeltaChannel
 from langgraph.func import entrypoint, task
@@ -351,6 +351,7 @@ async def test_namespaces_that_never_existed_cost_no_query(
         for saver in (one, other, one):
             graph = outer.compile(checkpointer=saver)
             await graph.ainvoke({"messages": [HumanMessage("?")]}, config, durability="sync")
+            assert await fences_left(saver._redis, redis_prefix) == []
         assert [saver.stats()["loads"] for saver in (one, other)] == [1, 0]  # the root, when the thread was new
         assert one.stats()["bypasses"] == other.stats()["bypasses"] == 0
         state = await outer.compile(checkpointer=one).aget_state(config)

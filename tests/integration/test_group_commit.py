@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from agreement import fences_left
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
@@ -242,13 +243,7 @@ async def test_more_than_may_wait_is_refused_and_nothing_of_it_written(
         found = await saver.aget_tuple(config_of(f"t{number}"))
         assert (found is None) is (number in refused)
     await put(saver, config_of("t19"), "again")
-    await saver._writer.drain()
-    assert not await fences(saver._redis)
-
-
-async def fences(redis: Any) -> list[Any]:
-    threads = [key async for key in redis.scan_iter(match="*:thread")]
-    return [field for key in threads for field in await redis.hkeys(key) if field.startswith(b"f:")]
+    assert not await fences_left(saver._redis, "")
 
 
 # -- steps to Redis ------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ async def test_an_error_of_progress_stops_it_and_so_does_cancelling(tiers: Tiers
     with pytest.raises(asyncio.CancelledError):
         await work
     assert await there(tiers, *names) == set(names[4:])
-    assert await tiers.fences() == []
+    assert await tiers.fences_left() == []
 
 
 async def test_a_thread_that_has_just_become_active_is_kept_whole(

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import agreement
 import pytest
 from conversations import Conversation, open_saver
 from redis.asyncio import Redis
@@ -45,8 +46,7 @@ def times_begun(saver: CachedPostgresSaver) -> list[str]:
 async def standing(redis_url: str, prefix: str) -> int:
     """How many fences stand in Redis."""
     async with Redis.from_url(redis_url) as redis:
-        fields = [await redis.hkeys(key) async for key in redis.scan_iter(match=f"{prefix}:*:thread")]
-        return sum(field.startswith(b"f:") for fields_of_one in fields for field in fields_of_one)
+        return len(await agreement.fences(redis, prefix))
 
 
 async def test_writes_in_a_row_take_one_fence_which_is_released_after_them(

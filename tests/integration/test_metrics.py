@@ -80,7 +80,7 @@ async def test_fences_past_their_deadline_are_counted_once(tiers: Tiers, finds: 
         await tiers.saver.aget_tuple(conversation.config if finds == "read" else conversation.latest)
     await conversation.check()
     assert tiers.saver.stats()["fences_expired"] == 2
-    assert await tiers.fences() == []
+    assert await tiers.fences_left() == []
 
 
 async def test_openings_and_suspects_are_seen_while_redis_is_away(

@@ -137,6 +137,7 @@ async def test_warm_loads_threads_that_are_then_hits(tiers: Tiers, ask_cli: Ask)
     conversations = [Conversation(tiers.saver, f"t{number}") for number in range(5)]
     for each in conversations:
         await each.turn()
+    assert await tiers.fences_left() == []
     code, said = await ask_cli("warm", "--newest", "3")
     assert (code, said["counts"]["loaded"]) == (0, 3)
     for each in conversations[2:]:

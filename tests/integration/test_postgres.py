@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from agreement import fences, fences_left
 from langgraph.checkpoint.base import Checkpoint, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -37,11 +38,6 @@ async def put(saver: CachedPostgresSaver, value: Any, config: Any = CONFIG) -> A
 async def value_of(saver: CachedPostgresSaver) -> Any:
     found = await saver.aget_tuple(CONFIG)
     return found and found.checkpoint["channel_values"]["value"]
-
-
-async def fences(redis: Redis, prefix: str) -> list[bytes]:
-    threads = [key async for key in redis.scan_iter(match=f"{prefix}*:thread")]
-    return [field for key in threads for field in await redis.hkeys(key) if field.startswith(b"f:")]
 
 
 async def test_connections_use_prepared_statements_directly_and_none_behind_a_pooler(
@@ -167,6 +163,7 @@ async def test_a_write_whose_outcome_is_unknown_keeps_its_fence_and_no_stale_ent
     ):
         first = await put(saver, ["first"])
         await put(saver, ["second"], first)
+        assert await fences_left(redis, redis_prefix) == []
         assert await value_of(other) == ["second"]
         hits = other.stats()["hits"]
         if committed:
@@ -195,7 +192,7 @@ async def test_a_write_whose_outcome_is_unknown_keeps_its_fence_and_no_stale_ent
             assert other.stats()["hits"] == hits
             # Past the deadline, the next reader drops the fence and the entry, and loads.
             await until(lambda: all_served(other, expected, hits))
-            assert await fences(redis, redis_prefix) == []
+            assert await fences_left(redis, redis_prefix) == []
 
 
 async def all_served(saver: CachedPostgresSaver, expected: Any, hits: int) -> bool:
@@ -222,7 +219,7 @@ async def test_a_write_that_postgres_refuses_raises_what_the_stock_saver_raises_
                 await saver.aput_writes(stored, [("value", 1), ("nul\0", 2)], "task")
             found, by_stock = await saver.aget_tuple(CONFIG), await stock.aget_tuple(CONFIG)
             assert found == by_stock
-        assert await fences(redis, redis_prefix) == []
+        assert await fences_left(redis, redis_prefix) == []
 
 
 async def test_a_load_that_fails_does_not_keep_the_next_reader_waiting(

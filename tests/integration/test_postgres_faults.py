@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from agreement import eventually, new_checkpoint, on_thread
+from agreement import eventually, fences_left, new_checkpoint, on_thread
 from proxy import Proxy
 from psycopg.errors import DeadlockDetected, QueryCanceled, ReadOnlySqlTransaction, SerializationFailure
 from psycopg_pool import PoolTimeout
@@ -50,9 +50,8 @@ class Place:
     async def threads(self) -> list[str]:
         return [thread for (thread,) in await self.run("select distinct thread_id from checkpoints order by 1")]
 
-    async def fences(self) -> list[bytes]:
-        keys = [key async for key in self.redis.scan_iter(match=f"{self.prefix}*:thread", count=1000)]
-        return [field for key in keys for field in await self.redis.hkeys(key) if field.startswith(b"f:")]
+    async def fences_left(self) -> list[bytes]:
+        return await fences_left(self.redis, self.prefix)
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ async def test_what_postgres_ends_for_another_transaction_is_tried_again(
     with pytest.raises(error):
         await operate()
     assert await place.run("select last_value from refusals") == [(ATTEMPTS_MAX,)]
-    assert await place.fences() == []
+    assert await place.fences_left() == []
     await operate()
     assert await place.threads() == (["t"] if operation == "put" else [])
 
@@ -109,7 +108,7 @@ async def test_a_real_deadlock_between_two_processes_is_nobody_s_error(
                 )
 
         await asyncio.gather(write(place, a, b), write(other, b, a))
-        assert await place.fences() == []
+        assert await place.fences_left() == []
 
 
 async def test_a_write_that_waits_for_a_lock_too_long_fails_alone(
@@ -129,7 +128,7 @@ async def test_a_write_that_waits_for_a_lock_too_long_fails_alone(
         )
         assert [type(o) for o in outcomes] == [QueryCanceled, *[dict] * 6]
         assert await place.threads() == [*"abcdef", "locked"]
-        assert await place.fences() == []
+        assert await place.fences_left() == []
 
 
 async def test_where_postgres_is_slow_for_all_they_do_not_wait_one_after_the_other(
@@ -146,7 +145,7 @@ async def test_where_postgres_is_slow_for_all_they_do_not_wait_one_after_the_oth
         assert {type(o) for o in outcomes} == {QueryCanceled}
         ((tries,),) = await place.run("select last_value from tries")
         assert tries <= 2 * (CANCELED_MAX + 1), "the first write alone, the group, and a few of it"
-        assert await place.fences() == []
+        assert await place.fences_left() == []
         await place.run("drop trigger dawdle on checkpoints")
         await place.put()
         assert await place.threads() == ["t"]
@@ -162,7 +161,7 @@ async def test_connections_to_what_is_a_standby_now_are_replaced(
             await admin.execute(f'alter database "{name}" set default_transaction_read_only = off')
             with pytest.raises(ReadOnlySqlTransaction):
                 await place.put()
-            assert await place.fences() == []
+            assert await place.fences_left() == []
             for i in range(6):
                 await place.put(f"t{i}")
             assert await place.threads() == [f"t{i}" for i in range(6)]
@@ -205,7 +204,7 @@ async def test_a_pool_without_a_free_connection_is_an_error_of_the_pool(
                 await place.saver.adelete_thread("t")
             with pytest.raises(PoolTimeout):
                 await place.saver.aget_tuple(on_thread("t"))
-            assert await place.fences() == []
+            assert await place.fences_left() == []
         await place.put()
         assert await place.threads() == ["t"]
         assert pool.get_stats()["requests_waiting"] == 0

@@ -13,8 +13,7 @@ from agreement import eventually, new_checkpoint, on_thread
 from proxy import Proxy
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores import entries
-from langgraph_checkpoint_cached.tiers import writer
+from langgraph_checkpoint_cached.stores import entries, fences
 
 pytestmark = pytest.mark.integration
 
@@ -47,7 +46,7 @@ async def test_a_write_that_had_no_fence_and_whose_outcome_is_unknown_is_served_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(entries, "FENCE_MS", round(FENCE_SECONDS * 1000))
-    monkeypatch.setattr(writer, "FENCE_SECONDS_TO_SPARE", FENCE_SECONDS / 2)
+    monkeypatch.setattr(fences, "SECONDS_TO_SPARE", FENCE_SECONDS / 2)
     redis_proxy, postgres_proxy = proxies(redis_url), proxies(migrated_database_url)
     async with AsyncExitStack() as stack:
 

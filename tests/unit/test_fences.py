@@ -26,7 +26,7 @@ class Entries:
     def begin(self, namespace: Namespace, token: str) -> asyncio.Future[Any]:
         return self._send("begin", token, b"")
 
-    def release(self, namespace: Namespace, token: str) -> asyncio.Future[Any]:
+    def release(self, thread_id: str, token: str) -> asyncio.Future[Any]:
         return self._send("release", token, 1)
 
     def _send(self, what: str, token: str, says: Any) -> asyncio.Future[Any]:
@@ -112,14 +112,18 @@ async def test_a_read_gives_up_a_fence_that_no_write_is_under() -> None:
     assert await world.released() == []
 
 
-async def test_a_fence_given_up_by_a_read_that_failed_is_left() -> None:
+@pytest.mark.parametrize("usable", [True, False])
+async def test_a_fence_given_up_by_a_read_that_failed_is_released_or_left(usable: bool) -> None:
     world = World()
     fence = world.take()
     world.end(fence)
     _, released = world.entries.idle_fence(NAMESPACE)
-    world.entries.usable = False
-    released(world.entries.release(NAMESPACE, fence.token))
-    assert world.left == [("t", fence.token)]
+    read: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    read.set_exception(RedisUnavailable("a Cluster is moving the thread's slot"))
+    world.entries.usable = usable
+    released(read)
+    assert await world.released(0) == [fence.token]
+    assert world.left == ([] if usable else [("t", fence.token)])
 
 
 async def test_it_stands_while_another_write_is_under_it() -> None:

@@ -12,7 +12,8 @@ local keeps = owner ~= ARGV[5]
 local function settle()
   local full = redis.pcall('HSETNX', thread, 'g', incarnation() .. ':' .. random)
   keep(thread, life_ms)
-  local fenced = redis.call(keeps and 'HEXISTS' or 'HDEL', thread, 'f:' .. token) == 1
+  local fenced = redis.call('HGET', thread, 'f:' .. token) ~= false
+  if not keeps then redis.call('HDEL', thread, 'f:' .. token) end
   if not fenced then redis.call('HDEL', thread, 'w', 'k') end -- they may not know of this write
   local generation = current_generation()
   local others, _, _, expired = look_at_fences(owner)
