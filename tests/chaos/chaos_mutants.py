@@ -101,7 +101,7 @@ def _nothing_invalidated() -> None:
     """Redis is told of no write."""
 
     def answering(answer: Any) -> Callable[..., asyncio.Future[Any]]:
-        def told(self: RedisEntries, *args: Any) -> asyncio.Future[Any]:
+        def told(self: RedisEntries, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
             done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             done.set_result(answer)
             return done
@@ -154,7 +154,7 @@ def _never_purged() -> None:
 
     def longer(self: RedisEntries, script: Script, namespace: Any, *arguments: Any, **options: Any) -> Any:
         if script is entries.BEGIN:
-            arguments = (*arguments[:-1], 10 * 24 * 3_600_000)
+            arguments = (*arguments[:-1], str(10 * 24 * 3_600_000))
         return submit(self, script, namespace, *arguments, **options)
 
     RedisEntries._submit = longer  # type: ignore[method-assign]

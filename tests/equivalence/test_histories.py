@@ -22,6 +22,8 @@ from histories import SLOTS, Change, History, How, Put, PutWrites, Read, Rewrite
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from strategies import histories
 
+from langgraph_checkpoint_cached.stores import fences
+
 EXAMPLES = int(os.environ.get("EQUIVALENCE_EXAMPLES", "100"))
 SEED = int(os.environ.get("EQUIVALENCE_SEED", secrets.randbelow(2**32)))
 MANY_EXAMPLES = 100
@@ -60,11 +62,19 @@ def bench(
     redis_url: str,
     report: list[str],
 ) -> Iterator[Bench]:
-    """Long-lived, because opening pools would take longer than a history. The pods have these modes, in turn."""
+    """Long-lived, because opening pools would take longer than a history. The pods have these modes, in turn.
+
+    They take turns too, so that fences are kept for a few steps only: else one would keep the other off Redis.
+    """
     prefix = f"test-{uuid.uuid4().hex[:12]}"
     loop = asyncio.new_event_loop()
     stack = AsyncExitStack()
-    with databases.fresh(migrated_template_url) as stock_url, databases.fresh(migrated_template_url) as cached_url:
+    with (
+        databases.fresh(migrated_template_url) as stock_url,
+        databases.fresh(migrated_template_url) as cached_url,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(fences, "KEPT_SECONDS", 0.002)
         opening = worlds.open_sides(stock_url, cached_url, redis_url, prefix, modes=request.param)
         sides = loop.run_until_complete(stack.enter_async_context(opening))
         started = time.monotonic()
