@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 
@@ -15,7 +16,7 @@ class Lifetime:
     seconds: float
     sliding: bool = False
 
-    @property
+    @cached_property
     def milliseconds(self) -> int:
         """The same in whole milliseconds, at least 1: what Redis' `PX` and `PEXPIRE` take."""
         return max(1, round(self.seconds * 1000))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import random
 from typing import Any, Literal, TypeAlias
 
 import psycopg
 
+from langgraph_checkpoint_cached import jsonb
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, BehindError, OverloadedError
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Record
@@ -126,7 +126,7 @@ def content_of(record: Record | None) -> Any:
         return None
     return (
         (record.namespace, record.checkpoint_id, record.parent_id, record.sends),
-        (json.loads(record.checkpoint_json.decode()), json.loads(record.metadata_json.decode())),
+        (jsonb.loads(record.checkpoint_json), jsonb.loads(record.metadata_json)),
         {value.channel: value for value in record.values if value.type != "empty"},
         {(write.task_id, write.idx): write for write in record.writes},
     )

@@ -1,4 +1,4 @@
--- COMMIT of a write whose effect on the entry cannot be told from here: releases the fence, drops the entry.
+-- COMMIT of a write whose effect on the entry cannot be told from here: drops the entry.
 
 local latest, said = settle()
 drop_entry()

@@ -1,5 +1,5 @@
--- COMMIT of a checkpoint: releases the fence and makes the entry what Postgres now holds as the namespace's
--- latest checkpoint, or drops it when that cannot be known from here. Answers 1 if the entry was advanced.
+-- COMMIT of a checkpoint: makes the entry what Postgres now holds as the namespace's latest checkpoint, or drops it
+-- when that cannot be known from here.
 --
 -- ARGV: 6 checkpoint id, 7 parent's or '', 8 head, 9 channel -> version of the checkpoint, as msgpack,
 --       10 channels whose version is new and has no value in Postgres, as a msgpack array,

@@ -1,5 +1,5 @@
--- COMMIT of pending writes: releases the fence and adds them to the entry if they are of its checkpoint or of a
--- later one, whose own put may still come. Answers 1 if the entry was advanced.
+-- COMMIT of pending writes: adds them to the entry if they are of its checkpoint or of a later one, whose own put may
+-- still come.
 --
 -- ARGV: 6 checkpoint id, 7 '1' if they replace what is there and '0' if what is there stays,
 --       8 their channels, as a msgpack array, then task path, field, value, ... for each write
