@@ -135,7 +135,7 @@ class RedisEntries:
             )
         over, released = self.idle_fence(namespace) or ("", None)
         refresh = "1" if self._life.sliding else "0"
-        said = self._submit(READ, namespace, ticket, str(TICKET_MS), refresh, checkpoint_id, over)
+        said = self._submit(READ, namespace, ticket, str(TICKET_MS), refresh, checkpoint_id, over, now=True)
         if released is not None:
             said.add_done_callback(released)
         try:
@@ -230,15 +230,15 @@ class RedisEntries:
         return DROP if arguments is None else Advance(script, arguments)
 
     def commit(
-        self, namespace: Namespace, token: str, advance: Advance, *, keeps: bool = False
+        self, namespace: Namespace, token: str, advance: Advance, *, keeps: bool = False, now: bool = False
     ) -> asyncio.Future[int | None]:
-        """COMMIT: releases the fence, or keeps it. Queued when this returns.
+        """COMMIT: releases the fence, or keeps it. Queued when this returns; with `now` no other is waited for.
 
         1 if the entry was advanced, not dropped; below 0, the number of fences that were past their deadline; None
         if the fence was not there any more.
         """
         owner = f"{self._owner} keeps" if keeps else self._owner
-        return self._submit(advance.script, namespace, token, owner, *advance.arguments)
+        return self._submit(advance.script, namespace, token, owner, *advance.arguments, now=now)
 
     def release(self, thread_id: str, token: str) -> asyncio.Future[int]:
         """RELEASE: removes a fence that no write is under. Queued when this returns."""
@@ -293,7 +293,12 @@ class RedisEntries:
         await self._guard.drain()
 
     def _submit(
-        self, script: Script, namespace: Namespace, *arguments: Argument, life_ms: int | None = None
+        self,
+        script: Script,
+        namespace: Namespace,
+        *arguments: Argument,
+        life_ms: int | None = None,
+        now: bool = False,
     ) -> asyncio.Future[Any]:
         keys = (
             thread_key(self._prefix, namespace.thread_id),
@@ -301,9 +306,8 @@ class RedisEntries:
             names_key(self._prefix, namespace.thread_id),
         )
         shared = (keys[1].rpartition(":")[2], new_token(), str(life_ms or self._life.milliseconds))
-        return self._guard.submit(
-            script, keys, (*shared, *arguments), in_order=script in COMMITS, now=script is READ
-        )
+        in_order = script in COMMITS
+        return self._guard.submit(script, keys, (*shared, *arguments), in_order=in_order, now=now)
 
     async def _void(self, fences: Mapping[str, Iterable[str]]) -> None:
         await self._guard.force(

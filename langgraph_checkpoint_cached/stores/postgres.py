@@ -19,7 +19,7 @@ import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from psycopg import AsyncCursor
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.adapt import Buffer, Loader
 from psycopg.errors import DeadlockDetected, PipelineAborted, ReadOnlySqlTransaction, SerializationFailure
 from psycopg.pq import Format
@@ -203,11 +203,10 @@ class PostgresStore:
         blobs = self._stock.UPSERT_CHECKPOINT_BLOBS_SQL
         single = one_statement(sets[0], blobs) if len(sets) == 1 and not asking else None
         needed = [single] if single else [one for batch in sets for one in statements(batch)]
-        # One statement is a transaction of its own; a pipeline would only add to its cost.
         with self._stats.postgres_store.timed():
-            async with self._cursor(pipeline=not single or bool(self._stock.pipe)) as cur:
-                sent = [(one, await _execute(cur, one.sql, one.parameters)) for one in needed]
-                asked = [(i, await _execute(cur, ASK_FOR_VALUES, _question(put))) for i, put in asking]
+            async with self._connection(pipeline=not single) as conn:
+                sent = [(one, await _execute(conn, one.sql, one.parameters)) for one in needed]
+                asked = [(i, await _execute(conn, ASK_FOR_VALUES, _question(put))) for i, put in asking]
         unsure = {i for i, own in asked if own.rowcount > 0}
         for statement, own in sent:
             if statement.batch.sql == blobs and own.rowcount != statement.rows:
@@ -246,7 +245,7 @@ class PostgresStore:
                         await self.suspects.insert(cur, marked)
                     for batch in batches(self._stock, operations):
                         for one in statements(batch):
-                            await _execute(cur, one.sql, one.parameters)
+                            await _execute(cur.connection, one.sql, one.parameters)
                     await self.leases.move(cur, valid)
         self._stats.replayed += len(operations)
         return {replay.thread_id for replay in valid}
@@ -260,23 +259,42 @@ class PostgresStore:
             yield
 
     @asynccontextmanager
+    async def _connection(self, *, pipeline: bool) -> AsyncIterator[AsyncConnection[DictRow]]:
+        """For a transaction. One statement is that without a pipeline, which would only add to its cost."""
+        pool = self._stock.conn
+        if pipeline or not isinstance(pool, AsyncConnectionPool):
+            async with self._cursor(pipeline=pipeline or bool(self._stock.pipe)) as cur:
+                yield cur.connection
+            return
+        try:
+            async with pool.connection() as conn:
+                yield conn
+        except psycopg.Error as exc:
+            await self._replace_if_gone(exc)
+            raise
+
+    @asynccontextmanager
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
-        """The stock saver's. When Postgres turns out to be gone, or a standby now, all connections of the pool are
-        replaced: they mostly are in the same state, and each would cost somebody an error.
-        """
+        """The stock saver's."""
         try:
             async with self._stock._cursor(pipeline=pipeline) as cur:
                 yield cur
         except psycopg.Error as exc:
-            pool, now = self._stock.conn, time.monotonic()
-            if (
-                isinstance(pool, AsyncConnectionPool)
-                and (may_still_commit(exc) or isinstance(exc, ReadOnlySqlTransaction))
-                and now - self._drained_at > DRAIN_SECONDS_MIN
-            ):
-                self._drained_at = now
-                await pool.drain()
+            await self._replace_if_gone(exc)
             raise
+
+    async def _replace_if_gone(self, error: psycopg.Error) -> None:
+        """When Postgres turns out to be gone, or a standby now, all connections of the pool are replaced: they
+        mostly are in the same state, and each would cost somebody an error.
+        """
+        pool, now = self._stock.conn, time.monotonic()
+        if (
+            isinstance(pool, AsyncConnectionPool)
+            and (may_still_commit(error) or isinstance(error, ReadOnlySqlTransaction))
+            and now - self._drained_at > DRAIN_SECONDS_MIN
+        ):
+            self._drained_at = now
+            await pool.drain()
 
     async def _load(self, loads: Sequence[_Load]) -> None:
         wanted = list(dict.fromkeys(load.namespace for load in loads))
@@ -426,10 +444,9 @@ class _JsonBytes(Loader):
         return bytes(data[1:])  # the first byte is the version of the binary format
 
 
-async def _execute(cur: AsyncCursor[DictRow], sql: str, parameters: Sequence[Any]) -> AsyncCursor[DictRow]:
+async def _execute(conn: AsyncConnection[DictRow], sql: str, parameters: Sequence[Any]) -> AsyncCursor[DictRow]:
     """Executes a statement with a cursor of its own, which knows the count of rows when a pipeline is over."""
-    own = cur.connection.cursor(row_factory=dict_row)
-    return await own.execute(sql, parameters)
+    return await conn.cursor(row_factory=dict_row).execute(sql, parameters)
 
 
 def _question(put: Put) -> Sequence[Any]:

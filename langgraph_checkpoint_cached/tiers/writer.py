@@ -38,8 +38,6 @@ GROUP_BYTES_MAX = 8 * 1024 * 1024
 GROUPS_AT_ONCE = 2
 SHARE_MIN = 32
 """Writes. Fewer cost more than they gain when they are shared out among two transactions."""
-GATHERING_TURNS = 2
-"""Of the loop, before a group is closed. LangGraph stores a checkpoint a moment after the writes before it."""
 WRITES_WAITING_MAX = 10_000
 CANCELED_MAX = 3
 """Writes of one group that may each run into a statement timeout."""
@@ -61,7 +59,7 @@ class _Write:
     settled: bool = False
     """Without a fence: whether Postgres held all that was acknowledged of the thread a moment ago."""
     advance: Advance | None = None
-    """What it does to the entry, worked out while Redis takes the fence."""
+    """What it does to the entry, once that is worked out."""
 
     @property
     def fenced(self) -> bool:
@@ -223,18 +221,26 @@ class Writer:
         return await change(self._postgres.stock())
 
     async def _gather(self, write: _Write) -> None:
-        """Gives what comes beside the write the time to come: until its fence stands, if only for a moment."""
-        for _ in range(GATHERING_TURNS):
-            await asyncio.sleep(0)
+        """Gives what comes beside the write the time to come: until its fence stands, or for a turn of the loop.
+        LangGraph stores a checkpoint a moment after the writes before it.
+        """
+        await asyncio.sleep(0)
         await self._fenced(write)
 
     async def _fenced(self, write: _Write) -> None:
         """Waits for the write's fence. Without one its thread is a suspect, and COMMIT drops the entry."""
-        try:
-            write.advance = write.advance or self._entries.advance_by(write.operation)
-        except ValueError:  # a surrogate in a name, say: Postgres will tell its caller
-            write.advance = DROP
+        if not write.fence.begin.done():
+            self._work_out([write])
         write.begun = await self._fences.begun(write.fence)
+
+    def _work_out(self, group: Sequence[_Write]) -> None:
+        """Works out what the writes do to their entries: best while something is waited for."""
+        for write in group:
+            if write.advance is None:
+                try:
+                    write.advance = self._entries.advance_by(write.operation)
+                except ValueError:  # a surrogate in a name, say: Postgres will tell its caller
+                    write.advance = DROP
 
     async def _complete(self, group: Sequence[_Write]) -> Sequence[_Write]:
         """Those before which nothing of their thread is missing in Postgres; the others come back when that is
@@ -275,8 +281,11 @@ class Writer:
         for write in group:
             await self._fenced(write)
         group = await self._complete(group)
-        for write, outcome in zip(group, await self._outcomes(group) if group else (), strict=True):
-            self._tell(write, outcome)
+        if not group:
+            return
+        self._loop.call_soon(self._work_out, group)
+        for write, outcome in zip(group, await self._outcomes(group), strict=True):
+            self._tell(write, outcome, alone=len(group) == 1)
 
     async def _outcomes(self, group: Sequence[_Write]) -> Sequence[bool | Exception]:
         """For each, whether it is known what was stored, or the error."""
@@ -294,14 +303,16 @@ class Writer:
             outcomes += await self._outcomes([write]) if len(slow) < CANCELED_MAX else [slow[-1]]
         return outcomes
 
-    def _tell(self, write: _Write, outcome: bool | Exception) -> None:
+    def _tell(self, write: _Write, outcome: bool | Exception, *, alone: bool = False) -> None:
         fence = write.fence
         if isinstance(outcome, Exception) and may_still_commit(outcome):
             self._fences.forget(fence, stays=True)
             answer(write.done, outcome)
             return
+        self._work_out([write])
         advance = write.advance if outcome is True and write.advance else DROP
-        told = self._entries.commit(fence.namespace, fence.token, advance, keeps=self._fences.ends(fence))
+        keeps = self._fences.ends(fence)
+        told = self._entries.commit(fence.namespace, fence.token, advance, keeps=keeps, now=alone)
         told.add_done_callback(partial(self._told, write, outcome))
 
     def _told(self, write: _Write, outcome: bool | Exception, told: asyncio.Future[int | None]) -> None:
