@@ -102,6 +102,4 @@ def _hook(stock_hook: Hook) -> Hook:
 @cache
 def _by_head() -> dict[bytes, MessageClass]:
     """By what such a message begins with, so that nothing else is looked at twice."""
-    return {
-        (b"\x94" + ormsgpack.packb((known.module, known.name))[1:])[:_HEAD]: known for known in message_classes()
-    }
+    return {known.start[:_HEAD]: known for known in message_classes()}

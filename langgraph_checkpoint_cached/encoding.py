@@ -15,11 +15,13 @@ from pydantic import BaseModel
 from langgraph_checkpoint_cached.messages import MessageClass, message_classes, samples_of
 
 Dumps = Callable[[Any], tuple[str, Any]]
+Pack = Callable[[Any], Any]
 
 _OPTION = getattr(jsonplus, "_option", 0)
 _STOCK_DEFAULT: Callable[[Any], Any] = getattr(jsonplus, "_msgpack_default", lambda value: None)
 _STOCK_DUMPS = JsonPlusSerializer.dumps_typed
 _PYDANTIC = getattr(jsonplus, "EXT_PYDANTIC_V2", 0)
+_END = ormsgpack.packb("model_validate_json")
 
 
 def dumps_of(serde: SerializerProtocol) -> Dumps:
@@ -29,7 +31,7 @@ def dumps_of(serde: SerializerProtocol) -> Dumps:
     type may be missing.
     """
     runs_stock = type(serde) is JsonPlusSerializer and JsonPlusSerializer.dumps_typed is _STOCK_DUMPS
-    if not runs_stock or "dumps_typed" in vars(serde) or not _plain():
+    if not runs_stock or "dumps_typed" in vars(serde) or not _packers():
         return serde.dumps_typed
 
     def dumps(value: Any) -> tuple[str, Any]:
@@ -44,29 +46,34 @@ def dumps_of(serde: SerializerProtocol) -> Dumps:
 
 
 def _default(value: Any) -> Any:
-    known = _plain().get(type(value))
-    if (
-        known is None
-        or value.__pydantic_extra__
-        or tuple(value.__dict__) != known.fields
-        or not _named(value.__dict__)
-    ):
-        return _STOCK_DEFAULT(value)
-    try:
-        return _packed(value, known)
-    except ormsgpack.MsgpackEncodeError:  # something in it that pydantic, or the stock hook, has its own way with
-        return _STOCK_DEFAULT(value)
+    pack = _packers().get(type(value))
+    return _STOCK_DEFAULT(value) if pack is None else pack(value)
+
+
+def _packer(known: MessageClass) -> Pack:
+    """What the stock hook does, for messages of this class."""
+    packb, names = ormsgpack.packb, known.fields
+    has_calls = "tool_calls" in names
+
+    def pack(message: Any) -> Any:
+        fields = message.__dict__
+        if message.__pydantic_extra__ or tuple(fields) != names or (has_calls and not _named(fields)):
+            return _STOCK_DEFAULT(message)
+        try:
+            return ormsgpack.Ext(_PYDANTIC, known.start + packb(fields, option=_OPTION) + _END)
+        except ormsgpack.MsgpackEncodeError:  # something that pydantic, or the stock hook, has its own way with
+            return _STOCK_DEFAULT(message)
+
+    return pack
 
 
 def _named(fields: dict[str, Any]) -> bool:
     """Whether every key of its typed dicts is a name: pydantic refuses to dump others."""
-    if "tool_calls" not in fields:
-        return True
     for field in ("tool_calls", "invalid_tool_calls", "tool_call_chunks"):
         calls = fields.get(field)
         if calls and (type(calls) is not list or not all(map(_has_names, calls))):
             return False
-    usage = fields.get("usage_metadata")
+    usage = fields["usage_metadata"]
     if usage is None:
         return True
     return _has_names(usage) and all(_has_names(part) for part in usage.values() if type(part) is not int)
@@ -76,26 +83,22 @@ def _has_names(part: Any) -> bool:
     return type(part) is dict and all(type(key) is str for key in part)
 
 
-def _packed(value: Any, known: MessageClass) -> Any:
-    parts = (known.module, known.name, value.__dict__, "model_validate_json")
-    return ormsgpack.Ext(_PYDANTIC, ormsgpack.packb(parts, option=_OPTION))
-
-
 @cache
-def _plain() -> dict[type, MessageClass]:
-    """Classes of messages of which pydantic dumps what is in their attributes."""
-    return {known.cls: known for known in message_classes() if _dumps_itself(known)}
+def _packers() -> dict[type, Pack]:
+    """For the classes of messages of which pydantic dumps what is in their attributes."""
+    return {known.cls: pack for known in message_classes() if (pack := _packer_if_same(known)) is not None}
 
 
-def _dumps_itself(known: MessageClass) -> bool:
+def _packer_if_same(known: MessageClass) -> Pack | None:
     own = known.cls.__pydantic_decorators__
     if own.field_serializers or own.model_serializers or own.computed_fields:
-        return False
+        return None
     if known.cls.model_dump is not BaseModel.model_dump:
-        return False
-    return all(_same(known.cls(**sample), known) for sample in samples_of(known.cls))
+        return None
+    pack = _packer(known)
+    messages = [known.cls(**sample) for sample in samples_of(known.cls)]
+    return pack if all(_bytes(pack(message)) == _bytes(_STOCK_DEFAULT(message)) for message in messages) else None
 
 
-def _same(message: Any, known: MessageClass) -> bool:
-    ours, stock = _packed(message, known), _STOCK_DEFAULT(message)
-    return bool(ormsgpack.packb([ours]) == ormsgpack.packb([stock]))
+def _bytes(packed: Any) -> bytes:
+    return ormsgpack.packb([packed])

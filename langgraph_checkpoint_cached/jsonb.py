@@ -12,6 +12,8 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+import orjson
+
 ORDERS_KEPT_MAX = 1024
 _AS_THEY_ARE = frozenset((str, int, bool, type(None)))
 
@@ -20,9 +22,11 @@ def dumps(value: Any) -> str:
     """`round_trip` of the JSON text for a value, mostly without making that text. Raises as `json.dumps`."""
     try:
         plain = _plain(value)
-    except (_NotPlain, RecursionError):
+        text = orjson.dumps(plain)
+    except (_NotPlain, RecursionError, orjson.JSONEncodeError):  # the last for large integers, lone surrogates
         return round_trip(json.dumps(value))
-    return _ENCODER.encode(plain)
+    # What a column takes of other characters is up to the database's encoding, unless they are escaped.
+    return text.decode() if text.isascii() else _ENCODER.encode(plain)
 
 
 def loads(text: bytes) -> Any:
@@ -40,23 +44,19 @@ def round_trip(text: str) -> str:
 
 
 class _NotPlain(Exception):
-    """JSON makes something else of it, or nothing."""
+    """JSON makes something else of it, or nothing; or it is a number with an exponent or decimals."""
 
 
 def _plain(value: Any) -> Any:
-    """What a column gives back for a value of JSON's own types. Raises `_NotPlain` for any other."""
+    """What a column gives back for a value of JSON's simple types. Raises `_NotPlain` for any other."""
     kind = type(value)
     if kind in _AS_THEY_ARE:
         return value
     if kind is dict:
-        keys = tuple(value)
-        if not all(type(key) is str for key in keys):
-            raise _NotPlain
-        return {key: inner if type(inner := value[key]) in _AS_THEY_ARE else _plain(inner) for key in _order(keys)}
+        keys = _order(tuple(value))
+        return {key: inner if type(inner := value[key]) in _AS_THEY_ARE else _plain(inner) for key in keys}
     if kind is list or kind is tuple:
         return [inner if type(inner) in _AS_THEY_ARE else _plain(inner) for inner in value]
-    if kind is float and value - value == 0:  # finite
-        return _number(repr(value))
     raise _NotPlain
 
 
@@ -75,7 +75,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @lru_cache(maxsize=ORDERS_KEPT_MAX)
 def _order(keys: tuple[str, ...]) -> Sequence[str]:
-    """Shortest first, then byte by byte. UTF-8 sorts as code points do."""
+    """Shortest first, then byte by byte. UTF-8 sorts as code points do. Raises `_NotPlain` for other than text."""
+    if not all(type(key) is str for key in keys):
+        raise _NotPlain
     return sorted(sorted(keys), key=len if "".join(keys).isascii() else _bytes)
 
 

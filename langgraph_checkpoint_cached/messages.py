@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
+import ormsgpack
 from langgraph.checkpoint.serde import _msgpack
 from pydantic import BaseModel
 from pydantic_core import SchemaError, SchemaValidator, ValidationError
@@ -29,6 +30,8 @@ class MessageClass(NamedTuple):
     name: str
     cls: type[BaseModel]
     fields: tuple[str, ...]
+    # How it begins in msgpack: an array of module, name, fields, and how the stock hook is to make it.
+    start: bytes
     # What `cls(**payload)` gives, or None where only it can tell. The payload becomes part of the message.
     restore: Callable[[Any], Any]
 
@@ -49,7 +52,9 @@ def _message_class(
         cls = getattr(importlib.import_module(module), name)
         if set(cls.model_fields) != {*_COMMON, *own} or not _has_only(cls, validators):
             return None
-        known = MessageClass(module, name, cls, tuple(cls.model_fields), _restorer(cls, rule and rule(cls)))
+        start = b"\x94" + ormsgpack.packb(module) + ormsgpack.packb(name)
+        restore = _restorer(cls, rule and rule(cls))
+        known = MessageClass(module, name, cls, tuple(cls.model_fields), start, restore)
         return known if all(_agrees(known, sample) for sample in samples_of(cls)) else None
     except (ImportError, LookupError, AttributeError, TypeError, SchemaError, ValidationError):
         return None  # not the class that this was written for
