@@ -6,7 +6,7 @@ Each step is one script in `lua/`, atomic on the server; what each promises is s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape as glob_escape
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -155,21 +155,23 @@ class RedisEntries:
         """The entry that was hit, or None for an opaque one. Raises `DamagedEntry`."""
         return decode_entry(namespace, hit.fields, self._seal)
 
-    async def fill(self, namespace: Namespace, ticket: str, load: Load, latest: Latest) -> bool:
-        """FILL: returns whether what was loaded became the entry."""
+    def fill(self, namespace: Namespace, ticket: str, load: Load, latest: Latest) -> Coroutine[Any, Any, bool]:
+        """FILL: whether what was loaded became the entry. Queued when this returns."""
         life_ms = self._life.milliseconds
-        if latest.record is None:
-            life_ms = min(life_ms, EMPTY_MS)
+        said = self._submit(
+            FILL,
+            namespace,
+            ticket,
+            load.generation,
+            "1" if latest.thread_is_empty else "0",
+            *entry_fields(namespace, latest, self._seal),
+            life_ms=life_ms if latest.record is not None else min(life_ms, EMPTY_MS),
+        )
+        return self._filled(namespace, ticket, said)
+
+    async def _filled(self, namespace: Namespace, ticket: str, said: asyncio.Future[Any]) -> bool:
         try:
-            answer = await self._submit(
-                FILL,
-                namespace,
-                ticket,
-                load.generation,
-                "1" if latest.thread_is_empty else "0",
-                *entry_fields(namespace, latest, self._seal),
-                life_ms=life_ms,
-            )
+            answer = await said
         except RedisFull:
             await self.give_back(namespace, ticket)  # nobody else is to wait for this
             return False

@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from langgraph_checkpoint_cached.envelope import DamagedEntry
@@ -183,10 +183,12 @@ class Reader:
             with contextlib.suppress(RedisUnavailable):
                 await self._entries.give_back(namespace, ticket)  # so that others need not wait it out
             raise
-        try:
-            filled = await self._entries.fill(namespace, ticket, load, latest)
+        # Whoever asked does not wait for it. What this process asks of Redis later comes after it.
+        self._tasks.start(self._filled(self._entries.fill(namespace, ticket, load, latest)))
+        return latest.record
+
+    async def _filled(self, fill: Awaitable[bool]) -> None:
+        with contextlib.suppress(RedisUnavailable):  # then the ticket runs out
+            filled = await fill
             self._stats.fills += filled
             self._stats.fills_refused += not filled
-        except RedisUnavailable:
-            pass  # loaded all the same, and the ticket runs out
-        return latest.record

@@ -238,8 +238,29 @@ async def test_a_load_that_fails_does_not_keep_the_next_reader_waiting(
         with pytest.raises(psycopg.OperationalError):
             await value_of(cut_off)
         assert await value_of(saver) == 1
-        assert saver.stats()["waits"] == 0
-        assert saver.stats()["fills"] == 1
+        assert await value_of(saver) == 1
+        stats = saver.stats()
+        assert (stats["waits"], stats["fills"], stats["hits"]) == (0, 1, 1)
+
+
+async def test_a_reader_does_not_wait_until_redis_has_what_it_loaded(
+    migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, fill = asyncio.Event(), entries.RedisEntries._filled
+
+    async def late(*args: Any) -> bool:
+        await held.wait()
+        return await fill(*args)
+
+    monkeypatch.setattr(entries.RedisEntries, "_filled", late)
+    async with CachedPostgresSaver.from_conn_string(
+        migrated_database_url, redis_url, prefix=redis_prefix
+    ) as saver:
+        assert await asyncio.wait_for(value_of(saver), 10) is None
+        assert saver.stats()["fills"] == 0
+        held.set()
+        await saver.aclose()
+        assert saver.stats()["fills"] == 1, "closing waits for it"
 
 
 async def test_clients_of_the_caller_are_not_closed(
