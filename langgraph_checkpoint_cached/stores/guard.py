@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError, TryAgainError
@@ -38,6 +38,9 @@ SCAN_COUNT = 1000
 GROUP_STEPS_MAX = 256
 GROUP_BYTES_MAX = 4 * 1024 * 1024
 STEPS_WAITING_MAX = 20_000
+GROUPS_AT_ONCE = 8
+SHARE_MIN = 32
+"""Steps that are sent at once, though others are under way: Redis does these while this process makes more."""
 NOT_ASKED = "not asked: Redis was found unusable a moment ago"
 PROBE_SECONDS_MAX = 1.0
 SETTLING_SECONDS = 3.0
@@ -95,9 +98,13 @@ class Guard:
             rows_max=GROUP_STEPS_MAX,
             bytes_max=GROUP_BYTES_MAX,
             waiting_max=STEPS_WAITING_MAX,
+            at_once=GROUPS_AT_ONCE,
+            share_min=SHARE_MIN,
             begin=self._begin_group,
-            may_begin=self._steps.may_send,
+            may_begin=self._may_send,
         )
+        self._sent = 0  # groups that are not answered
+        self._is_making_up = False
         self.before_reopening: Callable[[], Awaitable[None]] | None = None
         self.on_opening: list[Callable[[], object]] = []
 
@@ -177,17 +184,21 @@ class Guard:
             self._full = False
             logger.warning("Redis has memory again")
 
+    def _may_send(self, steps: Iterable[Step]) -> bool:
+        return not self._is_making_up and self._steps.may_send(steps)
+
     def _begin_group(self, steps: Sequence[Step], over: Callable[[], None]) -> bool:
         """Sends a group, if that can be done at once: a read that is alone is little more than this."""
-        if not self._breaker.closed:
+        if not self._breaker.closed or self._is_making_up:
             return False
         started = time.perf_counter()
 
         def said(answers: list[Any] | Exception) -> None:
             late.cancel()
+            self._sent -= 1
             self._stats.redis_exchange.record(time.perf_counter() - started)
             if isinstance(answers, list) and any(isinstance(each, NoScriptError) for each in answers):
-                self._tasks.start(self._make_up(steps, answers)).add_done_callback(made_up)
+                make_up(answers)
                 return
             try:
                 if isinstance(answers, Exception):
@@ -198,21 +209,32 @@ class Guard:
                 fail(steps, exc)
             over()
 
-        def made_up(task: asyncio.Task[None]) -> None:
-            error = asyncio.CancelledError() if task.cancelled() else task.exception()
-            if error is not None:
-                fail(steps, error)
-            over()
+        def make_up(answers: list[Any]) -> None:
+            # As answers come in the order of what was sent, what is not answered yet was sent after it. If there
+            # is nothing, nothing is sent before this is over.
+            overtaken = self._sent > 0
+            self._is_making_up |= not overtaken
+
+            def made_up(task: asyncio.Task[None]) -> None:
+                self._is_making_up &= overtaken
+                error = asyncio.CancelledError() if task.cancelled() else task.exception()
+                if error is not None:
+                    fail(steps, error)
+                over()
+
+            work = self._make_up(steps, answers, overtaken=overtaken)
+            self._tasks.start(work).add_done_callback(made_up)
 
         abort = self._steps.send(steps, said)
         if abort is None:
             return False
+        self._sent += 1
         late = self._loop.call_later(self._timeout_seconds, abort, asyncio.TimeoutError())
         return True
 
-    async def _make_up(self, steps: Sequence[Step], answers: list[Any]) -> None:
+    async def _make_up(self, steps: Sequence[Step], answers: list[Any], *, overtaken: bool) -> None:
         try:
-            await self._attempt(self._steps.make_up(steps, answers))
+            await self._attempt(self._steps.make_up(steps, answers, overtaken=overtaken))
         except RedisUnavailable as exc:
             self._fail(exc)
             raise

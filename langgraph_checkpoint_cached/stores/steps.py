@@ -121,12 +121,19 @@ class Steps:
         finally:
             await pool.release(connection)
 
-    async def make_up(self, steps: Sequence[Step], answers: list[Any]) -> None:
-        """Runs the steps again that were refused for want of their script, if that is not too late."""
+    async def make_up(self, steps: Sequence[Step], answers: list[Any], *, overtaken: bool = False) -> None:
+        """Runs the steps again that were refused for want of their script, if that is not too late.
+
+        Args:
+            steps: All of their group.
+            answers: To all of them; gets those to the ones that are run again.
+            overtaken: Whether later steps of the same threads may have been sent already.
+        """
         self._known.clear()
         threads = Counter(step.keys[0] for step in steps)
         for i, step in enumerate(steps):
-            if isinstance(answers[i], NoScriptError) and not (step.in_order and threads[step.keys[0]] > 1):
+            too_late = step.in_order and (overtaken or threads[step.keys[0]] > 1)
+            if isinstance(answers[i], NoScriptError) and not too_late:
                 answers[i] = await self._alone(step)
 
     async def _alone(self, step: Step) -> Any:

@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TypeAlias
 
 from langgraph_checkpoint_cached.envelope import DamagedEntry
@@ -184,11 +184,11 @@ class Reader:
                 await self._entries.give_back(namespace, ticket)  # so that others need not wait it out
             raise
         # Whoever asked does not wait for it. What this process asks of Redis later comes after it.
-        self._tasks.start(self._filled(self._entries.fill(namespace, ticket, load, latest)))
+        filling = self._tasks.start(self._entries.fill(namespace, ticket, load, latest))
+        filling.add_done_callback(self._filled)
         return latest.record
 
-    async def _filled(self, fill: Awaitable[bool]) -> None:
-        with contextlib.suppress(RedisUnavailable):  # then the ticket runs out
-            filled = await fill
-            self._stats.fills += filled
-            self._stats.fills_refused += not filled
+    def _filled(self, filling: asyncio.Task[bool]) -> None:
+        if not filling.cancelled() and filling.exception() is None:  # else the ticket runs out
+            self._stats.fills += filling.result()
+            self._stats.fills_refused += not filling.result()

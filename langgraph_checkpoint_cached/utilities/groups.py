@@ -52,7 +52,8 @@ class Groups(Generic[Operation]):
         key: Operations of one key are never in two groups that are under way, and those that wait together are in
             one, in their order.
         share_min: With so many operations, waiting or under way, each group takes an even share of them, and
-            while it is under way the next one is made. With fewer there is one group at a time. Needs `key`.
+            while it is under way the next one is made. With fewer there is one group at a time. Without `key`: so
+            many that wait are a group at once.
         before: Awaited with the first operation before its group is put together, so that what arrives
             meanwhile belongs to it.
         begin: Begins a group without a task, for which `run` needs one, unless it returns False. It answers all
@@ -79,6 +80,7 @@ class Groups(Generic[Operation]):
         self._waiting: deque[Operation] = deque()
         self._tasks = Tasks()
         self._at_once, self._running = at_once, 0
+        self._in_tasks = 0  # of those that run
         self._key, self._share_min = key, share_min
         self._busy: set[Hashable] = set()  # keys of what is under way
         self._under_way = 0  # operations, if there is a key
@@ -90,8 +92,8 @@ class Groups(Generic[Operation]):
     def add(self, operation: Operation, *, now: bool = False) -> None:
         """Queues an operation. Raises `TooManyWaiting` instead when the queue is full.
 
-        Where nothing is under way, what else is added in this turn of the loop is in its group; with `now` it is
-        not waited for, unless the last group had company too.
+        Where nothing is under way, what else is added in this turn of the loop is in its group, up to `share_min`;
+        with `now` it is not waited for, unless the last group had company too.
 
         When its tasks were just cancelled, as a loop that ends does to all, none is started: nobody would wait for
         it. The operation gets that error then. Should the loop go on, so does this, after a moment.
@@ -102,15 +104,25 @@ class Groups(Generic[Operation]):
         if len(self._waiting) >= self._waiting_max:
             raise TooManyWaiting(f"{self._waiting_max} operations are waiting")
         self._waiting.append(operation)
-        if not self._running or (self._running < self._at_once and self._are_many):
-            self._running += 1
+        if not self._running:
+            self._running = 1
             self._schedule([operation], now=now and self._last_group <= 1)
         elif self._soon is not None:
-            self._schedule([operation])
+            self._schedule([operation], now=self._at_once > 1 and self._are_many)
+        elif self._running < self._at_once and self._are_many and self._may_overlap:
+            self._running += 1
+            self._schedule([operation], now=True)
 
     @property
     def _are_many(self) -> bool:
         return len(self._waiting) + self._under_way >= self._share_min
+
+    @property
+    def _may_overlap(self) -> bool:
+        """Whether another group may be started. One that is begun never is under way beside one in a task, which
+        may have something to send yet.
+        """
+        return self._begin is None or (not self._in_tasks and self._may_begin(self._waiting))
 
     @property
     def waiting(self) -> int:
@@ -127,12 +139,14 @@ class Groups(Generic[Operation]):
 
     def _schedule(self, added: Iterable[Operation], *, now: bool = False) -> None:
         """A task that is needed is made at once: a loop that ends cancels those there are, and none made later."""
-        if self._begin is None or not self._may_begin(added):
+        if self._begin is None or (self._running == 1 and not self._may_begin(added)):
             if self._soon is not None:
                 self._soon.cancel()
                 self._soon = None
             self._start()
         elif now:
+            if self._soon is not None:
+                self._soon.cancel()
             self._begin_group()
         elif self._soon is None:
             self._soon = asyncio.get_running_loop().call_soon(self._begin_group)
@@ -147,12 +161,17 @@ class Groups(Generic[Operation]):
             fail(group, exc)
             self._over()
             return
-        if not begun:
+        if begun:
+            return
+        if self._running == 1:
             self._start(group)
+        else:  # after those under way
+            self._waiting.extendleft(reversed(group))
+            self._end_one()
 
     def _over(self) -> None:
         """What was added meanwhile is the next group, with what those add who have just been answered."""
-        if self._waiting:
+        if self._waiting and self._soon is None:
             self._schedule(islice(self._waiting, self._rows_max))
         else:
             self._end_one()
@@ -165,9 +184,11 @@ class Groups(Generic[Operation]):
 
     def _start(self, group: Sequence[Operation] = ()) -> None:
         began = asyncio.Event()
+        self._in_tasks += 1
 
         def ended(task: asyncio.Task[None]) -> None:
             if not began.is_set():  # a task that is cancelled before its first step runs none of its code
+                self._in_tasks -= 1
                 self._end_one()
                 self._end(group, asyncio.CancelledError())
 
@@ -194,6 +215,7 @@ class Groups(Generic[Operation]):
             self._end(group, exc)
             raise
         finally:
+            self._in_tasks -= 1
             self._end_one()
 
     def _end(self, group: Sequence[Operation], exc: BaseException) -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from agreement import PATIENT_SECONDS
 from conversations import Conversation, open_saver, until_hit
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from proxy import Proxy
@@ -19,12 +20,13 @@ from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.embedded import RedisServer
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores import held as held_module
-from langgraph_checkpoint_cached.stores.guard import Guard
+from langgraph_checkpoint_cached.stores.guard import SHARE_MIN, Guard, NotDone
 from langgraph_checkpoint_cached.stores.held import POOL_MIN, HeldConnection
 from langgraph_checkpoint_cached.stores.scripts import Script
 from langgraph_checkpoint_cached.stores.steps import Step, Steps
 
-COUNT = Script("return redis.call('EXISTS', KEYS[1])")
+EXISTS = Script("return redis.call('EXISTS', KEYS[1])")
+APPEND = Script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
 
 pytestmark = pytest.mark.integration
 
@@ -236,7 +238,7 @@ async def test_a_call_that_outlasts_the_saver_keeps_none(redis_url: str, redis_p
     async with Redis.from_url(redis_url) as client:
         pool = client.connection_pool
         steps = Steps(client)
-        step = Step(COUNT, (f"{redis_prefix}:key",), (), asyncio.get_running_loop().create_future())
+        step = Step(EXISTS, (f"{redis_prefix}:key",), (), asyncio.get_running_loop().create_future())
         assert await steps.run([step]) == [0]
         assert len(pool._in_use_connections) == 1
         late = [asyncio.ensure_future(steps.run([step])) for _ in range(3)]
@@ -262,7 +264,7 @@ async def test_a_call_that_outlasts_the_saver_keeps_none(redis_url: str, redis_p
 async def test_which_clients_spare_one(redis_url: str, options: dict[str, Any], is_held: bool) -> None:
     async with Redis.from_url(redis_url, **options) as client:
         steps = Steps(client)
-        asked = Step(COUNT, ["k"], [], asyncio.get_running_loop().create_future())
+        asked = Step(EXISTS, ["k"], [], asyncio.get_running_loop().create_future())
         await steps.run([asked])
         assert steps.may_send([asked]) is is_held
 
@@ -295,13 +297,57 @@ async def test_a_primary_that_became_a_replica_is_left_for_the_new_one(
         await conversation.check()
 
 
+async def test_steps_of_a_thread_are_done_in_order_though_the_scripts_are_lost_while_groups_are_under_way(
+    redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, make_up = asyncio.Event(), Steps.make_up
+
+    async def late(*args: Any, **options: Any) -> None:
+        await go_on.wait()
+        await make_up(*args, **options)
+
+    monkeypatch.setattr(Steps, "make_up", late)
+    async with Redis.from_url(redis_url) as client:
+        guard = Guard(client, redis_prefix, PATIENT_SECONDS, Stats(), asyncio.get_running_loop())
+        thread, other = f"{redis_prefix}thread", f"{redis_prefix}other"
+
+        def group(number: int) -> list[asyncio.Future[Any]]:
+            """One that is sent at once: a step of the thread, and as many of another as that takes."""
+            steps = [guard.submit(APPEND, [thread], [str(number)], in_order=True)]
+            return steps + [guard.submit(EXISTS, [other], []) for _ in range(SHARE_MIN - 1)]
+
+        for number in range(0, 60, 6):
+            go_on.set()
+            await asyncio.gather(*group(number))  # after which the scripts are known to be there
+            await client.script_flush()
+            said = [*group(number + 1), *group(number + 2)]
+            answers = await asyncio.gather(*said, return_exceptions=True)
+            assert isinstance(answers.pop(0), NotDone), "the next of its thread was on the way already"
+            assert all(isinstance(each, int) for each in answers)
+            await asyncio.gather(*group(number + 3))
+            await client.script_flush()
+            go_on.clear()
+            said = group(number + 4)
+            while not guard._is_making_up:
+                await asyncio.sleep(0)
+            await client.script_load(APPEND.text)
+            said += group(number + 5)
+            await client.ping()
+            go_on.set()
+            await asyncio.gather(*said)
+        done = [number for number in range(60) if number % 6 != 1]
+        assert [int(each) for each in await client.lrange(thread, 0, -1)] == done
+        await guard.drain()
+        await guard.close()
+
+
 async def test_steps_that_were_refused_are_answered_though_the_loop_ends_before_they_are_made_up(
     redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Redis.from_url(redis_url) as client:
         guard = Guard(client, redis_prefix, 1.0, Stats(), asyncio.get_running_loop())
         for _ in range(2):
-            assert await guard.submit(COUNT, [redis_prefix], []) == 0
+            assert await guard.submit(EXISTS, [redis_prefix], []) == 0
         await client.script_flush()
         start = guard._tasks.start
 
@@ -313,7 +359,7 @@ async def test_steps_that_were_refused_are_answered_though_the_loop_ends_before_
         with monkeypatch.context() as patch:
             patch.setattr(guard._tasks, "start", start_and_cancel)
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(guard.submit(COUNT, [redis_prefix], []), 5)
-        assert await guard.submit(COUNT, [redis_prefix], []) == 0
+                await asyncio.wait_for(guard.submit(EXISTS, [redis_prefix], []), 5)
+        assert await guard.submit(EXISTS, [redis_prefix], []) == 0
         await guard.drain()
         await guard.close()

@@ -303,13 +303,18 @@ class Beginner:
 
     def __init__(self) -> None:
         self.groups: list[list[str]] = []
-        self.end: Any = None
+        self.ends: list[Any] = []
+        self.refuses: Any = lambda: False
+
+    def end(self) -> None:
+        """Ends the first of those that are under way."""
+        self.ends.pop(0)()
 
     def __call__(self, operations: Sequence[Operation], over: Any) -> bool:
         names = [operation.name for operation in operations]
         if "raise" in names:
             raise ValueError("raise")
-        if "later" in names:
+        if "later" in names or self.refuses():
             return False
         self.groups.append(names)
 
@@ -318,7 +323,7 @@ class Beginner:
                 answer(each.done, each.name.upper())
             over()
 
-        self.end = end
+        self.ends.append(end)
         return True
 
 
@@ -380,6 +385,75 @@ async def test_what_cannot_begin_at_once_is_run_and_what_raises_fails_alone() ->
     await asyncio.sleep(0)
     begin.end()
     assert await done == "NEXT"
+
+
+async def test_where_many_wait_groups_begin_at_once_though_others_are_under_way() -> None:
+    begin = Beginner()
+    groups = groups_of(Runner(), begin=begin, at_once=3, share_min=2)
+    done = [add(groups, name) for name in "abcdefghi"]
+    assert begin.groups == [["a", "b"], ["c", "d"], ["e", "f"]]
+    await asyncio.sleep(0)
+    begin.end()
+    assert [each.done() for each in done[:3]] == [True, True, False]
+    await asyncio.sleep(0)
+    assert begin.groups[3:] == [["g", "h", "i"]]
+    for _ in range(3):
+        begin.end()
+    assert [each.result() for each in done] == list("ABCDEFGHI")
+    add(groups, "j")
+    assert len(begin.groups) == 4, "it is alone, and waits for those that come in the same turn"
+    await asyncio.sleep(0)
+    assert begin.groups[4:] == [["j"]]
+
+
+async def test_what_cannot_begin_comes_after_the_groups_under_way() -> None:
+    begin, runner = Beginner(), Runner(let_go=True)
+    groups = groups_of(runner, begin=begin, at_once=3, share_min=2)
+    done = [add(groups, name) for name in ("a", "b", "c", "d", "later", "e")]
+    assert begin.groups == [["a", "b"], ["c", "d"]]
+    await asyncio.sleep(0)
+    assert runner.groups == []
+    begin.end()
+    await asyncio.sleep(0)
+    assert runner.groups == [], "c and d are under way"
+    begin.end()
+    assert await asyncio.gather(*done) == ["A", "B", "C", "D", "LATER", "E"]
+    assert runner.groups == [["later", "e"]]
+
+
+async def test_nothing_begins_while_a_task_may_still_have_something_to_send() -> None:
+    begin, runner = Beginner(), Runner()
+    groups = groups_of(runner, begin=begin, at_once=3, share_min=2)
+    done = [add(groups, "later")]
+    await until_running(runner, 1)
+    done += [add(groups, name) for name in "abcd"]
+    await asyncio.sleep(0)
+    assert begin.groups == []
+    runner.gate.set()
+    assert await asyncio.gather(*done) == ["LATER", "A", "B", "C", "D"]
+    assert runner.groups == [["later"], ["a", "b", "c", "d"]]
+    done = [add(groups, name) for name in "ef"]
+    assert begin.groups == [["e", "f"]]
+
+
+async def test_a_task_starts_when_nothing_is_under_way_and_takes_what_comes_after_it() -> None:
+    begin, runner, can = Beginner(), Runner(), True
+    groups = groups_of(runner, begin=begin, at_once=3, share_min=2, may_begin=lambda _: can)
+    begin.refuses = lambda: not can
+    done = [add(groups, name) for name in "abcde"]
+    can = False
+    for _ in range(2):
+        await asyncio.sleep(0)
+        assert runner.groups == []
+        begin.end()  # whose place e cannot take as long as c and d are under way
+    await until_running(runner, 1)
+    can = True
+    done += [add(groups, name) for name in "fgh"]
+    assert begin.groups == [["a", "b"], ["c", "d"]]
+    runner.gate.set()
+    assert await asyncio.gather(*done) == list("ABCDEFGH")
+    assert runner.groups == [["e"], ["f", "g", "h"]]
+    await groups.drain()
 
 
 async def test_draining_waits_for_what_has_begun_and_being_cancelled_cancels_none_of_it() -> None:
