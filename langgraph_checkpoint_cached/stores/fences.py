@@ -68,7 +68,8 @@ class Fences:
         self._entries, self._loop, self._keeps, self._clock = entries, loop, keeps, clock
         self._shared: dict[Namespace, Fence] = {}
         self._idle: dict[Namespace, Fence] = {}  # of those, the ones no write is under, the oldest first
-        self._timer: asyncio.TimerHandle | None = None
+        self._releasing: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
         self.left: Callable[[str, str], object] = lambda thread_id, token: None
         """Is told of a fence that nobody needs and that may stand in Redis."""
         entries.idle_fence = self._given_up
@@ -82,6 +83,8 @@ class Fences:
             token = new_token()
             fence = Fence(namespace, self._entries.begin(namespace, token), self._clock(), token)
             self._shared[namespace] = fence
+            if self._keeps and self._releasing is None:
+                self._releasing = self._loop.create_task(self._release_in_time())
         self._idle.pop(namespace, None)
         fence.writes += 1
         return fence
@@ -135,10 +138,12 @@ class Fences:
         if self._is_shared(fence):
             del self._shared[fence.namespace]
             self._idle.pop(fence.namespace, None)
+            self._changed.set()
 
     def forget_all(self) -> None:
         """None is to be used again: Redis may have lost them."""
         idle, self._idle, self._shared = self._idle, {}, {}
+        self._changed.set()
         for fence in idle.values():
             self.left(fence.namespace.thread_id, fence.token)
 
@@ -146,9 +151,8 @@ class Fences:
         """Gives up those that no write is under. Queued when this returns."""
         for fence in list(self._idle.values()):
             self._release(fence)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._releasing is not None:
+            self._releasing.cancel()
 
     def _is_shared(self, fence: Fence) -> bool:
         return self._shared.get(fence.namespace) is fence
@@ -158,17 +162,33 @@ class Fences:
             self._release(next(iter(self._idle.values())))
         fence.idle_at = self._clock()
         self._idle[fence.namespace] = fence
-        if self._timer is None:
-            self._timer = self._loop.call_later(KEPT_SECONDS, self._release_old)
+        self._changed.set()
 
-    def _release_old(self) -> None:
-        self._timer = None
+    async def _release_in_time(self) -> None:
+        """Releases what has been idle for long enough, as long as there are fences.
+
+        It is a task that a write starts, and no timer, so that a loop that ends ends this too: what a timer began
+        then would be left half done.
+        """
+        try:
+            while self._shared:
+                left = self._release_old()
+                if left is None:
+                    self._changed.clear()
+                    await self._changed.wait()
+                else:
+                    await asyncio.sleep(left)
+        finally:
+            self._releasing = None
+
+    def _release_old(self) -> float | None:
+        """After how many seconds the next one is old; None if none is idle."""
         for fence in list(self._idle.values()):
             left = fence.idle_at + KEPT_SECONDS - self._clock()
             if left > 0:
-                self._timer = self._loop.call_later(left, self._release_old)
-                break
+                return left
             self._release(fence)
+        return None
 
     def _release(self, fence: Fence) -> None:
         self.forget(fence)

@@ -99,6 +99,45 @@ async def test_it_is_released_without_anybody_asking() -> None:
     await asyncio.wait_for(released(), 10)
 
 
+def test_a_loop_that_ends_does_not_begin_to_release_it() -> None:
+    async def end() -> World:
+        world = World()
+        world.end(world.take())
+        stubborn.append(asyncio.ensure_future(end_late(world)))
+        await asyncio.sleep(0)
+        return world
+
+    async def end_late(world: World) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            world.now += KEPT_SECONDS
+            await asyncio.sleep(2 * KEPT_SECONDS)
+
+    stubborn: list[asyncio.Future[None]] = []
+    world = asyncio.run(end())
+    assert [what for what, _ in world.entries.sent] == ["begin"]
+
+
+async def test_one_that_is_kept_while_others_are_used_is_released_in_time() -> None:
+    world = World()
+    busy, fence = world.fences.take(Namespace("busy")), world.take()
+    await asyncio.sleep(0)  # none is idle yet
+    world.end(fence)
+    world.now += KEPT_SECONDS
+
+    async def released() -> None:
+        while ("release", fence.token) not in world.entries.sent:
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(released(), 10)
+    world.end(busy)
+    world.fences.release_all()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_a_read_gives_up_a_fence_that_no_write_is_under() -> None:
     world = World()
     fence = world.take()
