@@ -153,6 +153,7 @@ class Fences:
             self._release(fence)
         if self._releasing is not None:
             self._releasing.cancel()
+            self._releasing = None
 
     def _is_shared(self, fence: Fence) -> bool:
         return self._shared.get(fence.namespace) is fence
@@ -179,7 +180,8 @@ class Fences:
                 else:
                     await asyncio.sleep(left)
         finally:
-            self._releasing = None
+            if self._releasing is asyncio.current_task():
+                self._releasing = None
 
     def _release_old(self) -> float | None:
         """After how many seconds the next one is old; None if none is idle."""
