@@ -173,12 +173,9 @@ class Fences:
         """
         try:
             while self._shared:
+                self._changed.clear()
                 left = self._release_old()
-                if left is None:
-                    self._changed.clear()
-                    await self._changed.wait()
-                else:
-                    await asyncio.sleep(left)
+                await (self._changed.wait() if left is None else asyncio.sleep(left))
         finally:
             if self._releasing is asyncio.current_task():
                 self._releasing = None

@@ -97,6 +97,7 @@ async def test_it_is_released_without_anybody_asking() -> None:
             await asyncio.sleep(0.01)
 
     await asyncio.wait_for(released(), 10)
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "nothing goes on when there are no fences"
 
 
 def test_a_loop_that_ends_does_not_begin_to_release_it() -> None:
