@@ -19,7 +19,7 @@ import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection, AsyncCursor, AsyncRawCursor
 from psycopg.adapt import Buffer, Loader
 from psycopg.errors import DeadlockDetected, PipelineAborted, ReadOnlySqlTransaction, SerializationFailure
 from psycopg.pq import Format
@@ -41,7 +41,7 @@ from langgraph_checkpoint_cached.records import (
 )
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.leases import LeaseTable, Replay
-from langgraph_checkpoint_cached.stores.statements import batches, one_statement, statements
+from langgraph_checkpoint_cached.stores.statements import batches, numbered, one_statement, statements
 from langgraph_checkpoint_cached.stores.suspects import SuspectTable
 from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
 
@@ -446,7 +446,7 @@ class _JsonBytes(Loader):
 
 async def _execute(conn: AsyncConnection[DictRow], sql: str, parameters: Sequence[Any]) -> AsyncCursor[DictRow]:
     """Executes a statement with a cursor of its own, which knows the count of rows when a pipeline is over."""
-    return await conn.cursor(row_factory=dict_row).execute(sql, parameters)
+    return await AsyncRawCursor(conn, row_factory=dict_row).execute(numbered(sql), parameters)
 
 
 def _question(put: Put) -> Sequence[Any]:

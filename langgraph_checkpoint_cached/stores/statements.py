@@ -13,10 +13,10 @@ from psycopg.types.json import Jsonb
 
 from langgraph_checkpoint_cached.records import Put, PutWrites
 
-PARAMETERS_MAX = 50
-"""Of one statement. psycopg parses one with more, or of more than 4,096 characters, anew at every execution."""
-ROWS_OF_A_STATEMENT = (8, 5, 4, 3, 2, 1)
+ROWS_OF_A_STATEMENT = (32, 16, 8, 5, 4, 3, 2, 1)
 """How many rows a statement inserts: so few numbers that a connection keeps all the statements prepared."""
+TOGETHER_MAX = 50
+"""Parameters of one statement for batches of several kinds. Of those there are many, each with its own numbers."""
 
 Row = tuple[Any, ...]
 
@@ -79,9 +79,9 @@ def batches(stock: BasePostgresSaver, operations: Sequence[Put | PutWrites]) -> 
 def statements(batches: Sequence[Batch]) -> Iterator[Statement]:
     """Statements that insert all rows, one for each batch or more."""
     for batch in batches:
-        start, columns = 0, len(batch.rows[0])
+        start = 0
         for count in ROWS_OF_A_STATEMENT:
-            sql = for_rows(batch.sql, count) if count * columns <= PARAMETERS_MAX else None
+            sql = for_rows(batch.sql, count)
             while sql is not None and len(batch.rows) - start >= count:
                 yield Statement(sql, _flat(batch.rows[start : start + count]), batch, count)
                 start += count
@@ -95,7 +95,7 @@ def one_statement(batches: Sequence[Batch], last: str) -> Statement | None:
         last: The batch with this statement comes last: the count of inserted rows is of that one.
     """
     in_order = sorted(batches, key=lambda batch: batch.sql == last)
-    if sum(len(batch.rows) * len(batch.rows[0]) for batch in batches) > PARAMETERS_MAX:
+    if sum(len(batch.rows) * len(batch.rows[0]) for batch in batches) > TOGETHER_MAX:
         return None
     sql = together(tuple((batch.sql, len(batch.rows)) for batch in in_order))
     if sql is None:
@@ -122,6 +122,13 @@ def together(parts: tuple[tuple[str, int], ...]) -> str | None:
     *first, last = (str(text).strip().rstrip(";") for text in texts)
     names = ", ".join(f"part_{i} as ({text})" for i, text in enumerate(first))
     return f"with {names} {last}" if first else last
+
+
+@lru_cache(maxsize=512)
+def numbered(sql: str) -> bytes:
+    """The statement with `$1`, `$2`, ... for its parameters, as Postgres takes it: psycopg need not parse it."""
+    first, *rest = sql.split("%s")
+    return (first + "".join(f"${number}{text}" for number, text in enumerate(rest, 1))).encode()
 
 
 def _flat(rows: Sequence[Row]) -> list[Any]:

@@ -8,7 +8,14 @@ from langgraph.checkpoint.postgres.base import BasePostgresSaver
 from langgraph_checkpoint_cached.keys import Namespace
 from langgraph_checkpoint_cached.records import Put, PutWrites, Value, Write
 from langgraph_checkpoint_cached.stores import statements as made
-from langgraph_checkpoint_cached.stores.statements import Batch, batches, for_rows, one_statement, statements
+from langgraph_checkpoint_cached.stores.statements import (
+    Batch,
+    batches,
+    for_rows,
+    numbered,
+    one_statement,
+    statements,
+)
 
 STOCK: Any = BasePostgresSaver
 BLOBS, CHECKPOINTS = STOCK.UPSERT_CHECKPOINT_BLOBS_SQL, STOCK.UPSERT_CHECKPOINTS_SQL
@@ -69,8 +76,8 @@ def test_a_row_that_is_written_again_goes_into_a_later_set(again: list[Any]) -> 
     assert {position for batch in sets[1] for position in batch.of} == {2, 3}
 
 
-def test_statements_hold_every_row_once_in_order_and_few_enough_parameters() -> None:
-    for count in range(1, 40):
+def test_statements_hold_every_row_once_in_order_in_few_sizes() -> None:
+    for count in range(1, 100):
         for sql in EACH:
             columns = sql.count("%s")
             rows = [tuple(range(i * columns, (i + 1) * columns)) for i in range(count)]
@@ -78,8 +85,21 @@ def test_statements_hold_every_row_once_in_order_and_few_enough_parameters() -> 
             assert [p for one in these for p in one.parameters] == list(range(count * columns))
             assert sum(one.rows for one in these) == count
             for one in these:
-                assert one.sql.count("%s") == len(one.parameters) <= made.PARAMETERS_MAX
-                assert len(one.sql) <= 4096
+                assert one.sql.count("%s") == len(one.parameters)
+                assert one.rows in made.ROWS_OF_A_STATEMENT
+            assert len(these) <= count // max(made.ROWS_OF_A_STATEMENT) + 4
+
+
+def test_parameters_are_numbered_as_they_stand() -> None:
+    assert numbered("INSERT INTO t VALUES (%s, %s), (%s, %s) RETURNING 1") == (
+        b"INSERT INTO t VALUES ($1, $2), ($3, $4) RETURNING 1"
+    )
+    for sql in EACH:
+        many = for_rows(sql, 32)
+        assert many is not None
+        text = numbered(many).decode()
+        assert "%" not in text
+        assert f"${32 * sql.count('%s')})" in text
 
 
 def test_a_small_group_is_one_statement_that_ends_with_the_rows_to_be_counted() -> None:
