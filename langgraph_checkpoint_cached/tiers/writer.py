@@ -230,17 +230,17 @@ class Writer:
     async def _fenced(self, write: _Write) -> None:
         """Waits for the write's fence. Without one its thread is a suspect, and COMMIT drops the entry."""
         if not write.fence.begin.done():
-            self._work_out([write])
+            self._advance(write)
         write.begun = await self._fences.begun(write.fence)
 
-    def _work_out(self, group: Sequence[_Write]) -> None:
-        """Works out what the writes do to their entries: best while something is waited for."""
-        for write in group:
-            if write.advance is None:
-                try:
-                    write.advance = self._entries.advance_by(write.operation)
-                except ValueError:  # a surrogate in a name, say: Postgres will tell its caller
-                    write.advance = DROP
+    def _advance(self, write: _Write) -> Advance:
+        """What the write does to the entry, worked out once: best while something is waited for."""
+        if write.advance is None:
+            try:
+                write.advance = self._entries.advance_by(write.operation)
+            except ValueError:  # a surrogate in a name, say: Postgres will tell its caller
+                write.advance = DROP
+        return write.advance
 
     async def _complete(self, group: Sequence[_Write]) -> Sequence[_Write]:
         """Those before which nothing of their thread is missing in Postgres; the others come back when that is
@@ -283,7 +283,8 @@ class Writer:
         group = await self._complete(group)
         if not group:
             return
-        self._loop.call_soon(self._work_out, group)
+        for write in group:
+            self._loop.call_soon(self._advance, write)
         for write, outcome in zip(group, await self._outcomes(group), strict=True):
             self._tell(write, outcome, alone=len(group) == 1)
 
@@ -309,8 +310,7 @@ class Writer:
             self._fences.forget(fence, stays=True)
             answer(write.done, outcome)
             return
-        self._work_out([write])
-        advance = write.advance if outcome is True and write.advance else DROP
+        advance = self._advance(write) if outcome is True else DROP
         keeps = self._fences.ends(fence)
         told = self._entries.commit(fence.namespace, fence.token, advance, keeps=keeps, now=alone)
         told.add_done_callback(partial(self._told, write, outcome))
