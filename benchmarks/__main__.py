@@ -37,7 +37,7 @@ from benchmarks.screen import Screen
 from benchmarks.servers import ServerProblem, Servers, servers
 from benchmarks.soak import soak
 from benchmarks.workloads import Workload
-from langgraph_checkpoint_cached.embedded import EmbeddedServerError
+from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from benchmarks import chat
 from benchmarks.contestants import Contestant, Entrant
 from benchmarks.servers import Servers, own_postgres
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import PostgresServer
+from langgraph_checkpoint_cached.demo.embedded import PostgresServer
 
 LANES = 64
 THREADS = 100

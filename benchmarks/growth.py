@@ -20,9 +20,9 @@ from benchmarks.workloads import (
     reader,
     stored_threads,
 )
-from langgraph_checkpoint_cached import CachedPostgresSaver, codec
-from langgraph_checkpoint_cached.keys import Namespace
-from langgraph_checkpoint_cached.records import Record, Value
+from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.records import Namespace, Record, Value
+from langgraph_checkpoint_cached.serde import codec
 
 GROUP = "Growth"
 

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 from benchmarks.servers import Place
-from langgraph_checkpoint_cached.embedded import LOCALHOST
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST
 
 POSTGRES_ROUND_TRIP_MS = 2.0
 REDIS_ROUND_TRIP_MS = 0.3

@@ -16,7 +16,7 @@ from benchmarks import chat
 from benchmarks.contestants import Contestant, Entrant
 from benchmarks.servers import Servers
 from benchmarks.turns import talked_threads
-from langgraph_checkpoint_cached.embedded import RedisServer
+from langgraph_checkpoint_cached.demo.embedded import RedisServer
 
 MESSAGES = 20
 TURNS_PER_LANE = 30

@@ -22,7 +22,7 @@ from benchmarks.outage import Deadline
 from benchmarks.servers import Place, Servers
 from benchmarks.turns import talked_threads
 from langgraph_checkpoint_cached import IdleThreads, SyncCachedPostgresSaver
-from langgraph_checkpoint_cached.idle import TICKS_AT_EPOCH, TICKS_PER_SECOND
+from langgraph_checkpoint_cached.retention import TICKS_AT_EPOCH, TICKS_PER_SECOND
 
 ROWS = 1_000_000
 CHECKPOINTS, BLOBS, WRITES = 20, 20, 10

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from benchmarks.cpu import PostgresCpu
 from benchmarks.stack import StackServer, why_no_stack
-from langgraph_checkpoint_cached.embedded import EmbeddedServerError, PostgresServer, RedisServer
+from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, PostgresServer, RedisServer
 
 SETTINGS = {"max_connections": "500", "shared_buffers": "256MB", "max_wal_size": "4GB"}
 """All else is PostgreSQL's default: `fsync` and `synchronous_commit` are on."""

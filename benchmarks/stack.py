@@ -13,7 +13,7 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
-from langgraph_checkpoint_cached.embedded import LOCALHOST, RedisServer
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, RedisServer
 
 LIBRARIES = ("libssl", "libcrypto")
 

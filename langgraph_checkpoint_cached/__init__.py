@@ -1,5 +1,6 @@
 """A LangGraph checkpointer that keeps threads in Postgres and serves them from Redis."""
 
+from langgraph_checkpoint_cached.caches.intent_cache import IntentCache
 from langgraph_checkpoint_cached.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -11,10 +12,9 @@ from langgraph_checkpoint_cached.errors import (
     UnsupportedServerError,
     WrongThreadError,
 )
-from langgraph_checkpoint_cached.idle import IdleThreads
-from langgraph_checkpoint_cached.intent import IntentCache
+from langgraph_checkpoint_cached.retention import IdleThreads
 from langgraph_checkpoint_cached.saver import CachedPostgresSaver
-from langgraph_checkpoint_cached.sync import SyncCachedPostgresSaver
+from langgraph_checkpoint_cached.sync_saver import SyncCachedPostgresSaver
 
 __all__ = [
     "ArgumentError",

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from langgraph_checkpoint_cached import jsonb
-from langgraph_checkpoint_cached.keys import Namespace
 
 TASKS_CHANNEL_FORMAT = 4
 """Checkpoints of an older format keep their pending sends among their parent's writes."""
@@ -25,6 +24,13 @@ def text_bytes(text: str) -> int | None:
         return len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError:
         return None
+
+
+class Namespace(NamedTuple):
+    """One (`thread_id`, `checkpoint_ns`): the unit that has a latest checkpoint."""
+
+    thread_id: str
+    checkpoint_ns: str = ""
 
 
 class Value(NamedTuple):

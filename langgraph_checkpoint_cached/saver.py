@@ -20,32 +20,36 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from langgraph_checkpoint_cached import codec, configs, histories, lifetimes
+from langgraph_checkpoint_cached.channel_versions import MintedVersions
+from langgraph_checkpoint_cached.config import check_checkpoint, check_search, checkpoint_id_of, namespace_of
+from langgraph_checkpoint_cached.engine.delta_history import HistoryReader
+from langgraph_checkpoint_cached.engine.hit_auditor import check_fraction
+from langgraph_checkpoint_cached.engine.invalidation import Recovery
+from langgraph_checkpoint_cached.engine.journal_replayer import Settler
+from langgraph_checkpoint_cached.engine.read_path import Reader
+from langgraph_checkpoint_cached.engine.thread_operations import Threads
+from langgraph_checkpoint_cached.engine.write_behind import Holder
+from langgraph_checkpoint_cached.engine.write_through import Writer
 from langgraph_checkpoint_cached.errors import ArgumentError
-from langgraph_checkpoint_cached.keys import check_prefix
-from langgraph_checkpoint_cached.lifetimes import Lifetime, seconds_of
 from langgraph_checkpoint_cached.records import Put, PutWrites, Record
-from langgraph_checkpoint_cached.seal import check_keys, seal_with
+from langgraph_checkpoint_cached.serde import codec
 from langgraph_checkpoint_cached.stats import Stats
-from langgraph_checkpoint_cached.stores import opening, setup
-from langgraph_checkpoint_cached.stores.clients import AnyRedis, check_client
-from langgraph_checkpoint_cached.stores.entries import RedisEntries
-from langgraph_checkpoint_cached.stores.fences import Fences
-from langgraph_checkpoint_cached.stores.guard import Guard
-from langgraph_checkpoint_cached.stores.journal import Journal
-from langgraph_checkpoint_cached.stores.postgres import PostgresStore, check_stock
-from langgraph_checkpoint_cached.stores.step import Confirmation
-from langgraph_checkpoint_cached.threads_face import ThreadsFace
-from langgraph_checkpoint_cached.tiers.checker import check_fraction
-from langgraph_checkpoint_cached.tiers.history import HistoryReader
-from langgraph_checkpoint_cached.tiers.holder import Holder
-from langgraph_checkpoint_cached.tiers.reader import Reader
-from langgraph_checkpoint_cached.tiers.recovery import Recovery
-from langgraph_checkpoint_cached.tiers.settler import Settler
-from langgraph_checkpoint_cached.tiers.threads import Threads
-from langgraph_checkpoint_cached.tiers.writer import Writer
-from langgraph_checkpoint_cached.utilities.tasks import Tasks
-from langgraph_checkpoint_cached.versions import MintedVersions
+from langgraph_checkpoint_cached.stores.postgres import schema
+from langgraph_checkpoint_cached.stores.postgres.pool import opened, postgres_pool
+from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore, check_stock
+from langgraph_checkpoint_cached.stores.redis.client import AnyRedis, check_client
+from langgraph_checkpoint_cached.stores.redis.entries import RedisEntries
+from langgraph_checkpoint_cached.stores.redis.executor import Guard
+from langgraph_checkpoint_cached.stores.redis.fences import Fences
+from langgraph_checkpoint_cached.stores.redis.integrity import check_keys, seal_with
+from langgraph_checkpoint_cached.stores.redis.journal import Journal
+from langgraph_checkpoint_cached.stores.redis.keys import check_prefix
+from langgraph_checkpoint_cached.stores.redis.script_call import Confirmation
+from langgraph_checkpoint_cached.stores.redis.server_check import check_redis
+from langgraph_checkpoint_cached.stores.redis.url import redis_client
+from langgraph_checkpoint_cached.thread_operations import ThreadsFace
+from langgraph_checkpoint_cached.ttl import CHECKPOINT, Lifetime, seconds_of
+from langgraph_checkpoint_cached.utils.background_tasks import Tasks
 
 Mode = Literal["write_through", "write_behind"]
 RedisDurability = Literal["as_is", "replica", "disk"]
@@ -96,8 +100,8 @@ class CachedPostgresSaver(ThreadsFace):
         redis: AnyRedis,
         postgres: AsyncPostgresSaver,
         *,
-        ttl: float | timedelta = lifetimes.CHECKPOINT.seconds,
-        refresh_on_read: bool = lifetimes.CHECKPOINT.sliding,
+        ttl: float | timedelta = CHECKPOINT.seconds,
+        refresh_on_read: bool = CHECKPOINT.sliding,
         prefix: str = "langgraph",
         serde: SerializerProtocol | None = None,
         mode: Mode = "write_through",
@@ -151,8 +155,8 @@ class CachedPostgresSaver(ThreadsFace):
         postgres_uri: str,
         redis_url: str,
         *,
-        ttl: float | timedelta = lifetimes.CHECKPOINT.seconds,
-        refresh_on_read: bool = lifetimes.CHECKPOINT.sliding,
+        ttl: float | timedelta = CHECKPOINT.seconds,
+        refresh_on_read: bool = CHECKPOINT.sliding,
         prefix: str = "langgraph",
         serde: SerializerProtocol | None = None,
         mode: Mode = "write_through",
@@ -199,7 +203,7 @@ class CachedPostgresSaver(ThreadsFace):
             check_keys(signing_keys)
         check_fraction(check_hits, "check_hits")
         timeout = seconds_of(redis_timeout, "redis_timeout")
-        pool = opening.postgres_pool(
+        pool = postgres_pool(
             postgres_uri,
             min_size=pool_min_size,
             max_size=pool_max_size,
@@ -207,8 +211,8 @@ class CachedPostgresSaver(ThreadsFace):
             max_idle_seconds=seconds_of(pool_max_idle, "pool_max_idle"),
             max_lifetime_seconds=seconds_of(pool_max_lifetime, "pool_max_lifetime"),
         )
-        client = opening.redis_client(redis_url, max_connections=redis_max_connections, timeout_seconds=timeout)
-        async with opening.opened(pool, client):
+        client = redis_client(redis_url, max_connections=redis_max_connections, timeout_seconds=timeout)
+        async with opened(pool, client):
             saver = cls(
                 client,
                 AsyncPostgresSaver(pool, serde=serde),
@@ -237,10 +241,10 @@ class CachedPostgresSaver(ThreadsFace):
                 leaves to it. It is not asked if it cannot be reached.
         """
         self._check_loop("setup")
-        await setup.check_redis(self._guard, writes_behind=self._holder is not None)
+        await check_redis(self._guard, writes_behind=self._holder is not None)
         given_up = asyncio.Event()
         try:
-            if await self._tasks.finish(setup.migrate(self._stock, given_up)):
+            if await self._tasks.finish(schema.migrate(self._stock, given_up)):
                 self._postgres.leases.was_missing()
         except asyncio.CancelledError:
             given_up.set()
@@ -275,7 +279,7 @@ class CachedPostgresSaver(ThreadsFace):
             OverloadedError: too many reads wait for Postgres.
             psycopg.Error: as from the stock saver, if Redis could not answer.
         """
-        namespace, checkpoint_id = configs.namespace_of(config), configs.checkpoint_id_of(config)
+        namespace, checkpoint_id = namespace_of(config), checkpoint_id_of(config)
         self._check_loop("aget_tuple")
         started = time.perf_counter()
         if checkpoint_id is None:
@@ -313,7 +317,7 @@ class CachedPostgresSaver(ThreadsFace):
         Served from Redis where the entry is that checkpoint, and once it was asked for; else read from Postgres by
         the stock saver.
         """
-        namespace, checkpoint_id = configs.namespace_of(config), configs.checkpoint_id_of(config)
+        namespace, checkpoint_id = namespace_of(config), checkpoint_id_of(config)
         if checkpoint_id is None:
             stock = self._postgres.stock(self.serde)
 
@@ -324,7 +328,7 @@ class CachedPostgresSaver(ThreadsFace):
             return await self._run("get_delta_channel_history", get())
         self._check_loop("aget_delta_channel_history")
         found = await self._histories.get(namespace, checkpoint_id, channels) if channels else {}
-        return histories.decode(found, channels, self.serde)
+        return codec.decode_delta_histories(found, channels, self.serde)
 
     # -- writes ----------------------------------------------------------------------------------------------
 
@@ -346,9 +350,9 @@ class CachedPostgresSaver(ThreadsFace):
             OverloadedError: too many writes wait for Postgres.
             psycopg.Error: as from the stock saver.
         """
-        namespace = configs.namespace_of(config, required=True)
-        configs.checkpoint_id_of(config)
-        configs.check_checkpoint(checkpoint)
+        namespace = namespace_of(config, required=True)
+        checkpoint_id_of(config)
+        check_checkpoint(checkpoint)
         self._check_loop("aput")
         started = time.perf_counter()
         put = codec.encode_put(
@@ -366,8 +370,8 @@ class CachedPostgresSaver(ThreadsFace):
         task_path: str = "",
     ) -> None:
         """Stores what a task wrote, for the checkpoint that `config` names. As for `aput`."""
-        namespace = configs.namespace_of(config, required=True)
-        checkpoint_id = configs.checkpoint_id_of(config)
+        namespace = namespace_of(config, required=True)
+        checkpoint_id = checkpoint_id_of(config)
         if checkpoint_id is None:
             raise ArgumentError('config["configurable"] has no "checkpoint_id": writes belong to a checkpoint')
         if not writes:
@@ -466,8 +470,8 @@ class CachedPostgresSaver(ThreadsFace):
         before: RunnableConfig | None,
         limit: int | None,
     ) -> Coroutine[Any, Any, Sequence[Record]]:
-        configs.check_search(config, before, filter, limit)
-        thread_ids = None if config is None else [configs.namespace_of(config).thread_id]
+        check_search(config, before, filter, limit)
+        thread_ids = None if config is None else [namespace_of(config).thread_id]
 
         async def search() -> Sequence[Record]:
             await self._settler.settle_all(thread_ids)

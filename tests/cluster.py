@@ -12,7 +12,7 @@ from typing import Any
 import redis
 from together import Together, until
 
-from langgraph_checkpoint_cached.embedded import LOCALHOST, EmbeddedServerError, RedisServer
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, EmbeddedServerError, RedisServer
 
 PRIMARIES, NODES, SLOTS = 3, 6, 16384
 NODE_TIMEOUT_MS = 2000  # on a busy machine a shorter one has them fail over by themselves

@@ -20,7 +20,7 @@ from pgbouncer import PgBouncer
 from proxy import Proxy
 from sentinel import Service
 
-from langgraph_checkpoint_cached.embedded import EmbeddedServerError, RedisServer
+from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, RedisServer
 
 T = TypeVar("T")
 

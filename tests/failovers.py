@@ -19,9 +19,9 @@ from load import Player, Report
 from sentinel import Service
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import PostgresServer
-from langgraph_checkpoint_cached.keys import thread_key
-from langgraph_checkpoint_cached.stores.setup import CREATE_OWN_TABLES
+from langgraph_checkpoint_cached.demo.embedded import PostgresServer
+from langgraph_checkpoint_cached.stores.postgres.schema import CREATE_OWN_TABLES
+from langgraph_checkpoint_cached.stores.redis.keys import thread_key
 
 PROCESSES, THREADS, FAILOVERS = 4, 16, 3
 IDS = [f"t{number}" for number in range(THREADS)]

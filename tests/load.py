@@ -13,8 +13,8 @@ from langgraph.checkpoint.base import Checkpoint, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.keys import Namespace
-from langgraph_checkpoint_cached.stores.entries import Hit, Load, RedisUnavailable
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.redis.entries import Hit, Load, RedisUnavailable
 
 
 @dataclass

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from langgraph_checkpoint_cached.embedded import (
+from langgraph_checkpoint_cached.demo.embedded import (
     LOCALHOST,
     EmbeddedServer,
     EmbeddedServerError,

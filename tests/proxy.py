@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from langgraph_checkpoint_cached.embedded import LOCALHOST, free_port
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, free_port
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import redis
 from together import Together, until
 
-from langgraph_checkpoint_cached.embedded import LOCALHOST, EmbeddedServer, RedisServer, redis_binary
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, EmbeddedServer, RedisServer, redis_binary
 
 SERVICE = "the-primary"
 DOWN_AFTER_MS, FAILOVER_TIMEOUT_MS = 1000, 3000

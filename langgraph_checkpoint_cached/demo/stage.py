@@ -13,13 +13,14 @@ import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from langgraph_checkpoint_cached.demo.desk import OrderBook
+from langgraph_checkpoint_cached.demo.embedded import PostgresServer, RedisServer
 from langgraph_checkpoint_cached.demo.graph import build_graph
 from langgraph_checkpoint_cached.demo.screen import Screen
 from langgraph_checkpoint_cached.demo.turns import Turn, WatchedSaver, open_saver, play_turn
 from langgraph_checkpoint_cached.demo.worker import Job
-from langgraph_checkpoint_cached.embedded import PostgresServer, RedisServer
-from langgraph_checkpoint_cached.stores import opening
-from langgraph_checkpoint_cached.stores.clients import AnyRedis
+from langgraph_checkpoint_cached.stores.postgres.pool import postgres_pool
+from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
+from langgraph_checkpoint_cached.stores.redis.url import redis_client
 
 CONNECT_TIMEOUT_SECONDS = 5
 
@@ -120,11 +121,9 @@ async def open_stage(screen: Screen, servers: Servers) -> AsyncIterator[Stage]:
     """
     run = f"demo-{uuid.uuid4().hex[:8]}"
     async with AsyncExitStack() as stack:
-        redis_client = opening.redis_client(
-            servers.redis_url, max_connections=2, timeout_seconds=CONNECT_TIMEOUT_SECONDS
-        )
-        stack.push_async_callback(redis_client.aclose)
-        pool = opening.postgres_pool(
+        client = redis_client(servers.redis_url, max_connections=2, timeout_seconds=CONNECT_TIMEOUT_SECONDS)
+        stack.push_async_callback(client.aclose)
+        pool = postgres_pool(
             servers.postgres_uri,
             min_size=1,
             max_size=10,
@@ -132,13 +131,13 @@ async def open_stage(screen: Screen, servers: Servers) -> AsyncIterator[Stage]:
             max_idle_seconds=600,
             max_lifetime_seconds=3600,
         )
-        postgres_version, redis_version = await _postgres_version(servers), await _redis_version(redis_client)
+        postgres_version, redis_version = await _postgres_version(servers), await _redis_version(client)
         screen.say(f"{postgres_version} and {redis_version}, {_whose(servers)}")
         await stack.enter_async_context(pool)
         saver = await stack.enter_async_context(open_saver(servers.postgres_uri, servers.redis_url, run))
         await saver.setup()
         book = OrderBook.create(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "orders.sqlite")
-        stage = Stage(screen, servers, run, book, saver, AsyncPostgresSaver(pool), redis_client)
+        stage = Stage(screen, servers, run, book, saver, AsyncPostgresSaver(pool), client)
         stack.push_async_callback(stage.clean_up)
         yield stage
 

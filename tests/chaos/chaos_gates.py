@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Literal
 
-from langgraph_checkpoint_cached.embedded import LOCALHOST, free_port
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, free_port
 
 Direction = Literal["requests", "replies"]
 

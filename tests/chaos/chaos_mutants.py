@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores import entries, journal, postgres
-from langgraph_checkpoint_cached.stores.entries import DROP, RedisEntries
-from langgraph_checkpoint_cached.stores.scripts import Script
-from langgraph_checkpoint_cached.tiers import reader
-from langgraph_checkpoint_cached.tiers.holder import Holder
-from langgraph_checkpoint_cached.tiers.recovery import Recovery
-from langgraph_checkpoint_cached.tiers.settler import Settler
+from langgraph_checkpoint_cached.engine import read_path
+from langgraph_checkpoint_cached.engine.invalidation import Recovery
+from langgraph_checkpoint_cached.engine.journal_replayer import Settler
+from langgraph_checkpoint_cached.engine.write_behind import Holder
+from langgraph_checkpoint_cached.stores.postgres import store
+from langgraph_checkpoint_cached.stores.redis import entries, journal
+from langgraph_checkpoint_cached.stores.redis.entries import DROP, RedisEntries
+from langgraph_checkpoint_cached.stores.redis.scripts import Script
 
 ACKNOWLEDGED_EARLY_SECONDS = 0.05
 FILL_SECONDS_MAX = 0.1
@@ -113,18 +114,18 @@ def _nothing_invalidated() -> None:
 
 def _acknowledged_early() -> None:
     """Writes return before Postgres has them, and nobody hears when it fails."""
-    store, under_way = postgres.PostgresStore.store, set()
+    stored, under_way = store.PostgresStore.store, set()
 
     async def early(self: Any, operations: Any, suspects: Any) -> list[bool]:
         async def late() -> None:
             await asyncio.sleep(ACKNOWLEDGED_EARLY_SECONDS)
-            await store(self, operations, suspects)
+            await stored(self, operations, suspects)
 
         under_way.add(task := asyncio.ensure_future(late()))
         task.add_done_callback(lambda task: (under_way.discard(task), task.cancelled() or task.exception()))
         return [True] * len(operations)
 
-    postgres.PostgresStore.store = early  # type: ignore[method-assign]
+    store.PostgresStore.store = early  # type: ignore[method-assign]
 
 
 def _suspects_forgotten() -> None:
@@ -138,14 +139,14 @@ def _suspects_forgotten() -> None:
 
 def _replies_crossed() -> None:
     """Now and then a hit is answered with the one before it, whatever thread that was of."""
-    entry, last = reader.Reader._entry, []
+    entry, last = read_path.Reader._entry, []
 
-    async def crossed(self: reader.Reader, namespace: Any, hit: Any) -> Any:
+    async def crossed(self: read_path.Reader, namespace: Any, hit: Any) -> Any:
         found = await entry(self, namespace, hit)
         last[:] = [*last[-1:], found]
         return last[0] if random.random() < 0.02 else found
 
-    reader.Reader._entry = crossed  # type: ignore[method-assign]
+    read_path.Reader._entry = crossed  # type: ignore[method-assign]
 
 
 def _never_purged() -> None:
@@ -190,15 +191,15 @@ def _redis_needed() -> None:
 
 def _rolled_back_unseen() -> None:
     """A write that Postgres has stored is said to have failed, now and then."""
-    store = postgres.PostgresStore.store
+    original = store.PostgresStore.store
 
     async def wrong(self: Any, operations: Any, suspects: Any) -> list[bool]:
-        stored = await store(self, operations, suspects)
+        stored = await original(self, operations, suspects)
         if random.random() < 0.02:
             raise ValueError("not stored")
         return stored
 
-    postgres.PostgresStore.store = wrong  # type: ignore[method-assign]
+    store.PostgresStore.store = wrong  # type: ignore[method-assign]
 
 
 def _never_there() -> None:

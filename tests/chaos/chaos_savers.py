@@ -15,8 +15,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores import entries, fences, opening
-from langgraph_checkpoint_cached.tiers import holder, settler
+from langgraph_checkpoint_cached.engine import journal_replayer, write_behind
+from langgraph_checkpoint_cached.stores.postgres import pool
+from langgraph_checkpoint_cached.stores.redis import entries, fences
 
 PREFIX = "chaos"
 REDIS_TIMEOUT_SECONDS = 0.3
@@ -59,9 +60,12 @@ async def open_saver(
         return
     entries.FENCE_MS = round(fence_seconds * 1000)
     fences.SECONDS_TO_SPARE = fence_seconds / 2
-    settler.ABANDONED_SECONDS, settler.SETTLE_SECONDS_MAX = ABANDONED_SECONDS, ABANDONED_SECONDS + 5
-    settler.LAG_SECONDS_MAX = LAG_SECONDS_MAX
-    holder.LINGER_SECONDS = LINGER_SECONDS
+    journal_replayer.ABANDONED_SECONDS, journal_replayer.SETTLE_SECONDS_MAX = (
+        ABANDONED_SECONDS,
+        ABANDONED_SECONDS + 5,
+    )
+    journal_replayer.LAG_SECONDS_MAX = LAG_SECONDS_MAX
+    write_behind.LINGER_SECONDS = LINGER_SECONDS
     chaos_mutants.follow_late()
     if name != "ours":
         chaos_mutants.MUTANTS[name.removeprefix("broken-")].apply()
@@ -107,7 +111,7 @@ async def _textbook(postgres_url: str, redis_url: str) -> AsyncIterator[Opened]:
                     self._key({"configurable": {"thread_id": thread_id, "checkpoint_ns": ns}})
                 )
 
-    pool = opening.postgres_pool(
+    clients = pool.postgres_pool(
         postgres_url,
         min_size=1,
         max_size=POOL_SIZE,
@@ -118,5 +122,5 @@ async def _textbook(postgres_url: str, redis_url: str) -> AsyncIterator[Opened]:
     client = Redis.from_url(
         redis_url, socket_timeout=REDIS_TIMEOUT_SECONDS, socket_connect_timeout=REDIS_TIMEOUT_SECONDS
     )
-    async with opening.opened(pool, client):
-        yield Opened(Textbook(_Forgiving(client), AsyncPostgresSaver(pool), PREFIX), pool, client)  # type: ignore[arg-type]
+    async with pool.opened(clients, client):
+        yield Opened(Textbook(_Forgiving(client), AsyncPostgresSaver(clients), PREFIX), clients, client)  # type: ignore[arg-type]

@@ -42,8 +42,8 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
 from langgraph_checkpoint_cached.errors import OverloadedError
-from langgraph_checkpoint_cached.stores.postgres import may_still_commit
-from langgraph_checkpoint_cached.utilities.breaker import Breaker
+from langgraph_checkpoint_cached.stores.postgres.store import may_still_commit
+from langgraph_checkpoint_cached.utils.circuit_breaker import Breaker
 
 KEPT_THREADS = ("kept-0", "kept-1", "kept-2")
 DELETED_THREADS = ("deleted-0", "deleted-1")

@@ -23,8 +23,8 @@ from chaos_history import Recorder
 from chaos_worker import Job
 from langgraph.checkpoint.postgres import PostgresSaver
 
-from langgraph_checkpoint_cached.embedded import LOCALHOST, PostgresServer, RedisServer
-from langgraph_checkpoint_cached.stores.setup import CREATE_OWN_TABLES
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, PostgresServer, RedisServer
+from langgraph_checkpoint_cached.stores.postgres.schema import CREATE_OWN_TABLES
 
 T = TypeVar("T")
 

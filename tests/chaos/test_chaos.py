@@ -41,7 +41,7 @@ from chaos_turns import answers_of
 from chaos_values import NO_VALUE, inspect, new_value
 from langgraph.checkpoint.base import CheckpointTuple, empty_checkpoint
 
-from langgraph_checkpoint_cached.embedded import EmbeddedServerError, postgres_programs, redis_binary
+from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, postgres_programs, redis_binary
 
 SHORT_SECONDS = 20.0
 BEHIND_SECONDS = 6.0

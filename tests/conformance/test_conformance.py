@@ -32,7 +32,7 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import LOCALHOST, free_port
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, free_port
 
 pytestmark = pytest.mark.integration
 

@@ -8,8 +8,8 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from langgraph_checkpoint_cached.utilities.cache_aside import MISS, Miss
-from langgraph_checkpoint_cached.utilities.stampede_lock import StoreUnavailable
+from langgraph_checkpoint_cached.caches.cache_aside import MISS, Miss
+from langgraph_checkpoint_cached.caches.stampede_lock import StoreUnavailable
 
 T = TypeVar("T")
 

@@ -21,11 +21,11 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from langgraph_checkpoint_cached.embedded import EmbeddedServerError, RedisServer
+from langgraph_checkpoint_cached.caches.cache_aside import MISS, CacheStore
+from langgraph_checkpoint_cached.caches.key_value_store import KeyValueStore
+from langgraph_checkpoint_cached.caches.stampede_lock import StoreUnavailable
+from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, RedisServer
 from langgraph_checkpoint_cached.errors import ArgumentError
-from langgraph_checkpoint_cached.stores.key_value import KeyValueStore
-from langgraph_checkpoint_cached.utilities.cache_aside import MISS, CacheStore
-from langgraph_checkpoint_cached.utilities.stampede_lock import StoreUnavailable
 
 TTL_MS = 60_000
 PAYLOADS = [b"", b"\x00", b"\xff\xfe not UTF-8", b"text", bytes(range(256)) * 1000]

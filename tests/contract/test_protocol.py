@@ -11,12 +11,11 @@ import coherence_model as model
 import pytest
 import redis
 
-from langgraph_checkpoint_cached import envelope
-from langgraph_checkpoint_cached.keys import Namespace, names_key, namespace_key, thread_key
-from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
-from langgraph_checkpoint_cached.seal import CHECKSUMS
-from langgraph_checkpoint_cached.stores import entries
-from langgraph_checkpoint_cached.stores.scripts import Script, lua
+from langgraph_checkpoint_cached.records import Latest, Namespace, Put, PutWrites, Record, Value, Write
+from langgraph_checkpoint_cached.stores.redis import entries, entry_format
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS
+from langgraph_checkpoint_cached.stores.redis.keys import names_key, namespace_key, thread_key
+from langgraph_checkpoint_cached.stores.redis.scripts import Script, lua
 
 pytestmark = pytest.mark.integration
 
@@ -89,12 +88,12 @@ class BothRedis(model.Redis):
 
     def fill_root(self, ticket: int, generation: tuple[int, int], fresh: int) -> None:
         super().fill_root(ticket, generation, fresh)
-        nothing = envelope.entry_fields(NAMESPACE, Latest(None))
+        nothing = entry_format.entry_fields(NAMESPACE, Latest(None))
         self.run(entries.FILL, fresh, ticket, generation_text(generation), "1", *nothing, root=True)
 
     def fill(self, ticket: int, generation: tuple[int, int], state: model.State, fresh: int) -> bool:
         expected = super().fill(ticket, generation, state, fresh)
-        fields = envelope.entry_fields(NAMESPACE, latest_of(state))
+        fields = entry_format.entry_fields(NAMESPACE, latest_of(state))
         assert self.run(entries.FILL, fresh, ticket, generation_text(generation), "0", *fields) == expected
         return expected
 
@@ -124,7 +123,7 @@ class BothRedis(model.Redis):
             new_versions={name: versions[name]},
             format=4,
         )
-        arguments = envelope.advance_arguments(put)
+        arguments = entry_format.advance_arguments(put)
         assert arguments is not None
         self._assert_committed(expected, entries.COMMIT_PUT, fresh, token, owner, keeps, standing, *arguments)
         return expected
@@ -135,7 +134,7 @@ class BothRedis(model.Redis):
         standing = set(self.fences)
         expected = super().commit_writes(token, owner, of, slot, write, fresh, keeps=keeps)
         put = PutWrites(NAMESPACE, id_of(of), slot == model.REPLACES, (write_of(of, slot, write),))
-        arguments = envelope.writes_arguments(put)
+        arguments = entry_format.writes_arguments(put)
         assert arguments is not None
         self._assert_committed(expected, entries.COMMIT_WRITES, fresh, token, owner, keeps, standing, *arguments)
         return expected
@@ -256,12 +255,12 @@ def latest_of(state: model.State) -> Latest:
 
 def state_of(fields: dict[bytes, bytes]) -> model.State:
     """The state that an entry's fields hold, the writes of later checkpoints included."""
-    entry = envelope.decode_entry(NAMESPACE, fields)
+    entry = entry_format.decode_entry(NAMESPACE, fields)
     assert entry is not None
     writes: model.Writes = {}
     for field, value in fields.items():
         if field.startswith(b"w:"):
-            write = envelope.unpack_write(envelope.place_of(NAMESPACE, CHECKSUMS), field, value)
+            write = entry_format.unpack_write(entry_format.place_of(NAMESPACE, CHECKSUMS), field, value)
             writes.setdefault(number_of(write.checkpoint_id), {})[-write.idx] = int(write.blob)
     if entry.record is None:
         return model.State(model.NOTHING, (0, 0), writes)
@@ -317,7 +316,7 @@ def test_a_damaged_entry_is_dropped_by_the_next_commit_and_its_fence_released(
         new_versions={"b": versions_of(model.State(7, (5, 7), {}))["b"]},
         format=4,
     )
-    assert both.run(entries.COMMIT_PUT, 4, 6, 1, *(envelope.advance_arguments(put) or [])) == 0
+    assert both.run(entries.COMMIT_PUT, 4, 6, 1, *(entry_format.advance_arguments(put) or [])) == 0
     assert not client.hexists(both.keys[0], "f:6")
     assert not client.exists(both.keys[1])
 

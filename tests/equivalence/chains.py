@@ -10,7 +10,7 @@ from histories import Change
 from langgraph.checkpoint.base.id import uuid6
 from samples import REFUSED, SAMPLES
 
-from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.records import Namespace
 
 IDS_BETWEEN = 4
 """Unused ids below each new one, for checkpoints that come late."""

@@ -18,7 +18,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.pregel import _checkpoint
 from same import difference
 
-from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.records import Namespace
 
 pytestmark = pytest.mark.integration
 

@@ -22,7 +22,7 @@ from histories import SLOTS, Change, History, How, Put, PutWrites, Read, Rewrite
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from strategies import histories
 
-from langgraph_checkpoint_cached.stores import fences
+from langgraph_checkpoint_cached.stores.redis import fences
 
 EXAMPLES = int(os.environ.get("EQUIVALENCE_EXAMPLES", "100"))
 SEED = int(os.environ.get("EQUIVALENCE_SEED", secrets.randbelow(2**32)))

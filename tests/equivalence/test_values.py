@@ -20,7 +20,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from same import difference
 from samples import REFUSED, SAMPLES
 
-from langgraph_checkpoint_cached.keys import Namespace
+from langgraph_checkpoint_cached.records import Namespace
 
 pytestmark = pytest.mark.integration
 

@@ -39,9 +39,10 @@ from redis.asyncio import Redis
 from same import difference
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.keys import Namespace, namespace_key, thread_key
+from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.saver import Mode
-from langgraph_checkpoint_cached.stores.whole_threads import delta_threads
+from langgraph_checkpoint_cached.stores.postgres.thread_maintenance import delta_threads
+from langgraph_checkpoint_cached.stores.redis.keys import namespace_key, thread_key
 
 ROWS = {
     "checkpoints": "thread_id, checkpoint_ns, checkpoint_id",

@@ -18,7 +18,7 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores.fences import KEPT_SECONDS
+from langgraph_checkpoint_cached.stores.redis.fences import KEPT_SECONDS
 
 PATIENT_SECONDS = 10
 """For a call to Redis, where a test is about answers and not about time."""

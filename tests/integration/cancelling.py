@@ -22,9 +22,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import free_port
-from langgraph_checkpoint_cached.keys import thread_key
-from langgraph_checkpoint_cached.stores.held import _Replies
+from langgraph_checkpoint_cached.demo.embedded import free_port
+from langgraph_checkpoint_cached.stores.redis.keys import thread_key
+from langgraph_checkpoint_cached.stores.redis.pipelined_connection import _Replies
 
 KINDS = ("pool", "single", "pipeline")
 TICKS = 2

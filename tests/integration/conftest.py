@@ -16,7 +16,7 @@ pytest.register_assert_rewrite("agreement", "cancelling")
 
 from agreement import Tiers, open_tiers  # noqa: E402
 
-from langgraph_checkpoint_cached import cli  # noqa: E402
+from langgraph_checkpoint_cached.cli import main  # noqa: E402
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def cli_servers(migrated_database_url: str, redis_url: str, redis_prefix: str) -
 @pytest.fixture
 def run_cli() -> Callable[[Sequence[str]], Awaitable[int]]:
     """The command, on an event loop of its own, as in a process of its own. Returns its exit code."""
-    return lambda arguments: asyncio.to_thread(cli.main, arguments)
+    return lambda arguments: asyncio.to_thread(main.main, arguments)
 
 
 @pytest.fixture

@@ -36,11 +36,11 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver, IntentCache
-from langgraph_checkpoint_cached.keys import Namespace
-from langgraph_checkpoint_cached.stores.entries import DROP, Load
-from langgraph_checkpoint_cached.stores.setup import MIGRATION_LOCK
-from langgraph_checkpoint_cached.tiers import reader
-from langgraph_checkpoint_cached.utilities.tasks import Tasks
+from langgraph_checkpoint_cached.engine import read_path
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.postgres.schema import MIGRATION_LOCK
+from langgraph_checkpoint_cached.stores.redis.entries import DROP, Load
+from langgraph_checkpoint_cached.utils.background_tasks import Tasks
 
 pytestmark = pytest.mark.integration
 
@@ -173,7 +173,7 @@ async def test_a_call_is_cancelled(
     call = CALLS[name]
     if gone and not call.with_redis_gone:
         pytest.skip("has nothing to do with Redis, or does what a load does")
-    monkeypatch.setattr(reader, "WAIT_SECONDS_MAX", 0.02)
+    monkeypatch.setattr(read_path, "WAIT_SECONDS_MAX", 0.02)
     async with open_world(kind, shared_database_url, redis_url, redis_prefix, gone=gone) as world:
         expected: dict[bool, Any] = {}
 
@@ -290,7 +290,7 @@ def test_the_loop_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With calls under way, on connections that nobody closes: each is done or not, and what is told is true."""
-    monkeypatch.setattr(reader, "WAIT_SECONDS_MAX", 0.02)
+    monkeypatch.setattr(read_path, "WAIT_SECONDS_MAX", 0.02)
     names = ("aput", "aput_writes", "adelete_thread", "aprune, delete", "aget_tuple, load")
 
     def opened() -> AbstractAsyncContextManager[World]:

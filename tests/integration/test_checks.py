@@ -17,10 +17,11 @@ from conversations import Conversation, open_saver
 from langgraph.checkpoint.base.id import uuid6
 from proxy import Proxy
 
-from langgraph_checkpoint_cached import CachedPostgresSaver, OverloadedError, envelope
-from langgraph_checkpoint_cached.keys import Namespace, namespace_key
-from langgraph_checkpoint_cached.records import Latest, Record, Value, Write
-from langgraph_checkpoint_cached.tiers.checker import CHECKS_AT_ONCE_MAX
+from langgraph_checkpoint_cached import CachedPostgresSaver, OverloadedError
+from langgraph_checkpoint_cached.engine.hit_auditor import CHECKS_AT_ONCE_MAX
+from langgraph_checkpoint_cached.records import Latest, Namespace, Record, Value, Write
+from langgraph_checkpoint_cached.stores.redis import entry_format
+from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
 
 pytestmark = pytest.mark.integration
 
@@ -113,7 +114,7 @@ async def test_an_entry_that_is_not_what_postgres_holds_is_counted_logged_and_dr
     key, namespace = namespace_key(tiers.prefix, Namespace("t")), Namespace("t")
     record = (await checking._postgres.latest(namespace)).record
     assert record is not None
-    fields = envelope.entry_fields(namespace, Latest(forge(record)))
+    fields = entry_format.entry_fields(namespace, Latest(forge(record)))
     generation = await tiers.redis.hget(key, "g")
     await tiers.redis.delete(key)
     await tiers.redis.hset(key, mapping={"g": generation, **dict(zip(fields[::2], fields[1::2], strict=True))})

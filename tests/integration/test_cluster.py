@@ -18,11 +18,12 @@ from load import playing
 from redis.asyncio.cluster import RedisCluster
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import free_port
-from langgraph_checkpoint_cached.keys import Namespace, names_key, namespace_key, thread_key
-from langgraph_checkpoint_cached.stores.entries import RedisUnavailable
-from langgraph_checkpoint_cached.stores.scripts import Script
-from langgraph_checkpoint_cached.stores.steps import Step, Steps
+from langgraph_checkpoint_cached.demo.embedded import free_port
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.redis.entries import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.keys import names_key, namespace_key, thread_key
+from langgraph_checkpoint_cached.stores.redis.scripts import Script
+from langgraph_checkpoint_cached.stores.redis.transport import Step, Steps
 
 pytestmark = pytest.mark.integration
 

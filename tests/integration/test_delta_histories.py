@@ -16,9 +16,10 @@ from langgraph.graph import START, StateGraph
 from psycopg import AsyncCursor
 from test_prune_deltas import graph_of, turn
 
-from langgraph_checkpoint_cached import histories as pure
-from langgraph_checkpoint_cached.keys import Namespace, namespace_key
-from langgraph_checkpoint_cached.stores import leases
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.postgres import leases
+from langgraph_checkpoint_cached.stores.redis import delta_history_format as pure
+from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
 
 pytestmark = pytest.mark.integration
 

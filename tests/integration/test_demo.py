@@ -16,7 +16,7 @@ import psycopg
 import pytest
 import redis
 
-from langgraph_checkpoint_cached.embedded import EmbeddedServerError, postgres_programs, redis_binary
+from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, postgres_programs, redis_binary
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

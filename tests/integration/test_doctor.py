@@ -14,8 +14,8 @@ import redis as redis_py
 from cluster import Cluster
 from servers import fill_redis
 
-from langgraph_checkpoint_cached.embedded import RedisServer
-from langgraph_checkpoint_cached.operations.checks_postgres import RIGHTS
+from langgraph_checkpoint_cached.cli.checks.postgres import RIGHTS
+from langgraph_checkpoint_cached.demo.embedded import RedisServer
 
 pytestmark = pytest.mark.integration
 Ask = Callable[..., Awaitable[tuple[int, Any]]]

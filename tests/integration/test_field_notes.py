@@ -54,7 +54,8 @@ from psycopg.types.json import Jsonb
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.cluster import RedisCluster
 
-from langgraph_checkpoint_cached import CachedPostgresSaver, envelope
+from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.stores.redis import entry_format
 
 pytestmark = pytest.mark.integration
 
@@ -417,14 +418,14 @@ async def test_two_versions_of_this_package_can_run_side_by_side(
     tiers: Tiers, thread: Thread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """langgraph-redis#81: a change of the stored format broke running systems."""
-    other, current = tiers.another_saver(), envelope.FORMAT
+    other, current = tiers.another_saver(), entry_format.FORMAT
     for turn in range(3):
         for version, saver in ((current, tiers.saver), (current + 1, other)):
-            monkeypatch.setattr(envelope, "FORMAT", version)
+            monkeypatch.setattr(entry_format, "FORMAT", version)
             thread.saver = saver
             await thread.put(messages=[f"{turn} by {version}"])
             await saver.aput_writes(thread.at(), [("messages", [version])], "task")
-            monkeypatch.setattr(envelope, "FORMAT", 2 * current + 1 - version)
+            monkeypatch.setattr(entry_format, "FORMAT", 2 * current + 1 - version)
             reader = other if saver is tiers.saver else tiers.saver
             assert await tiers.fences_left() == []
             assert await reader.aget_tuple(thread.config) == await tiers.stock.aget_tuple(thread.config)

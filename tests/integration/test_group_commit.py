@@ -21,12 +21,11 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from langgraph_checkpoint_cached import ArgumentError, CachedPostgresSaver, OverloadedError
-from langgraph_checkpoint_cached.keys import Namespace
-from langgraph_checkpoint_cached.records import Latest
-from langgraph_checkpoint_cached.stores import postgres as postgres_store
-from langgraph_checkpoint_cached.stores.scripts import Script
-from langgraph_checkpoint_cached.stores.steps import Step, Steps
-from langgraph_checkpoint_cached.tiers import writer
+from langgraph_checkpoint_cached.engine import write_through
+from langgraph_checkpoint_cached.records import Latest, Namespace
+from langgraph_checkpoint_cached.stores.postgres import store as postgres_store
+from langgraph_checkpoint_cached.stores.redis.scripts import Script
+from langgraph_checkpoint_cached.stores.redis.transport import Step, Steps
 
 pytestmark = pytest.mark.integration
 
@@ -238,7 +237,7 @@ async def test_more_than_may_wait_is_refused_and_nothing_of_it_written(
     answers = await asyncio.gather(*operations, return_exceptions=True)
     refused = [i for i, answer in enumerate(answers) if isinstance(answer, OverloadedError)]
     assert refused == list(range(5, 20))
-    assert str(answers[5]).startswith(f"not stored, {writer.WRITES_WAITING_MAX}")
+    assert str(answers[5]).startswith(f"not stored, {write_through.WRITES_WAITING_MAX}")
     for number in range(20):
         found = await saver.aget_tuple(config_of(f"t{number}"))
         assert (found is None) is (number in refused)

@@ -17,13 +17,13 @@ from redis.exceptions import BusyLoadingError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import RedisServer
+from langgraph_checkpoint_cached.demo.embedded import RedisServer
 from langgraph_checkpoint_cached.stats import Stats
-from langgraph_checkpoint_cached.stores import held as held_module
-from langgraph_checkpoint_cached.stores.guard import SHARE_MIN, Guard, NotDone
-from langgraph_checkpoint_cached.stores.held import POOL_MIN, HeldConnection
-from langgraph_checkpoint_cached.stores.scripts import Script
-from langgraph_checkpoint_cached.stores.steps import Step, Steps
+from langgraph_checkpoint_cached.stores.redis import pipelined_connection as held_module
+from langgraph_checkpoint_cached.stores.redis.executor import SHARE_MIN, Guard, NotDone
+from langgraph_checkpoint_cached.stores.redis.pipelined_connection import POOL_MIN, HeldConnection
+from langgraph_checkpoint_cached.stores.redis.scripts import Script
+from langgraph_checkpoint_cached.stores.redis.transport import Step, Steps
 
 EXISTS = Script("return redis.call('EXISTS', KEYS[1])")
 APPEND = Script("return redis.call('RPUSH', KEYS[1], ARGV[1])")

@@ -20,10 +20,10 @@ from langgraph_checkpoint_cached import (
     IdleThreads,
     SyncCachedPostgresSaver,
 )
-from langgraph_checkpoint_cached.embedded import LOCALHOST, free_port
-from langgraph_checkpoint_cached.idle import first_id_since
-from langgraph_checkpoint_cached.stores import whole_threads
-from langgraph_checkpoint_cached.tiers import threads
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, free_port
+from langgraph_checkpoint_cached.engine import thread_operations
+from langgraph_checkpoint_cached.retention import first_id_since
+from langgraph_checkpoint_cached.stores.postgres import thread_maintenance
 
 pytestmark = pytest.mark.integration
 
@@ -103,7 +103,7 @@ async def test_threads_go_whatever_their_names(tiers: Tiers) -> None:
 async def test_it_can_be_stopped_and_called_again(
     tiers: Tiers, monkeypatch: pytest.MonkeyPatch, page: int, batch: int, limit: int | None
 ) -> None:
-    monkeypatch.setattr(threads, "THREADS_OF_A_PAGE", page)
+    monkeypatch.setattr(thread_operations, "THREADS_OF_A_PAGE", page)
     names = [f"t{number:02}" for number in range(12)]
     for name in names:
         await put(tiers.saver, name, 30)
@@ -149,7 +149,7 @@ async def test_a_thread_that_has_just_become_active_is_kept_whole(
     """Written to after the page was read, and after it was deleted but not committed."""
     for name in ("a", "b", "c"):
         await put(tiers.saver, name, 30)
-    rows, page = whole_threads._rows, whole_threads.page_of_threads
+    rows, page = thread_maintenance._rows, thread_maintenance.page_of_threads
     other = tiers.another_saver()
 
     async def page_then_write(*arguments: Any) -> Any:
@@ -166,8 +166,8 @@ async def test_a_thread_that_has_just_become_active_is_kept_whole(
             await put(tiers.stock, "b", 0)
         return found
 
-    monkeypatch.setattr(whole_threads, "page_of_threads", page_then_write)
-    monkeypatch.setattr(whole_threads, "_rows", look_then_write)
+    monkeypatch.setattr(thread_maintenance, "page_of_threads", page_then_write)
+    monkeypatch.setattr(thread_maintenance, "_rows", look_then_write)
     found = await tiers.saver.adelete_idle_threads(24 * HOUR)
     assert (found.threads, found.kept) == (1, 2)
     assert await count_of(tiers, "a") == await count_of(tiers, "b") == [2, 2, 2]

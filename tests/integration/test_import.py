@@ -18,9 +18,9 @@ from langgraph.types import Command, Send, interrupt
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import RedisServer
-from langgraph_checkpoint_cached.operations import sources
-from langgraph_checkpoint_cached.operations.copy_savers import copy_all
+from langgraph_checkpoint_cached.demo.embedded import RedisServer
+from langgraph_checkpoint_cached.migrate import sources
+from langgraph_checkpoint_cached.migrate.copy_savers import copy_all
 
 pytestmark = pytest.mark.integration
 THREADS = ["plain", "with:colon", "with {braces} and *", "ünïcode/ %41"]

@@ -16,10 +16,10 @@ import pytest
 from redis import Redis as Sync
 from redis.asyncio import Redis
 
-from langgraph_checkpoint_cached import lifetimes
-from langgraph_checkpoint_cached.embedded import RedisServer
+from langgraph_checkpoint_cached import ttl
+from langgraph_checkpoint_cached.caches.intent_cache import IntentCache
+from langgraph_checkpoint_cached.demo.embedded import RedisServer
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, CachedSaverError
-from langgraph_checkpoint_cached.intent import IntentCache
 
 pytestmark = pytest.mark.integration
 
@@ -390,5 +390,5 @@ async def test_a_message_to_invalidate_must_be_a_string() -> None:
 
 
 def test_answers_are_kept_for_five_minutes() -> None:
-    assert lifetimes.INTENT.seconds == 300
-    assert not lifetimes.INTENT.sliding
+    assert ttl.INTENT.seconds == 300
+    assert not ttl.INTENT.sliding

@@ -13,7 +13,7 @@ from conversations import Conversation, open_saver
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores import fences
+from langgraph_checkpoint_cached.stores.redis import fences
 
 pytestmark = pytest.mark.integration
 

@@ -15,10 +15,10 @@ from conversations import Conversation
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.keys import journal_key
-from langgraph_checkpoint_cached.stores import leases
-from langgraph_checkpoint_cached.stores.entries import RedisUnavailable
-from langgraph_checkpoint_cached.tiers import holder, opener, settler
+from langgraph_checkpoint_cached.engine import journal_replayer, lease_acquirer, write_behind
+from langgraph_checkpoint_cached.stores.postgres import leases
+from langgraph_checkpoint_cached.stores.redis.entries import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.keys import journal_key
 
 pytestmark = pytest.mark.integration
 
@@ -177,7 +177,7 @@ async def _appends(conversation: Conversation) -> bool:
 async def test_leases_end_while_others_are_busy(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holder, "LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(write_behind, "LINGER_SECONDS", 0.3)
     async with open_saver(migrated_database_url, redis_url, redis_prefix) as saver:
         for number in range(10):
             await begun(saver, f"idle {number}")
@@ -228,7 +228,7 @@ async def test_a_write_does_not_wait_for_a_lease_for_long(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waited for a connection of the pool, and then, written through, for another one as long."""
-    monkeypatch.setattr(opener, "OPEN_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(lease_acquirer, "OPEN_SECONDS_MAX", 0.05)
     async with open_saver(migrated_database_url, redis_url, redis_prefix) as saver:
         conversation = Conversation(saver)
         await saver.aget_tuple(conversation.config)
@@ -246,8 +246,8 @@ async def test_a_journal_that_a_failover_brings_back_is_removed_again(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The replica had not heard of its end. Journals do not expire, so it stayed for good."""
-    monkeypatch.setattr(holder, "LINGER_SECONDS", 0.2)
-    monkeypatch.setattr(settler, "LAG_SECONDS_MAX", 1.0)
+    monkeypatch.setattr(write_behind, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(journal_replayer, "LAG_SECONDS_MAX", 1.0)
     journal = journal_key(redis_prefix, "t")
 
     async with open_saver(migrated_database_url, redis_url, redis_prefix) as saver:
@@ -265,7 +265,7 @@ async def test_a_journal_of_which_redis_did_not_hear_the_end_is_removed_by_other
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis and its process went together, when the row had gone. It stayed for good."""
-    monkeypatch.setattr(holder, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(write_behind, "LINGER_SECONDS", 0.2)
     where = (migrated_database_url, redis_url, redis_prefix)
     async with open_saver(*where, mode="write_through") as other:
         async with open_saver(*where) as writer:
@@ -338,7 +338,7 @@ async def test_closing_waits_for_nobody_who_comes_late(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lease that was opened while all were ended had a follower that nobody stopped."""
-    monkeypatch.setattr(holder, "CLOSE_SECONDS_MAX", 1.0)
+    monkeypatch.setattr(write_behind, "CLOSE_SECONDS_MAX", 1.0)
     async with open_saver(migrated_database_url, redis_url, redis_prefix) as saver:
         conversation = Conversation(saver)
         await saver.aget_tuple(conversation.config)

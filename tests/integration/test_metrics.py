@@ -14,7 +14,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from proxy import Proxy
 
 from langgraph_checkpoint_cached import SyncCachedPostgresSaver
-from langgraph_checkpoint_cached.keys import Namespace, namespace_key, thread_key
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.redis.keys import namespace_key, thread_key
 from langgraph_checkpoint_cached.telemetry import SCOPE, instrument
 
 pytestmark = pytest.mark.integration

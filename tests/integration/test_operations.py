@@ -18,9 +18,10 @@ from agreement import Tiers, new_checkpoint, on_thread
 from conversations import Conversation
 from proxy import Proxy
 
-from langgraph_checkpoint_cached.keys import Namespace, namespace_key, thread_key
-from langgraph_checkpoint_cached.operations.counters import RedisCounts, reads_between
-from langgraph_checkpoint_cached.operations.nodes import nodes_of
+from langgraph_checkpoint_cached.cli.counters import RedisCounts, reads_between
+from langgraph_checkpoint_cached.cli.nodes import nodes_of
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.redis.keys import namespace_key, thread_key
 
 pytestmark = pytest.mark.integration
 Ask = Callable[..., Awaitable[tuple[int, Any]]]
@@ -232,7 +233,7 @@ async def test_a_copy_that_is_refused_says_why(
 
 
 def old_id(days: float) -> str:
-    from langgraph_checkpoint_cached.idle import first_id_since
+    from langgraph_checkpoint_cached.retention import first_id_since
 
     return first_id_since((datetime.now(timezone.utc) - timedelta(days=days)).timestamp()).replace(
         "-0000-", "-8000-"
@@ -295,7 +296,7 @@ async def test_tail_says_a_line_a_time_and_survives_an_outage(
 
 # -- the command itself ----------------------------------------------------------------------------------------
 
-RUN = "import sys; from langgraph_checkpoint_cached.cli import main; sys.exit(main())"
+RUN = "import sys; from langgraph_checkpoint_cached.cli.main import main; sys.exit(main())"
 COMMANDS = [
     ["inspect", "t"],
     ["verify"],

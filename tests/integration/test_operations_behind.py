@@ -18,12 +18,12 @@ from proxy import Proxy
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import RedisServer
-from langgraph_checkpoint_cached.keys import journal_key
-from langgraph_checkpoint_cached.operations.copy_savers import copy_all
-from langgraph_checkpoint_cached.operations.counters import RedisCounts, reads_between
-from langgraph_checkpoint_cached.operations.nodes import nodes_of
-from langgraph_checkpoint_cached.tiers import holder, settler
+from langgraph_checkpoint_cached.cli.counters import RedisCounts, reads_between
+from langgraph_checkpoint_cached.cli.nodes import nodes_of
+from langgraph_checkpoint_cached.demo.embedded import RedisServer
+from langgraph_checkpoint_cached.engine import journal_replayer, write_behind
+from langgraph_checkpoint_cached.migrate.copy_savers import copy_all
+from langgraph_checkpoint_cached.stores.redis.keys import journal_key
 
 pytestmark = pytest.mark.integration
 Ask = Callable[..., Awaitable[tuple[int, Any]]]
@@ -93,7 +93,7 @@ async def test_flush_without_redis_says_that_postgres_is_behind(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(settler, "SETTLE_SECONDS_MAX", 0.5)
+    monkeypatch.setattr(journal_replayer, "SETTLE_SECONDS_MAX", 0.5)
     nowhere = [*cli_servers[:3], "redis://user:secret@127.0.0.1:1/0", *cli_servers[4:], "--timeout", "1"]
     async with behind(tiers, proxies, redis_url) as (conversation,):
         capsys.readouterr()
@@ -117,7 +117,7 @@ async def test_what_redis_has_lost_with_its_process_is_told(
     cli_servers: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(settler, "ABANDONED_SECONDS", 0.3)
+    monkeypatch.setattr(journal_replayer, "ABANDONED_SECONDS", 0.3)
     server = redis_servers()
     with psycopg.connect(tiers.postgres_url) as conn:
         conn.execute(
@@ -291,7 +291,7 @@ async def test_a_table_of_leases_that_is_missing_is_a_problem_for_those_who_writ
 async def test_hits_and_misses_can_be_told_where_somebody_writes_behind(
     tiers: Tiers, redis_servers: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holder, "LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(write_behind, "LINGER_SECONDS", 0.05)
     server = redis_servers()
     async with Redis.from_url(server.url) as redis:
         saver = CachedPostgresSaver(redis, tiers.stock, prefix=tiers.prefix, **PATIENT)  # type: ignore[arg-type]

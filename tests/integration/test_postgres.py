@@ -17,7 +17,8 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores import entries, opening
+from langgraph_checkpoint_cached.stores.postgres import pool
+from langgraph_checkpoint_cached.stores.redis import entries
 
 pytestmark = pytest.mark.integration
 
@@ -117,7 +118,7 @@ async def test_a_connection_that_died_while_idle_is_replaced_before_use(
     All of them have, as after a restart of Postgres: one that is found dead is enough to replace them. Two are
     found where the saver looks for suspects in the moment of the write.
     """
-    monkeypatch.setattr(opening, "CHECK_AFTER_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "CHECK_AFTER_IDLE_SECONDS", 0.0)
     dead: list[Any] = []
     check = AsyncConnectionPool.check_connection
 

@@ -17,9 +17,9 @@ from psycopg_pool import PoolTimeout
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores import opening
-from langgraph_checkpoint_cached.stores.postgres import ATTEMPTS_MAX
-from langgraph_checkpoint_cached.tiers.writer import CANCELED_MAX
+from langgraph_checkpoint_cached.engine.write_through import CANCELED_MAX
+from langgraph_checkpoint_cached.stores.postgres import pool
+from langgraph_checkpoint_cached.stores.postgres.store import ATTEMPTS_MAX
 
 pytestmark = pytest.mark.integration
 
@@ -176,7 +176,7 @@ async def test_after_a_long_outage_postgres_is_back_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The pool doubled its pauses, so that an outage lasted twice as long for the saver."""
-    monkeypatch.setattr(opening, "RECONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(pool, "RECONNECT_SECONDS", 0.5)
     proxy = proxies(migrated_database_url)
     async with open_place(
         proxy.url, redis_url, redis_prefix, redis, pool_min_size=2, pool_max_size=2, pool_timeout=2

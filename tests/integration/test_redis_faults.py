@@ -14,7 +14,7 @@ from conversations import Conversation, open_saver, until_hit
 from proxy import Proxy
 from redis.asyncio import Redis
 
-from langgraph_checkpoint_cached.embedded import REDIS_WHEELS, RedisServer, _wheel
+from langgraph_checkpoint_cached.demo.embedded import REDIS_WHEELS, RedisServer, _wheel
 
 pytestmark = pytest.mark.integration
 

@@ -28,10 +28,10 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 
-from langgraph_checkpoint_cached import ArgumentError, CachedPostgresSaver, CachedSaverError, IntentCache, stores
-from langgraph_checkpoint_cached.embedded import RedisServer
-from langgraph_checkpoint_cached.stores import leases, suspects
-from langgraph_checkpoint_cached.stores.guard import RedisUnavailable
+from langgraph_checkpoint_cached import ArgumentError, CachedPostgresSaver, CachedSaverError, IntentCache
+from langgraph_checkpoint_cached.demo.embedded import RedisServer
+from langgraph_checkpoint_cached.stores.postgres import leases, stale_threads
+from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
 
 pytestmark = pytest.mark.integration
 
@@ -192,7 +192,10 @@ async def test_keys_of_another_prefix_are_denied(
 
 
 def test_no_script_has_a_command_that_is_not_documented() -> None:
-    scripts = [path.read_text() for path in resources.files(stores).joinpath("lua").iterdir()]  # type: ignore[attr-defined]
+    scripts = [
+        path.read_text()
+        for path in resources.files("langgraph_checkpoint_cached.stores.redis").joinpath("lua").iterdir()
+    ]
     called = set(re.findall(r"redis\.p?call\('(\w+)'", "".join(scripts)))
     assert len(called) > 10
     assert {command.lower() for command in called} <= set(COMMANDS)
@@ -264,7 +267,7 @@ async def test_the_documented_grants_are_enough_and_each_is_needed(
                     await use_everything(saver)
                 assert f"the table {table} cannot be used (permission denied" in caplog.text
                 caplog.clear()
-            elif table == suspects.TABLE:  # does not stop anybody, but it is logged
+            elif table == stale_threads.TABLE:  # does not stop anybody, but it is logged
                 with pytest.raises(AssertionError):
                     await use_everything(saver)
                 assert f"the table {table} cannot be used (permission denied" in caplog.text

@@ -15,7 +15,7 @@ from redis.asyncio.sentinel import Sentinel
 from sentinel import SERVICE, Service
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import LOCALHOST
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST
 
 pytestmark = pytest.mark.integration
 

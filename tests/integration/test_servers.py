@@ -16,8 +16,8 @@ import redis
 from proxy import Proxy
 from servers import fill_redis
 
-from langgraph_checkpoint_cached import embedded
-from langgraph_checkpoint_cached.embedded import EmbeddedServerError, PostgresServer, RedisServer
+from langgraph_checkpoint_cached.demo import embedded
+from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, PostgresServer, RedisServer
 
 pytestmark = pytest.mark.integration
 

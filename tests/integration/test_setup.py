@@ -20,10 +20,11 @@ from psycopg import sql
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import LOCALHOST, EmbeddedServerError, free_port
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, EmbeddedServerError, free_port
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
-from langgraph_checkpoint_cached.stores import leases, setup, suspects
-from langgraph_checkpoint_cached.stores.scripts import Script
+from langgraph_checkpoint_cached.stores.postgres import leases, schema, stale_threads
+from langgraph_checkpoint_cached.stores.redis import server_check
+from langgraph_checkpoint_cached.stores.redis.scripts import Script
 
 pytestmark = pytest.mark.integration
 
@@ -229,7 +230,7 @@ async def test_a_schema_of_choice_has_tables_of_its_own(
         "checkpoints",
         "checkpoint_blobs",
         "checkpoint_writes",
-        suspects.TABLE,
+        stale_threads.TABLE,
         leases.TABLE,
     }
     async with AsyncPostgresSaver.from_conn_string(url) as stock:
@@ -255,7 +256,7 @@ async def new_database(database_url: str, redis_url: str, redis_prefix: str) -> 
 
 @pytest.fixture
 def redis_says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    return lambda info: monkeypatch.setattr(setup, "_SERVER_INFO", Script(f"return '{info}'"))
+    return lambda info: monkeypatch.setattr(server_check, "_SERVER_INFO", Script(f"return '{info}'"))
 
 
 @pytest.mark.parametrize("version", ["5.0.14", "6.0.20", "2.8.9"])
@@ -282,7 +283,7 @@ async def test_a_recent_redis_or_one_that_does_not_say_is_taken(
 async def test_an_old_postgres_is_refused(
     new_database: CachedPostgresSaver, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup, "POSTGRES_VERSION_MIN", 990_000)
+    monkeypatch.setattr(schema, "POSTGRES_VERSION_MIN", 990_000)
     with pytest.raises(UnsupportedServerError, match=r"PostgreSQL \d+ is too old: 99 or later"):
         await new_database.setup()
     assert rows(database_url, "select 1 from pg_tables where schemaname = 'public'") == []

@@ -10,10 +10,11 @@ from agreement import CACHED, PATIENT_SECONDS, Tiers, new_checkpoint, on_thread
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from redis.asyncio import Redis
 
-from langgraph_checkpoint_cached import CachedPostgresSaver, IntentCache, envelope
-from langgraph_checkpoint_cached.keys import Namespace, namespace_key
-from langgraph_checkpoint_cached.records import Latest
-from langgraph_checkpoint_cached.seal import CHECKSUMS, Seal, seal_with
+from langgraph_checkpoint_cached import CachedPostgresSaver, IntentCache
+from langgraph_checkpoint_cached.records import Latest, Namespace
+from langgraph_checkpoint_cached.stores.redis import entry_format
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Seal, seal_with
+from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
 
 pytestmark = pytest.mark.integration
 
@@ -152,7 +153,7 @@ async def test_nothing_that_a_stranger_wrote_is_decoded(tiers: Tiers, forger: Se
     values = tuple(value._replace(type=FORGED[0], blob=FORGED[1]) for value in record.values)
     writes = tuple(write._replace(type=FORGED[0], blob=FORGED[1]) for write in record.writes)
     forged = type(record)(**{**_fields(record), "values": values, "writes": writes})
-    fields = envelope.entry_fields(namespace, Latest(forged), forger)
+    fields = entry_format.entry_fields(namespace, Latest(forged), forger)
     parts = {k if isinstance(k, bytes) else k.encode(): v for k, v in zip(fields[::2], fields[1::2], strict=True)}
     sealed = [field for field in parts if field[:1] in b"hcw"]
     for replaced in ([field] for field in sealed):
@@ -164,7 +165,7 @@ async def test_nothing_that_a_stranger_wrote_is_decoded(tiers: Tiers, forger: Se
     assert serde.loaded
     assert FORGED[1] not in serde.loaded
     # The test can fail: who has the key is believed.
-    genuine = envelope.entry_fields(namespace, Latest(forged), seal_with([NEW]))
+    genuine = entry_format.entry_fields(namespace, Latest(forged), seal_with([NEW]))
     await saver.aget_tuple(on_thread(CACHED))
     await _put_there(tiers, dict(zip(genuine[::2], genuine[1::2], strict=True)))
     await saver.aget_tuple(on_thread(CACHED))
@@ -185,7 +186,7 @@ async def test_a_channel_map_that_was_tampered_with_leaves_no_old_value_behind(t
     config = await talk(saver, CACHED)
     held = (await tiers.stock.aget_tuple(config)).checkpoint["channel_versions"]  # type: ignore[union-attr]
     version = saver.get_next_version(held["messages"], None)  # type: ignore[arg-type]
-    lie = envelope._pack_versions({**held, "messages": version})
+    lie = entry_format._pack_versions({**held, "messages": version})
     await tiers.redis.hset(key_of(tiers), "v", lie)  # type: ignore[arg-type,misc]
     checkpoint = new_checkpoint(channel_values={"kept": [CACHED]}, channel_versions={**held, "messages": version})
     await saver.aput(config, checkpoint, {}, {"messages": version})

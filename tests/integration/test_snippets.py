@@ -21,7 +21,7 @@ from langgraph.graph import START, StateGraph
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import RedisServer
+from langgraph_checkpoint_cached.demo.embedded import RedisServer
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]

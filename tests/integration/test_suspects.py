@@ -20,8 +20,13 @@ from proxy import Proxy
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores.suspects import SUSPECTS_AT_ONCE_MAX, TABLE, Suspect, SuspectTable
-from langgraph_checkpoint_cached.tiers.recovery import LOOKED_SECONDS_MAX
+from langgraph_checkpoint_cached.engine.invalidation import LOOKED_SECONDS_MAX
+from langgraph_checkpoint_cached.stores.postgres.stale_threads import (
+    SUSPECTS_AT_ONCE_MAX,
+    TABLE,
+    Suspect,
+    SuspectTable,
+)
 
 pytestmark = pytest.mark.integration
 

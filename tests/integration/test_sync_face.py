@@ -22,7 +22,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver, SyncCachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import LOCALHOST, free_port
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, free_port
 from langgraph_checkpoint_cached.errors import WrongThreadError
 
 pytestmark = pytest.mark.integration

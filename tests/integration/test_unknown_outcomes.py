@@ -13,7 +13,7 @@ from agreement import eventually, new_checkpoint, on_thread
 from proxy import Proxy
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores import entries, fences
+from langgraph_checkpoint_cached.stores.redis import entries, fences
 
 pytestmark = pytest.mark.integration
 

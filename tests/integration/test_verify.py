@@ -14,7 +14,8 @@ from conversations import Conversation
 from langgraph.checkpoint.base.id import uuid6
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.keys import Namespace, namespace_key
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
 
 pytestmark = pytest.mark.integration
 Ask = Callable[..., Awaitable[tuple[int, Any]]]

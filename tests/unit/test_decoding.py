@@ -24,9 +24,9 @@ from langgraph.checkpoint.serde.jsonplus import EXT_PYDANTIC_V2, JsonPlusSeriali
 from langgraph.graph.message import add_messages
 from pydantic import BaseModel
 
-from langgraph_checkpoint_cached import decoding, messages
-from langgraph_checkpoint_cached.decoding import loads_of
-from langgraph_checkpoint_cached.messages import message_classes
+from langgraph_checkpoint_cached.serde import fast_loads, messages
+from langgraph_checkpoint_cached.serde.fast_loads import loads_of
+from langgraph_checkpoint_cached.serde.messages import message_classes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -242,7 +242,7 @@ def stock_count(monkeypatch: pytest.MonkeyPatch, data: tuple[str, Any]) -> int:
     """How many of a value's objects are left to the stock hook."""
     serde, calls = JsonPlusSerializer(), []
     hook = serde._unpack_ext_hook
-    monkeypatch.setattr(decoding, "_stock_hook", lambda _: lambda *args: (calls.append(args), hook(*args))[1])
+    monkeypatch.setattr(fast_loads, "_stock_hook", lambda _: lambda *args: (calls.append(args), hook(*args))[1])
     loads_of(serde)(data)
     monkeypatch.undo()
     return len(calls)

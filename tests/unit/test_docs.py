@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from langgraph_checkpoint_cached import CachedPostgresSaver, cli
+from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.cli import main
 from langgraph_checkpoint_cached.stats import Stats
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +53,9 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 def test_commands_parse(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for line in re.findall(r"^\$ langgraph-cached (.*)$", text, re.MULTILINE):
-        cli._parser().parse_args(shlex.split(line))
+        main._parser().parse_args(shlex.split(line))
     commands = next(
-        action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)
+        action for action in main._parser()._actions if isinstance(action, argparse._SubParsersAction)
     ).choices
     for line in re.findall(r"`langgraph-cached ([^`]*)`", text):
         name, *rest = shlex.split(line)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from langgraph_checkpoint_cached import embedded
-from langgraph_checkpoint_cached.embedded import (
+from langgraph_checkpoint_cached.demo import embedded
+from langgraph_checkpoint_cached.demo.embedded import (
     PORTS,
     EmbeddedServerError,
     RedisServer,

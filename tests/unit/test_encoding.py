@@ -17,8 +17,8 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, Too
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from test_decoding import ALL_NAMES, CLASSES, FIELDS, Data, Model, OwnMessage, made, values
 
-from langgraph_checkpoint_cached import encoding
-from langgraph_checkpoint_cached.encoding import dumps_of
+from langgraph_checkpoint_cached.serde import fast_dumps
+from langgraph_checkpoint_cached.serde.fast_dumps import dumps_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 many = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -142,13 +142,13 @@ def test_other_values_make_the_same_bytes_or_errors(value: Any) -> None:
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_ordinary_messages_do_not_go_to_the_stock_hook(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    stock = encoding._STOCK_DEFAULT
+    stock = fast_dumps._STOCK_DEFAULT
     message = CLASSES[name](
         **{field: ORDINARY[field] for field in CLASSES[name].model_fields if field in ORDINARY}
     )
     expected = JsonPlusSerializer().dumps_typed([message])
-    encoding._packers()  # once in a process this compares with the stock hook
-    monkeypatch.setattr(encoding, "_STOCK_DEFAULT", lambda value: (calls.append(value), stock(value))[1])
+    fast_dumps._packers()  # once in a process this compares with the stock hook
+    monkeypatch.setattr(fast_dumps, "_STOCK_DEFAULT", lambda value: (calls.append(value), stock(value))[1])
     assert dumps_of(JsonPlusSerializer())([message]) == expected
     assert calls == []
     assert dumps_of(JsonPlusSerializer())([Model(a=1)])

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langgraph.checkpoint.postgres.base import BasePostgresSaver
 
-from langgraph_checkpoint_cached import envelope
-from langgraph_checkpoint_cached.envelope import (
+from langgraph_checkpoint_cached.channel_versions import UNIQUE_VERSION
+from langgraph_checkpoint_cached.records import Latest, Namespace, Put, PutWrites, Record, Value, Write
+from langgraph_checkpoint_cached.stores.redis import entry_format
+from langgraph_checkpoint_cached.stores.redis.entry_format import (
     DamagedEntry,
     advance_arguments,
     decode_entry,
@@ -20,10 +22,7 @@ from langgraph_checkpoint_cached.envelope import (
     writes_arguments,
     writes_of,
 )
-from langgraph_checkpoint_cached.keys import Namespace
-from langgraph_checkpoint_cached.records import Latest, Put, PutWrites, Record, Value, Write
-from langgraph_checkpoint_cached.seal import CHECKSUMS, Seal, seal_with
-from langgraph_checkpoint_cached.versions import UNIQUE_VERSION
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Seal, seal_with
 
 NAMESPACE = Namespace("thread", "ns")
 VERSION = f"{1:032}.0.1234567890123456"
@@ -66,7 +65,7 @@ def put(**changes: Any) -> Put:
     return Put(**{**fields, **changes})
 
 
-def stored(fields: envelope.Fields) -> dict[bytes, bytes]:
+def stored(fields: entry_format.Fields) -> dict[bytes, bytes]:
     """As Redis gives them back."""
     as_bytes = [part.encode() if isinstance(part, str) else part for part in fields]
     return dict(zip(as_bytes[::2], as_bytes[1::2], strict=True))
@@ -91,7 +90,7 @@ def test_a_checkpoint_that_no_entry_can_hold_makes_an_opaque_one(
     too: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if too == "large":
-        monkeypatch.setattr(envelope, "ENTRY_BYTES_MAX", 50)
+        monkeypatch.setattr(entry_format, "ENTRY_BYTES_MAX", 50)
         latest = Latest(record())
     else:
         latest = Latest(record(checkpoint_json=b'{"v":3,"channel_versions":{}}'))
@@ -180,7 +179,7 @@ def test_no_part_is_taken_from_another_place_or_time(
         if target.startswith(b"c:"):
             channel = target[2:].decode()
             ours, theirs = (r.checkpoint["channel_versions"][channel] for r in (held, another[1]))
-            assert envelope._version_text(ours) == envelope._version_text(theirs)
+            assert entry_format._version_text(ours) == entry_format._version_text(theirs)
 
 
 @pytest.mark.parametrize("seal", SEALS)
@@ -248,7 +247,7 @@ def test_bytes_that_are_no_envelope_are_noticed(field: bytes, junk: bytes) -> No
 
 def test_another_format_version_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     """https://github.com/redis-developer/langgraph-redis/issues/81"""
-    monkeypatch.setattr(envelope, "FORMAT", 3)
+    monkeypatch.setattr(entry_format, "FORMAT", 3)
     fields = stored(entry_fields(NAMESPACE, Latest(record())))
     monkeypatch.undo()
     with pytest.raises(DamagedEntry, match="format 3, not 2"):
@@ -280,10 +279,10 @@ def test_an_entry_is_not_advanced_by_versions_that_the_checkpoint_does_not_name(
 
 def test_an_entry_is_not_advanced_to_an_old_format_or_a_huge_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     assert advance_arguments(put(format=3)) is None
-    monkeypatch.setattr(envelope, "ENTRY_BYTES_MAX", 50)
+    monkeypatch.setattr(entry_format, "ENTRY_BYTES_MAX", 50)
     assert advance_arguments(put()) is None
     write = Write("c1", "task", 0, "channel", "bytes", b"x" * 100, "")
-    assert envelope.writes_arguments(PutWrites(NAMESPACE, "c1", False, (write,))) is None
+    assert entry_format.writes_arguments(PutWrites(NAMESPACE, "c1", False, (write,))) is None
 
 
 def test_channels_with_a_new_version_and_no_value_are_told() -> None:
@@ -300,7 +299,7 @@ def test_channels_with_a_value_in_the_checkpoint_itself_are_told() -> None:
 
 def test_the_script_finds_the_task_path_where_it_looks() -> None:
     write = Write("c1", "task", 0, "channel", "msgpack", b"\xc0", "the path")
-    arguments = envelope.writes_arguments(PutWrites(NAMESPACE, "c1", True, (write,)))
+    arguments = entry_format.writes_arguments(PutWrites(NAMESPACE, "c1", True, (write,)))
     assert arguments is not None
     assert msgpack.unpackb(arguments[2]) == ["channel"]
     assert arguments[3] == "the path"

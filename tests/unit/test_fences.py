@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from langgraph_checkpoint_cached.keys import Namespace
-from langgraph_checkpoint_cached.stores import fences
-from langgraph_checkpoint_cached.stores.fences import KEPT_SECONDS, SECONDS_TO_SPARE, Fence, Fences
-from langgraph_checkpoint_cached.stores.guard import RedisUnavailable
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.redis import fences
+from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.fences import KEPT_SECONDS, SECONDS_TO_SPARE, Fence, Fences
 
 NAMESPACE = Namespace("t")
 

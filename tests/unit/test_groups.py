@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from langgraph_checkpoint_cached.utilities.groups import Groups, TooManyWaiting, answer
+from langgraph_checkpoint_cached.utils.batch_queue import Groups, TooManyWaiting, answer
 
 
 class Operation:

@@ -10,10 +10,10 @@ from uuid import UUID
 import pytest
 from langgraph.checkpoint.base.id import uuid6
 
-from langgraph_checkpoint_cached.idle import DATED_ID, IdleThreads, first_id_since
-from langgraph_checkpoint_cached.stores.whole_threads import Aged
-from langgraph_checkpoint_cached.tiers import threads
-from langgraph_checkpoint_cached.tiers.threads import batches
+from langgraph_checkpoint_cached.engine import thread_operations
+from langgraph_checkpoint_cached.engine.thread_operations import batches
+from langgraph_checkpoint_cached.retention import DATED_ID, IdleThreads, first_id_since
+from langgraph_checkpoint_cached.stores.postgres.thread_maintenance import Aged
 
 
 def test_ids_sort_by_the_time_they_were_made_at() -> None:
@@ -47,7 +47,7 @@ def test_counts_add_up() -> None:
 
 
 def test_a_batch_is_bounded_in_threads_and_in_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "CHECKPOINTS_OF_A_BATCH_MAX", 10)
+    monkeypatch.setattr(thread_operations, "CHECKPOINTS_OF_A_BATCH_MAX", 10)
     page = [
         Aged("a", "idle", 4),
         Aged("b", "recent", 0),

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
-from langgraph_checkpoint_cached.keys import (
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.redis.keys import (
     NAME_BYTES_MAX,
-    Namespace,
     check_prefix,
     names_key,
     namespace_key,

@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 
-from langgraph_checkpoint_cached import envelope
+from langgraph_checkpoint_cached.cli import output
+from langgraph_checkpoint_cached.cli.commands.retention import seconds_in
+from langgraph_checkpoint_cached.cli.output import Output, Progress, size, span, table
 from langgraph_checkpoint_cached.errors import ArgumentError
-from langgraph_checkpoint_cached.keys import (
-    Namespace,
+from langgraph_checkpoint_cached.records import Latest, Namespace, Record
+from langgraph_checkpoint_cached.stores.redis import entry_format
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, seal_with
+from langgraph_checkpoint_cached.stores.redis.keys import (
     name_of,
     names_key,
     namespace_key,
@@ -18,12 +22,7 @@ from langgraph_checkpoint_cached.keys import (
     text_of,
     thread_key,
 )
-from langgraph_checkpoint_cached.operations import output
-from langgraph_checkpoint_cached.operations.output import Output, Progress, size, span, table
-from langgraph_checkpoint_cached.operations.parts import each_of, for_each
-from langgraph_checkpoint_cached.operations.retention import seconds_in
-from langgraph_checkpoint_cached.records import Latest, Record
-from langgraph_checkpoint_cached.seal import CHECKSUMS, seal_with
+from langgraph_checkpoint_cached.utils.concurrency import each_of, for_each
 
 NAMES = ["t", "", "a:b", "{x}", "a}b", "100%", "ünïcode \U0001f600", "a*[?]", "x" * 300, "!", "\udcff", "~.-_"]
 
@@ -51,12 +50,12 @@ def test_other_keys_tell_nothing(key: str) -> None:
 def test_an_entry_says_whose_it_is_and_garbage_does_not(seal: Any) -> None:
     namespace = Namespace("x" * 300, "sub")
     record = Record(namespace, "id", None, b'{"v": 4, "channel_versions": {}}', b"{}", (), ())
-    fields = envelope.entry_fields(namespace, Latest(record), seal)
+    fields = entry_format.entry_fields(namespace, Latest(record), seal)
     head = dict(zip(fields[::2], fields[1::2], strict=True))["h" if "h" in fields else b"h"]
     assert isinstance(head, bytes)
-    assert envelope.claimed_namespace(head) == namespace
+    assert entry_format.claimed_namespace(head) == namespace
     for garbage in (b"", b"x" * 4, head[:10], b"\x00" * 40):
-        assert envelope.claimed_namespace(garbage) is None
+        assert entry_format.claimed_namespace(garbage) is None
 
 
 def test_sizes_spans_and_tables_are_for_people() -> None:

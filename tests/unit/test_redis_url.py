@@ -11,7 +11,7 @@ from redis.asyncio.connection import SSLConnection
 from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedSSLConnection
 
 from langgraph_checkpoint_cached.errors import ArgumentError
-from langgraph_checkpoint_cached.stores.opening import redis_client
+from langgraph_checkpoint_cached.stores.redis.url import redis_client
 
 
 def client_of(url: str) -> Any:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from langgraph_checkpoint_cached import IntentCache, SyncCachedPostgresSaver
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
-from langgraph_checkpoint_cached.seal import CHECKSUMS, Seal, check_keys, seal_with
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Seal, check_keys, seal_with
 
 OLD, NEW = b"an old secret key", "a new secret key ü"
 SEALS = [CHECKSUMS, seal_with([OLD]), seal_with((NEW, OLD))]

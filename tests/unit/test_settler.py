@@ -9,11 +9,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from langgraph_checkpoint_cached.engine.journal_replayer import ABANDONED_SECONDS, LAG_SECONDS_MAX, Settler
 from langgraph_checkpoint_cached.errors import BehindError
 from langgraph_checkpoint_cached.records import LeaseRow
 from langgraph_checkpoint_cached.stats import Stats
-from langgraph_checkpoint_cached.stores.journal import Page
-from langgraph_checkpoint_cached.tiers.settler import ABANDONED_SECONDS, LAG_SECONDS_MAX, Settler
+from langgraph_checkpoint_cached.stores.redis.journal import Page
 
 ROW = LeaseRow("lost.1", 7)
 STEP_SECONDS = 1.0

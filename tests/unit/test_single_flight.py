@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from langgraph_checkpoint_cached.utilities.single_flight import SingleFlight
+from langgraph_checkpoint_cached.caches.single_flight import SingleFlight
 
 CALLERS = 20
 

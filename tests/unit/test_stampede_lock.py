@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from contract.memory_store import MemoryStore, VirtualTime
 
-from langgraph_checkpoint_cached.utilities.stampede_lock import (
+from langgraph_checkpoint_cached.caches.stampede_lock import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
     StampedeLock,

@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.postgres.base import BasePostgresSaver
 
-from langgraph_checkpoint_cached.keys import Namespace
-from langgraph_checkpoint_cached.records import Put, PutWrites, Value, Write
-from langgraph_checkpoint_cached.stores import statements as made
-from langgraph_checkpoint_cached.stores.statements import (
+from langgraph_checkpoint_cached.records import Namespace, Put, PutWrites, Value, Write
+from langgraph_checkpoint_cached.stores.postgres import bulk_insert as made
+from langgraph_checkpoint_cached.stores.postgres.bulk_insert import (
     Batch,
     batches,
     for_rows,

@@ -9,11 +9,11 @@ import random
 
 import pytest
 
-from langgraph_checkpoint_cached import versions
-from langgraph_checkpoint_cached.stores import entries
-from langgraph_checkpoint_cached.utilities.breaker import Breaker
-from langgraph_checkpoint_cached.utilities.tasks import Tasks
-from langgraph_checkpoint_cached.versions import MintedVersions
+from langgraph_checkpoint_cached import channel_versions
+from langgraph_checkpoint_cached.channel_versions import MintedVersions
+from langgraph_checkpoint_cached.stores.redis import entries
+from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+from langgraph_checkpoint_cached.utils.circuit_breaker import Breaker
 
 
 class Clock:
@@ -105,7 +105,7 @@ def test_a_version_is_unused_once_and_only_where_it_was_minted(monkeypatch: pyte
     minted = MintedVersions()
     minted.add("1")
     assert [minted.take(version) for version in ("1", "1", "2", 3, None)] == [True, False, False, False, False]
-    monkeypatch.setattr(versions, "MINTED_MAX", 2)
+    monkeypatch.setattr(channel_versions, "MINTED_MAX", 2)
     for version in "abc":
         minted.add(version)
     assert [minted.take(version) for version in "abc"] == [False, True, True]

@@ -1,0 +1,78 @@
+"""The servers behind a Redis client: one, or the primaries of a Cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import RedisError, ResponseError
+
+from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
+from langgraph_checkpoint_cached.stores.redis.cluster_transport import PROBE_KEYS_MAX
+from langgraph_checkpoint_cached.stores.redis.scripts import UNDECODED, Script
+
+CLOCK = Script("local time = redis.call('TIME') return { time[1], time[2] }")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One server that holds keys."""
+
+    name: str
+    client: AnyRedis
+    key: str
+    """One that it would hold. Nobody else uses it."""
+    target: Any = None
+    """The node of a Cluster."""
+
+    async def info(self, section: str) -> dict[str, str]:
+        """A section of INFO, as the server writes it. Raises `RedisError`, `OSError`."""
+        # By a script, for the client parses what INFO answers, and sends it to any node of a Cluster.
+        text: bytes = await self.run(Script(f"return redis.call('INFO', '{section}')"))
+        pairs = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines() if ":" in line)
+        return {name: value.strip() for name, _, value in pairs}
+
+    async def run(self, script: Script, arguments: Sequence[Any] = ()) -> Any:
+        """A script's answer, on its own key. Raises `RedisError`, `OSError`."""
+        return await script.run(self.client, [self.key], arguments)
+
+    async def scan_some(self, pattern: str) -> None:
+        """The first step of a scan. Raises `RedisError`, `OSError`."""
+        at: dict[str, Any] = {"target_nodes": self.target} if self.target else {}
+        await self.client.execute_command("SCAN", "0", "MATCH", pattern, "COUNT", 1, **at, **UNDECODED)
+
+    async def may(self, *command: Any) -> bool:
+        """Whether it takes a command, which is run. Raises `RedisError`, `OSError`."""
+        at: dict[str, Any] = {"target_nodes": self.target} if self.target else {}
+        try:
+            await self.client.execute_command(*command, **at, **UNDECODED)
+        except ResponseError:
+            return False
+        return True
+
+    async def clock(self) -> tuple[float, float]:
+        """Its clock, less ours, in seconds; and how long it took to ask."""
+        before, started = time.time(), time.perf_counter()
+        seconds, microseconds = await self.run(CLOCK)
+        took = time.perf_counter() - started
+        return int(seconds) + int(microseconds) / 1e6 - (before + took / 2), took
+
+
+async def nodes_of(client: AnyRedis, prefix: str) -> list[Node]:
+    """The servers, each with a key below `prefix`. Raises `RedisError`, `RedisClusterException`, `OSError`."""
+    if not isinstance(client, RedisCluster):
+        return [Node("", client, f"{prefix}:probe:doctor")]
+    await client.initialize()
+    primaries = client.get_primaries()
+    found: dict[str, Node] = {}
+    for number in range(PROBE_KEYS_MAX):
+        key = f"{prefix}:probe:doctor:{number}"
+        node = client.get_node_from_key(key)
+        if node is not None and node.name not in found:
+            found[node.name] = Node(node.name, client, key, node)
+        if len(found) == len(primaries):
+            return list(found.values())
+    raise RedisError("not every primary has slots")

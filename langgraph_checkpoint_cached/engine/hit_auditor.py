@@ -1,0 +1,145 @@
+"""The check that is to find nothing: some of the hits, compared with Postgres."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from typing import Any, Literal, TypeAlias
+
+import psycopg
+
+from langgraph_checkpoint_cached import jsonb
+from langgraph_checkpoint_cached.engine.invalidation import Recovery
+from langgraph_checkpoint_cached.engine.journal_replayer import Settler
+from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, BehindError, OverloadedError
+from langgraph_checkpoint_cached.records import Namespace, Record
+from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
+from langgraph_checkpoint_cached.stores.redis.entries import Hit, Load, Miss, RedisEntries, RedisUnavailable
+from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+from langgraph_checkpoint_cached.utils.tokens import new_token
+
+logger = logging.getLogger("langgraph_checkpoint_cached")
+
+Verdict: TypeAlias = Literal["same", "differs", "changed"]
+
+CHECKS_AT_ONCE_MAX = 2
+"""A hit that is drawn while so many are being checked is not checked."""
+
+
+class Checker:
+    """Compares hits with Postgres, in the background. Never delays a read, nor fails one.
+
+    Writes go on meanwhile, so a difference counts only if the entry is the same after Postgres was read:
+
+    1. a read is served an entry, which Redis had at that moment;
+    2. Postgres is read;
+    3. Redis still has the same entry, field by field, and no fence is there.
+
+    Whoever wrote between 1 and 3 took a fence before Postgres committed, and advanced or dropped the entry when
+    releasing it: in 3 there is a fence, or another entry, or none. Unless Redis was not told: then the same
+    transaction made the thread a suspect. So where Postgres differs, the suspects are voided and Redis is asked
+    once more: an entry that is still there is wrong.
+
+    Args:
+        fraction: Of the hits, how many are drawn, from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        entries: RedisEntries,
+        postgres: PostgresStore,
+        recovery: Recovery,
+        settler: Settler,
+        stats: Stats,
+        fraction: float,
+    ) -> None:
+        self._entries, self._postgres, self._recovery = entries, postgres, recovery
+        self._settler, self._stats = settler, stats
+        self._fraction = fraction
+        self._tasks = Tasks()
+
+    def sample(self, namespace: Namespace, hit: Hit | None, record: Record | None) -> None:
+        """Perhaps checks what is being served: `record`, out of `hit`, or that the namespace is empty."""
+        if len(self._tasks) < CHECKS_AT_ONCE_MAX and random.random() < self._fraction:  # noqa: S311
+            self._tasks.start(self._check(namespace, hit, record))
+
+    async def drain(self) -> None:
+        """Waits until no check is under way."""
+        await self._tasks.drain()
+
+    async def _check(self, namespace: Namespace, hit: Hit | None, record: Record | None) -> None:
+        with contextlib.suppress(RedisUnavailable, psycopg.Error, OverloadedError, BehindError):
+            verdict, held = await self.compare(namespace, hit, record)
+            if verdict == "changed":
+                return
+            if verdict == "differs":
+                self._stats.disagreements += 1
+                logger.error(
+                    "a read of thread %r, namespace %r was given checkpoint %s from Redis while Postgres held %s, "
+                    "or other content of it; the entry was dropped. Was anything written past this package?",
+                    namespace.thread_id,
+                    namespace.checkpoint_ns,
+                    record and record.checkpoint_id,
+                    held and held.checkpoint_id,
+                )
+                await self._entries.discard(namespace)
+            self._stats.checks += 1
+
+    async def compare(
+        self, namespace: Namespace, hit: Hit | None, record: Record | None
+    ) -> tuple[Verdict, Record | None]:
+        """Steps 2 and 3 for `record`, out of `hit`, or for an empty namespace; and what Postgres holds.
+
+        `"changed"` if nobody can tell, as something was written meanwhile. Raises `RedisUnavailable`,
+        `OverloadedError`, `BehindError` and psycopg's errors.
+        """
+        await self._settler.settle_all([namespace.thread_id])
+        held = (await self._postgres.latest(namespace)).record
+        if not await self._still_there(namespace, hit, record):
+            return "changed", held
+        if content_of(record) == content_of(held):
+            return "same", held
+        await self._recovery.void_table()
+        return ("differs" if await self._still_there(namespace, hit, record) else "changed"), held
+
+    async def _still_there(self, namespace: Namespace, hit: Hit | None, record: Record | None) -> bool:
+        """Whether Redis would serve the very same entry again; without a hit, that there is no checkpoint."""
+        wanted = record.checkpoint_id if record else ""  # with an id, READ gives no ticket
+        answer = await self._entries.read(namespace, ticket := new_token(), wanted)
+        if isinstance(answer, Load):
+            await self._entries.give_back(namespace, ticket)
+        if hit is None:
+            return (isinstance(answer, Miss) and answer.why == "empty") or (
+                isinstance(answer, Hit) and answer.fields.get(b"i") == b""
+            )
+        return isinstance(answer, Hit) and answer.fields == hit.fields
+
+
+def content_of(record: Record | None) -> Any:
+    """What two records of one checkpoint have in common wherever they come from: no order, and no way to write
+    JSON.
+    """
+    if record is None:
+        return None
+    return (
+        (record.namespace, record.checkpoint_id, record.parent_id, record.sends),
+        (jsonb.loads(record.checkpoint_json), jsonb.loads(record.metadata_json)),
+        {value.channel: value for value in record.values if value.type != "empty"},
+        {(write.task_id, write.idx): write for write in record.writes},
+    )
+
+
+def check_fraction(value: object, name: str) -> float:
+    """`value`, if it is a fraction.
+
+    Raises:
+        ArgumentTypeError: it is no number; the message names `name`.
+        ArgumentError: it is not between 0 and 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ArgumentTypeError(f"{name} must be a number from 0 to 1, not {type(value).__name__}")
+    if not 0 <= value <= 1:  # also refuses NaN
+        raise ArgumentError(f"{name} must be from 0 to 1, not {value!r}")
+    return float(value)

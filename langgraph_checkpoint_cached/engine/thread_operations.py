@@ -1,0 +1,149 @@
+"""What concerns whole threads: done in Postgres while nothing of them is served from Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar
+
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+
+from langgraph_checkpoint_cached.engine.write_through import Writer
+from langgraph_checkpoint_cached.retention import IdleThreads, first_id_since
+from langgraph_checkpoint_cached.stores.postgres import thread_maintenance
+from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
+from langgraph_checkpoint_cached.stores.postgres.thread_maintenance import Aged
+from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+
+THREADS_OF_A_CHANGE_MAX = 100
+"""Deleted in one transaction: few enough that it is over long before a fence's deadline."""
+CHECKPOINTS_OF_A_BATCH_MAX = 5_000
+"""After which a batch takes no more threads; a thread with more is one of its own."""
+THREADS_OF_A_PAGE = 1_000
+"""Looked at by one query for idle threads."""
+
+T = TypeVar("T")
+Change = Callable[[AsyncPostgresSaver], Awaitable[T]]
+
+
+class Threads:
+    """Deletes, prunes and copies. Each goes through `_change` or `_delete`, and so under the fence of what it
+    changes.
+    """
+
+    def __init__(self, writer: Writer, postgres: PostgresStore, tasks: Tasks) -> None:
+        self._writer, self._postgres, self._tasks = writer, postgres, tasks
+
+    async def delete(self, thread_id: str) -> None:
+        """Deletes a thread."""
+        await self._delete([thread_id], lambda stock: stock.adelete_thread(thread_id))
+
+    async def prune(self, thread_ids: Sequence[str]) -> None:
+        """Deletes threads."""
+        await self._delete(thread_ids, lambda stock: stock.aprune(thread_ids, strategy="delete"))
+
+    async def keep_latest(self, thread_ids: Sequence[str]) -> None:
+        """Prunes threads to their latest checkpoints, and what those are rebuilt from.
+
+        Raises:
+            NotImplementedError: a thread uses a `DeltaChannel` of LangGraph.js. Nothing was deleted.
+        """
+        await self._writer.settle(thread_ids)
+        deltas = await thread_maintenance.delta_threads(self._postgres.stock(), thread_ids) if thread_ids else []
+        others = [thread_id for thread_id in thread_ids if thread_id not in set(deltas)]
+        # Each makes transactions of its own, and keeps what is latest.
+        await self._change(others, lambda stock: stock.aprune(others), in_transaction=False)
+        for thread_id in deltas:
+            await self._keep_latest(thread_id)
+
+    async def _keep_latest(self, thread_id: str) -> None:
+        await self._change(
+            [thread_id], lambda stock: thread_maintenance.keep_latest(stock, thread_id), in_transaction=False
+        )
+
+    async def copy(self, source: str, target: str, *, overwrite: bool) -> None:
+        """Copies a thread. Raises as `whole_threads.copy`."""
+
+        async def copy(stock: AsyncPostgresSaver) -> None:
+            await thread_maintenance.copy(stock, source, target, overwrite=overwrite)
+
+        await self._writer.settle([source])
+        await self._change([target], copy)
+
+    async def delete_runs(self, run_ids: Sequence[str], thread_ids: Sequence[str] | None) -> None:
+        """Deletes what some runs have stored, in these threads or all. Raises as `whole_threads.delete_runs`."""
+        await self._writer.settle(thread_ids)
+        found = await thread_maintenance.threads_of_runs(self._postgres.stock(), run_ids, thread_ids)
+        for start in range(0, len(found), THREADS_OF_A_CHANGE_MAX):
+            await self._delete_runs(run_ids, found[start : start + THREADS_OF_A_CHANGE_MAX])
+
+    async def _delete_runs(self, run_ids: Sequence[str], thread_ids: Sequence[str]) -> None:
+        await self._change(thread_ids, lambda stock: thread_maintenance.delete_runs(stock, run_ids, thread_ids))
+
+    async def delete_idle(
+        self,
+        idle_seconds: float,
+        *,
+        batch_size: int,
+        limit: int | None,
+        pause_seconds: float,
+        dry_run: bool,
+        progress: Callable[[IdleThreads], None],
+    ) -> IdleThreads:
+        """Deletes threads that have no checkpoint younger than this, a batch at a time. Memory stays flat.
+
+        A caller that is cancelled stops it after the batch, or the page, that is under way.
+        """
+        stock, finish = self._postgres.stock(), self._tasks.finish
+        since = first_id_since(await finish(thread_maintenance.database_time(stock)) - idle_seconds)
+        done, after = IdleThreads(), None
+        while limit is None or done.threads < limit:
+            page = await finish(thread_maintenance.page_of_threads(stock, after, since, THREADS_OF_A_PAGE))
+            if not page:
+                break
+            after = page[-1].thread_id
+            done = done.plus(looked_at=len(page), undated=sum(thread.age == "undated" for thread in page))
+            for batch in batches(page, batch_size):
+                some = batch if limit is None else batch[: limit - done.threads]
+                if not some:
+                    break
+                done = await finish(self._delete_batch(some, since, done, dry_run=dry_run))
+                progress(done)
+                if pause_seconds and not dry_run:
+                    await asyncio.sleep(pause_seconds)
+            else:
+                progress(done)
+        return done
+
+    async def _delete_batch(
+        self, thread_ids: Sequence[str], since: str, done: IdleThreads, *, dry_run: bool
+    ) -> IdleThreads:
+        if dry_run:
+            counts = await thread_maintenance.count_rows(self._postgres.stock(), thread_ids)
+            return done.plus(threads=len(thread_ids), **counts._asdict())
+        deleted, counts = await self._change(
+            thread_ids, lambda stock: thread_maintenance.delete_if_idle(stock, thread_ids, since)
+        )
+        return done.plus(threads=len(deleted), kept=len(thread_ids) - len(deleted), **counts._asdict())
+
+    async def _delete(self, thread_ids: Sequence[str], delete: Change[T]) -> T:
+        return await self._writer.change_threads(thread_ids, delete, deletes=True)
+
+    async def _change(self, thread_ids: Sequence[str], change: Change[T], *, in_transaction: bool = True) -> T:
+        return await self._writer.change_threads(thread_ids, change, in_transaction=in_transaction)
+
+
+def batches(page: Sequence[Aged], threads_max: int) -> Iterator[list[str]]:
+    """The idle threads of a page: at most so many, and `CHECKPOINTS_OF_A_BATCH_MAX`, at a time."""
+    batch: list[str] = []
+    checkpoints = 0
+    for thread in page:
+        if thread.age != "idle":
+            continue
+        if batch and (len(batch) >= threads_max or checkpoints + thread.checkpoints > CHECKPOINTS_OF_A_BATCH_MAX):
+            yield batch
+            batch, checkpoints = [], 0
+        batch.append(thread.thread_id)
+        checkpoints += thread.checkpoints
+    if batch:
+        yield batch

@@ -1,0 +1,245 @@
+"""Threads of any saver, copied into another one through the interface that every saver has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, CheckpointTuple
+
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.utils.concurrency import each_of, for_each
+
+THREADS_AT_ONCE = 8
+SHOWN_MAX = 100
+"""How many findings are kept; all are counted."""
+Saver = BaseCheckpointSaver[Any]
+
+
+class Source(ABC):
+    """A saver to copy from."""
+
+    saver: Saver
+
+    @abstractmethod
+    async def threads(self) -> Mapping[str, Collection[str]]:
+        """All threads, with their namespaces. About 200 bytes of memory for each."""
+
+    @abstractmethod
+    async def checkpoint_ids(self, namespace: Namespace) -> list[str]:
+        """Ids of the namespace's checkpoints, in any order."""
+
+
+class AnySource(Source):
+    """Any saver whose `alist(None)` lists the checkpoints of all threads. Reads everything once to find them."""
+
+    def __init__(self, saver: Saver) -> None:
+        self.saver = saver
+        self._ids: dict[Namespace, list[str]] = defaultdict(list)
+
+    async def threads(self) -> Mapping[str, Collection[str]]:
+        found: dict[str, dict[str, None]] = defaultdict(dict)
+        self._ids.clear()
+        async for one in self.saver.alist(None):
+            where = one.config["configurable"]
+            namespace = Namespace(where["thread_id"], where.get("checkpoint_ns", ""))
+            self._ids[namespace].append(where["checkpoint_id"])
+            found[namespace.thread_id].setdefault(namespace.checkpoint_ns)
+        return found
+
+    async def checkpoint_ids(self, namespace: Namespace) -> list[str]:
+        return self._ids[namespace]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A checkpoint that is not in the target as it is in the source."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    what: str
+
+
+@dataclass
+class Copied:
+    """What a copy came to.
+
+    Attributes:
+        threads, checkpoints, writes: Copied, or with a dry run: that would be.
+        there: Checkpoints that the target had already, the same.
+        lost: Named by the source, but not there any more: expired, or unreadable to its own saver.
+        differ: In the target with other content, then or after the copy. Nothing is overwritten.
+    """
+
+    threads: int = 0
+    checkpoints: int = 0
+    writes: int = 0
+    there: int = 0
+    lost: int = 0
+    differ: int = 0
+    troubles: list[Trouble] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything that the source holds is in the target."""
+        return not self.lost and not self.differ
+
+
+async def copy_all(
+    source: Saver | Source,
+    target: Saver,
+    *,
+    thread_ids: Sequence[str] | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Copied:
+    """Copies threads, the checkpoints of each namespace in the order of their ids, so parents first.
+
+    Checkpoint by checkpoint, so memory stays flat. May be stopped at any time and called again: what is there is
+    compared, not written. After each thread what was written is read again, from both, and compared. Nobody
+    should write to the threads meanwhile, on either side.
+
+    The order of pending writes of one task is kept, but not their `task_path`, which no saver gives back.
+
+    Args:
+        source: What to copy from.
+        target: What to copy to. Its tables are there.
+        thread_ids: Only these threads.
+        dry_run: Whether nothing is written.
+        progress: Called after each thread, with how many are done, and of how many.
+    """
+    if not isinstance(source, Source):
+        source = AnySource(source)
+    copied, done = Copied(), 0
+    threads = await source.threads()
+    names = [t for t in threads if thread_ids is None or t in set(thread_ids)]
+    for missing in () if thread_ids is None else set(thread_ids) - set(threads):
+        _trouble(copied, Namespace(missing), "", "lost", "the source has no such thread")
+
+    async def copy(thread_id: str) -> None:
+        nonlocal done
+        await _Thread(source, target, copied, dry_run=dry_run).copy(thread_id, threads[thread_id])
+        done += 1
+        progress(done, len(names))
+
+    await for_each(each_of(names), copy, THREADS_AT_ONCE)
+    return copied
+
+
+class _Thread:
+    """Copies one thread."""
+
+    def __init__(self, source: Source, target: Saver, copied: Copied, *, dry_run: bool) -> None:
+        self._source, self._target, self._copied, self._dry_run = source, target, copied, dry_run
+
+    async def copy(self, thread_id: str, namespaces: Collection[str]) -> None:
+        copied, written = self._copied, []
+        for checkpoint_ns in namespaces:
+            namespace = Namespace(thread_id, checkpoint_ns)
+            stored: set[tuple[str, str]] = set()  # channels and versions whose values the target has
+            for checkpoint_id in sorted(set(await self._source.checkpoint_ids(namespace))):
+                if await self._copy_one(namespace, checkpoint_id, stored):
+                    written.append((namespace, checkpoint_id))
+        copied.threads += bool(written)
+        if not self._dry_run:
+            for namespace, checkpoint_id in written:
+                await self._check(namespace, checkpoint_id)
+
+    async def _copy_one(self, namespace: Namespace, checkpoint_id: str, stored: set[tuple[str, str]]) -> bool:
+        """Copies a checkpoint unless it is there. Returns whether it was not."""
+        config = _config(namespace, checkpoint_id)
+        found = await self._source.saver.aget_tuple(config)
+        if found is None:
+            _trouble(self._copied, namespace, checkpoint_id, "lost", "the source does not give it")
+            return False
+        versions = found.checkpoint["channel_versions"]
+        there = await self._target.aget_tuple(config)
+        if there is not None:
+            stored |= {(channel, str(version)) for channel, version in versions.items()}
+            parts = differences(found, there, self._target)
+            if parts and parts != ["pending writes"]:
+                _trouble(self._copied, namespace, checkpoint_id, "differ", f"other {', '.join(parts)}")
+                return False
+            if not parts:
+                self._copied.there += 1
+                return False
+        self._copied.checkpoints += there is None
+        self._copied.writes += len(found.pending_writes or ())
+        if not self._dry_run:
+            if there is None:
+                new = {c: v for c, v in versions.items() if (c, str(v)) not in stored}
+                parent = found.parent_config["configurable"].get("checkpoint_id") if found.parent_config else None
+                await self._target.aput(_config(namespace, parent), found.checkpoint, found.metadata, new)
+                stored |= {(channel, str(version)) for channel, version in new.items()}
+            await self._put_writes(config, found)
+        return True
+
+    async def _put_writes(self, config: RunnableConfig, found: CheckpointTuple) -> None:
+        tasks: dict[tuple[str, bool], list[tuple[str, Any]]] = defaultdict(list)
+        for task_id, channel, value in found.pending_writes or ():
+            tasks[task_id, channel in WRITES_IDX_MAP].append((channel, value))
+        for (task_id, _), writes in tasks.items():
+            await self._target.aput_writes(config, writes, task_id)
+
+    async def _check(self, namespace: Namespace, checkpoint_id: str) -> None:
+        config = _config(namespace, checkpoint_id)
+        found, there = await asyncio.gather(self._source.saver.aget_tuple(config), self._target.aget_tuple(config))
+        parts = differences(found, there, self._target)
+        if parts:
+            _trouble(self._copied, namespace, checkpoint_id, "differ", f"after the copy: other {', '.join(parts)}")
+
+
+def differences(one: CheckpointTuple | None, other: CheckpointTuple | None, saver: Saver) -> list[str]:
+    """In which parts two savers' tuples of a checkpoint differ. Values are compared as `saver` stores them."""
+    if one is None or other is None:
+        return [] if one is other else ["existence"]
+    parts = {
+        "checkpoint": [_plain(_head(each)) for each in (one, other)],
+        "values": [_values(each, saver) for each in (one, other)],
+        "metadata": [_plain(each.metadata) for each in (one, other)],
+        "parent": [
+            (each.parent_config or {}).get("configurable", {}).get("checkpoint_id") for each in (one, other)
+        ],
+        "pending writes": [_writes(each, saver) for each in (one, other)],
+    }
+    return [name for name, (ours, theirs) in parts.items() if ours != theirs]
+
+
+def _head(one: CheckpointTuple) -> dict[str, Any]:
+    left_out = ("channel_values", "pending_sends")
+    return {name: value for name, value in one.checkpoint.items() if name not in left_out and value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, in which savers keep it."""
+    return json.loads(json.dumps(value, default=str).replace("\\u0000", ""))
+
+
+def _values(one: CheckpointTuple, saver: Saver) -> dict[str, Any]:
+    return {channel: _stored(value, saver) for channel, value in one.checkpoint["channel_values"].items()}
+
+
+def _writes(one: CheckpointTuple, saver: Saver) -> Counter[Any]:
+    return Counter((task, channel, _stored(value, saver)) for task, channel, value in one.pending_writes or ())
+
+
+def _stored(value: Any, saver: Saver) -> tuple[str, bytes]:
+    return saver.serde.dumps_typed(value)
+
+
+def _config(namespace: Namespace, checkpoint_id: str | None) -> RunnableConfig:
+    where = {"thread_id": namespace.thread_id, "checkpoint_ns": namespace.checkpoint_ns}
+    return {"configurable": {**where, "checkpoint_id": checkpoint_id} if checkpoint_id else where}
+
+
+def _trouble(copied: Copied, namespace: Namespace, checkpoint_id: str, kind: str, what: str) -> None:
+    setattr(copied, kind, getattr(copied, kind) + 1)
+    if len(copied.troubles) < SHOWN_MAX:
+        copied.troubles.append(Trouble(namespace.thread_id, namespace.checkpoint_ns, checkpoint_id, what))

@@ -1,1 +1,0 @@
-"""What people on call do with the command `langgraph-cached`: one module for each command."""

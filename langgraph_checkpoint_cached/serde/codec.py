@@ -1,0 +1,188 @@
+"""Between LangGraph's objects and stored records. Pure.
+
+Values are encoded once, by the saver's serializer; both tiers hold those same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+    get_serializable_checkpoint_metadata,
+    writes_sort_key,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
+
+from langgraph_checkpoint_cached import jsonb
+from langgraph_checkpoint_cached.records import (
+    Blob,
+    History,
+    Namespace,
+    Put,
+    PutWrites,
+    Record,
+    Stored,
+    Value,
+    Write,
+)
+from langgraph_checkpoint_cached.serde.fast_dumps import Dumps, dumps_of
+from langgraph_checkpoint_cached.serde.fast_loads import loads_of
+
+
+def encode_put(
+    namespace: Namespace,
+    config: RunnableConfig,
+    checkpoint: Checkpoint,
+    metadata: CheckpointMetadata,
+    new_versions: ChannelVersions,
+    serde: SerializerProtocol,
+    is_unused: Callable[[Any], bool] = lambda version: False,
+) -> Put:
+    """The rows of `aput`, split as the stock saver splits them: simple values inline, others outside.
+
+    Args:
+        is_unused: Whether a version is known not to be in use yet. Asked once for each new one, which several
+            channels may share.
+    """
+    dumps = dumps_of(serde)
+    inline: dict[str, Any] = {}
+    outside: dict[str, Any] = {}
+    for channel, value in checkpoint["channel_values"].items():
+        if isinstance(value, _DeltaSnapshot):
+            outside[channel], inline[channel] = value, True
+        elif value is None or isinstance(value, (str, int, float, bool)):
+            inline[channel] = value
+        else:
+            outside[channel] = value
+    versions = checkpoint["channel_versions"]
+    unused = {version for version in set(new_versions.values()) if is_unused(version)}
+    values = tuple(Value(name, *_dump(dumps, outside[name])) for name in new_versions if name in outside)
+    return Put(
+        namespace=namespace,
+        checkpoint_id=checkpoint["id"],
+        parent_id=config["configurable"].get("checkpoint_id"),
+        checkpoint_json=jsonb.dumps({**checkpoint, "channel_values": inline}),
+        metadata_json=jsonb.dumps(get_serializable_checkpoint_metadata(config, metadata)),
+        values=values,
+        versions=dict(versions),
+        new_versions=dict(new_versions),
+        format=checkpoint["v"],
+        valueless=tuple(
+            (name, version)
+            for name, version in new_versions.items()
+            if name not in outside and version not in unused
+        ),
+        is_new=len(unused) == len(set(new_versions.values())),
+        kept=tuple(
+            name
+            for name, value in outside.items()
+            if name not in new_versions and name in versions and not isinstance(value, _DeltaSnapshot)
+        ),
+        inline=tuple(name for name, value in inline.items() if value is not None),
+    )
+
+
+def encode_writes(
+    namespace: Namespace,
+    checkpoint_id: str,
+    writes: Sequence[tuple[str, Any]],
+    task_id: str,
+    task_path: str,
+    serde: SerializerProtocol,
+) -> PutWrites:
+    """The rows of `aput_writes`."""
+    dumps = dumps_of(serde)
+    return PutWrites(
+        namespace=namespace,
+        checkpoint_id=checkpoint_id,
+        replace=all(channel in WRITES_IDX_MAP for channel, _ in writes),
+        writes=tuple(
+            Write(
+                checkpoint_id,
+                task_id,
+                WRITES_IDX_MAP.get(channel, position),
+                channel,
+                *_dump(dumps, value),
+                task_path,
+            )
+            for position, (channel, value) in enumerate(writes)
+        ),
+    )
+
+
+def _dump(dumps: Dumps, value: Any) -> tuple[str, Blob]:
+    kind, blob = dumps(value)
+    # A bytearray comes back as itself, and its owner may change it. Text is what a serializer of the caller's may
+    # make, though it should not: Postgres then has its own way to read it.
+    return kind, blob if isinstance(blob, str) else bytes(blob)
+
+
+def decode(record: Record, serde: SerializerProtocol, first_version: Callable[[], Any]) -> CheckpointTuple:
+    """What the stock saver returns for these rows.
+
+    Args:
+        record: The rows.
+        serde: The serializer of the saver that was asked; its allowlist holds for every value.
+        first_version: Makes a channel's first version, for migrated pending sends that have nothing to follow.
+    """
+    loads = loads_of(serde)
+    checkpoint = {
+        **record.checkpoint,
+        "channel_values": {
+            **(record.checkpoint.get("channel_values") or {}),
+            **{v.channel: loads((v.type, v.blob)) for v in record.values if v.type != "empty"},
+        },
+    }
+    if record.sends:
+        versions = dict(checkpoint["channel_versions"])
+        versions[TASKS] = max(versions.values()) if versions else first_version()
+        checkpoint["channel_versions"] = versions
+        sends = [loads(send) for send in record.sends]
+        checkpoint["channel_values"][TASKS] = loads(serde.dumps_typed(sends))
+    writes = sorted(record.writes, key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
+    return CheckpointTuple(
+        config=config_of(record.namespace, record.checkpoint_id),
+        checkpoint=cast("Checkpoint", checkpoint),
+        metadata=jsonb.loads(record.metadata_json),
+        parent_config=config_of(record.namespace, record.parent_id) if record.parent_id else None,
+        pending_writes=[(w.task_id, w.channel, loads((w.type, w.blob))) for w in writes],
+    )
+
+
+def decode_delta_histories(
+    histories: Mapping[str, History], channels: Sequence[str], serde: SerializerProtocol
+) -> dict[str, DeltaChannelHistory]:
+    """What the stock saver returns for these."""
+    loads = loads_of(serde)
+    found: dict[str, DeltaChannelHistory] = {}
+    for channel in channels:
+        history = histories[channel]
+        entry: DeltaChannelHistory = {
+            "writes": [(step.task_id, channel, loads((step.type, step.blob))) for step in history.steps]
+        }
+        if isinstance(history.seed, Stored):
+            entry["seed"] = loads(history.seed)
+        elif history.seed is not None:
+            entry["seed"] = history.seed
+        found[channel] = entry
+    return found
+
+
+def config_of(namespace: Namespace, checkpoint_id: str) -> RunnableConfig:
+    """The config that names a checkpoint."""
+    return {
+        "configurable": {
+            "thread_id": namespace.thread_id,
+            "checkpoint_ns": namespace.checkpoint_ns,
+            "checkpoint_id": checkpoint_id,
+        }
+    }

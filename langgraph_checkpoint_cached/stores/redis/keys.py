@@ -1,0 +1,94 @@
+"""Names of things in Redis. Pure: the same thread always has the same keys, and no two share one."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from hashlib import blake2b
+from urllib.parse import quote, unquote
+
+from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
+from langgraph_checkpoint_cached.records import Namespace
+
+NAME_BYTES_MAX = 200
+TAGS_KEPT_MAX = 1024
+_PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")  # what quoting leaves as it is
+
+
+def check_prefix(prefix: object) -> str:
+    """`prefix`, if every key can start with it.
+
+    Raises:
+        ArgumentTypeError: it is not a `str`.
+        ArgumentError: it is empty, or holds a brace: Redis Cluster hashes what stands between the first pair.
+    """
+    if not isinstance(prefix, str):
+        raise ArgumentTypeError(f"prefix must be a str, not {type(prefix).__name__}")
+    if not prefix or "{" in prefix or "}" in prefix:
+        raise ArgumentError(f"prefix must not be empty nor contain '{{' or '}}': {prefix!r}")
+    return prefix
+
+
+def name_of(text: str) -> str:
+    """`text` with only letters, digits and ``_.-~%``; a digest when that would be long.
+
+    A digest starts with ``!``, which no other name does, so the two cannot meet. Nothing in a name can be
+    taken for a hash tag, a separator or a glob.
+    """
+    name = text if _PLAIN.fullmatch(text) else quote(text, safe="", errors="surrogatepass")
+    if len(name) <= NAME_BYTES_MAX:
+        return name
+    return "!" + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
+
+
+def text_of(name: str) -> str | None:
+    """What `name_of` was given, or None for a digest, of which nobody can tell."""
+    return None if name.startswith("!") else unquote(name, errors="surrogatepass")
+
+
+def thread_key(prefix: str, thread_id: str) -> str:
+    """Key of the thread's hash: its generation and its fences."""
+    return f"{prefix}:{_tag(thread_id)}:thread"
+
+
+def namespace_key(prefix: str, namespace: Namespace) -> str:
+    """Key of the namespace's hash, its entry and ticket: in the Cluster slot of its thread's."""
+    return f"{prefix}:{_tag(namespace.thread_id)}:ns:{name_of(namespace.checkpoint_ns)}"
+
+
+def names_key(prefix: str, thread_id: str) -> str:
+    """Key of the set of the thread's namespaces, kept while all of them are known."""
+    return f"{prefix}:{_tag(thread_id)}:names"
+
+
+def journal_key(prefix: str, thread_id: str) -> str:
+    """Key of the stream of what is acknowledged and perhaps not yet in Postgres, in the slot of its thread's."""
+    return f"{prefix}:{_tag(thread_id)}:journal"
+
+
+def parts_of(prefix: str, key: str) -> tuple[str, str, str] | None:
+    """The names in a key: of its thread, its kind (`"thread"`, `"ns"`, `"names"` or `"journal"`), of its
+    namespace or "".
+
+    None for a key that is none of these. The name of a thread without a name is `"!"`.
+    """
+    found = re.fullmatch(r":\{([^{}]+)\}:(thread|names|journal|ns)(?::(.*))?", key[len(prefix) :])
+    if not key.startswith(prefix) or found is None or (found[2] == "ns") != (found[3] is not None):
+        return None
+    return found[1], found[2], found[3] or ""
+
+
+def thread_of(tag: str) -> str | None:
+    """The thread whose name stands in its keys, or None for a digest, of which nobody can tell."""
+    return "" if tag == "!" else text_of(tag)
+
+
+def tag_name(thread_id: str) -> str:
+    """The thread's name as it stands in its keys."""
+    return name_of(thread_id) or "!"
+
+
+@lru_cache(maxsize=TAGS_KEPT_MAX)
+def _tag(thread_id: str) -> str:
+    """The part of a key by which Redis Cluster chooses its slot. An empty one would not count as a tag."""
+    return f"{{{tag_name(thread_id)}}}"
