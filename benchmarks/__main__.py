@@ -23,7 +23,7 @@ from benchmarks.backlog import backlog
 from benchmarks.backlog import table as backlog_table
 from benchmarks.bars import SOAK_THREADS, SOAK_TURNS
 from benchmarks.catalogue import catalogue
-from benchmarks.contestants import BY_NAME, CONTESTANTS, OURS, STOCK, Contestant
+from benchmarks.contestants import BY_NAME, CONTESTANTS, OURS, UPSTREAM, Contestant
 from benchmarks.counts import count_all
 from benchmarks.network import Network, NoNetwork, network
 from benchmarks.outage import outages
@@ -203,7 +203,7 @@ def _backlog(options: argparse.Namespace) -> int:
     output: Path = options.output
     with Screen(1) as screen, servers(options.postgres, options.redis, screen.say) as found:
         screen.step("Postgres away, and back")
-        work = backlog(found, BY_NAME[STOCK], BY_NAME["write_behind"], screen.advance, quick=options.quick)
+        work = backlog(found, BY_NAME[UPSTREAM], BY_NAME["write_behind"], screen.advance, quick=options.quick)
         result = _run(work)
     output.mkdir(parents=True, exist_ok=True)
     (output / "backlog.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -216,7 +216,7 @@ def _outage(options: argparse.Namespace) -> int:
     output: Path = options.output
     with Screen(1) as screen, servers(options.postgres, options.redis, screen.say) as found:
         screen.step(f"outages of Redis, {options.rounds} of each kind")
-        result = _run(outages(found, BY_NAME[STOCK], OURS[0], options.rounds, screen.advance))
+        result = _run(outages(found, BY_NAME[UPSTREAM], OURS[0], options.rounds, screen.advance))
     output.mkdir(parents=True, exist_ok=True)
     (output / "outage.json").write_text(json.dumps(result, indent=1) + "\n")
     (output / "outage.md").write_text(outage_table(result))

@@ -31,14 +31,19 @@ POLL_SECONDS = 0.02
 
 
 async def backlog(
-    servers: Servers, stock: Contestant, behind: Contestant, advance: Callable[[float], None], *, quick: bool
+    servers: Servers,
+    upstream: Contestant,
+    behind: Contestant,
+    advance: Callable[[float], None],
+    *,
+    quick: bool,
 ) -> dict[str, Any]:
     """Both parts, on a Postgres of their own that can be stopped. With `quick` small, to see that it works."""
     operations, away = (1_000, 1.0) if quick else (OPERATIONS, AWAY_SECONDS)
     with own_postgres() as postgres:
         place = replace(servers.place(behind.name, {"redis"}), postgres_uri=postgres.url)
         async with AsyncExitStack() as stack:
-            plain = await stack.enter_async_context(stock.open(place))
+            plain = await stack.enter_async_context(upstream.open(place))
             ours = await stack.enter_async_context(behind.open(place))
             figures: dict[str, Any] = {
                 "stock_per_second": await _stock_rate(plain, 1.0 if quick else STOCK_SECONDS)
@@ -110,14 +115,14 @@ async def _drain(postgres: PostgresServer, saver: CachedPostgresSaver, operation
     started = time.perf_counter()
     await _operate(talks, lambda: next(left) <= 0)
     appended = time.perf_counter() - started
-    waiting = saver.stats()["behind"]
+    waiting = saver.stats()["unflushed"]
     started = time.perf_counter()
     await asyncio.to_thread(postgres.start)
     up = time.perf_counter()
-    while saver.stats()["behind"] == waiting:  # noqa: ASYNC110 - the pool has to connect again
+    while saver.stats()["unflushed"] == waiting:  # noqa: ASYNC110 - the pool has to connect again
         await asyncio.sleep(POLL_SECONDS)
     follows = time.perf_counter()
-    left_then = saver.stats()["behind"]
+    left_then = saver.stats()["unflushed"]
     await _until_followed(saver)
     now = time.perf_counter()
     return {
@@ -132,7 +137,7 @@ async def _drain(postgres: PostgresServer, saver: CachedPostgresSaver, operation
 
 async def _until_followed(saver: CachedPostgresSaver) -> None:
     """Waits until Postgres has all of it."""
-    while saver.stats()["behind"]:  # noqa: ASYNC110 - nobody tells
+    while saver.stats()["unflushed"]:  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -183,9 +188,9 @@ async def _away(
     over = time.perf_counter()
     await _until_followed(saver)
     missing = 0
-    async with AsyncPostgresSaver.from_conn_string(postgres.url) as stock:
+    async with AsyncPostgresSaver.from_conn_string(postgres.url) as upstream:
         for name, count in acknowledged.items():
-            found = await stock.aget_tuple(chat.thread(name))
+            found = await upstream.aget_tuple(chat.thread(name))
             missing += count - (found.checkpoint["channel_values"]["turns"] if found else 0)
     while_away = sum(stopped <= t < back for t in turns)
     return {
@@ -206,13 +211,13 @@ def table(found: dict[str, Any]) -> str:
 
 | | |
 | --- | ---: |
-| the stock saver's rate, {found["lanes"]} at once, operations/s | {found["stock_per_second"]:,.0f} |
+| the upstream saver's rate, {found["lanes"]} at once, operations/s | {found["stock_per_second"]:,.0f} |
 | appended while Postgres was stopped, operations/s | {found["appended_per_second"]:,.0f} |
 | backlog, operations | {found["backlog"]:,.0f} |
 | from its start until the pool was connected again, s | {found["connected_seconds"]:.1f} |
 | then Postgres followed in, s | {found["drained_seconds"]:.1f} |
 | rate of that, operations/s | {found["drained_per_second"]:,.0f} |
-| to the stock saver's rate | {ratio:.1f} |
+| to the upstream saver's rate | {ratio:.1f} |
 | turns/s, {found["turn_lanes"]} at once, before Postgres is stopped | {found["turns_before_per_second"]:,.0f} |
 | while it is, {found["away_seconds"]:.0f} s | {found["turns_while_away_per_second"]:,.0f} |
 | turns ended meanwhile | {found["turns_while_away"]:,.0f} |

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.results import STOCK, Results
+from benchmarks.results import UPSTREAM, Results
 
 OURS, BASELINE = "write_through", "unlocked"
 BEHIND, LIMIT = "write_behind", "memory"
@@ -37,11 +37,11 @@ class Bar:
 
 
 def bars(results: Results) -> list[Bar]:
-    """All of them, in order. Times and throughputs are ratios to the stock saver, unless they say otherwise."""
+    """All of them, in order. Times and throughputs are ratios to the upstream saver, unless they say otherwise."""
     return [
         *_reads_and_writes(results),
         *_turns(results),
-        *_behind(results),
+        *_unflushed(results),
         *_cpu(results),
         *_without_lock(results),
         *_peers(results),
@@ -83,11 +83,11 @@ def _turns(results: Results) -> Iterator[Bar]:
         yield _throughput(results, f"chat turn, 200 messages, {durability}", 16, 2.5)
 
 
-def _behind(results: Results) -> Iterator[Bar]:
+def _unflushed(results: Results) -> Iterator[Bar]:
     for durability in ("sync", "async"):
         for lanes in (1, 16):
             name = f"chat turn, 20 messages, {durability}, {lanes} at once"
-            for other, title, bound in ((STOCK, "the stock saver", 4.0), (LIMIT, "InMemorySaver", 0.7)):
+            for other, title, bound in ((UPSTREAM, "the upstream saver", 4.0), (LIMIT, "InMemorySaver", 0.7)):
                 ratio = results.ratio(name, BEHIND, other)
                 figure = 1 / ratio if ratio and lanes == 1 else ratio
                 yield Bar(f"{name}: speed of write-behind, to {title}", figure, bound, at_most=False)
@@ -98,7 +98,7 @@ def _cpu(results: Results) -> Iterator[Bar]:
         for durability in ("sync", "async"):
             for lanes in (1, 16):
                 name = f"chat turn, 20 messages, {durability}, {lanes} at once"
-                figure = results.ratio(name, OURS, STOCK, measure)
+                figure = results.ratio(name, OURS, UPSTREAM, measure)
                 yield Bar(f"{name}: CPU of {owner}", figure, bound, at_most=True)
 
 
@@ -111,7 +111,7 @@ def _without_lock(results: Results) -> Iterator[Bar]:
         ):
             bound = 4.0 if name.startswith("warm read") else 1.8
             figure = results.ratio(name, OURS, BASELINE)
-            yield Bar(f"{name}: throughput, to the stock saver without its lock", figure, bound, at_most=False)
+            yield Bar(f"{name}: throughput, to the upstream saver without its lock", figure, bound, at_most=False)
 
 
 def _peers(results: Results) -> Iterator[Bar]:
@@ -133,8 +133,8 @@ def _decoding(results: Results) -> Iterator[Bar]:
 def _counts(results: Results) -> Iterator[Bar]:
     for durability in ("sync", "async"):
         name = f"chat turn, 20 messages, {durability}, 64 at once"
-        ours, stock = (results.count(name, contestant, "transactions") for contestant in (OURS, STOCK))
-        figure = ours / stock if ours is not None and stock else None
+        ours, upstream = (results.count(name, contestant, "transactions") for contestant in (OURS, UPSTREAM))
+        figure = ours / upstream if ours is not None and upstream else None
         yield Bar(f"{name}: transactions", figure, 0.2, at_most=True)
     queries = results.count("warm read, 20 messages, 1 at once", OURS, "queries")
     yield Bar("warm read: queries of one, as a number", queries, 0.0, at_most=True)

@@ -18,7 +18,7 @@ Saver: TypeAlias = "BaseCheckpointSaver[Any]"
 
 NODES = ("understand", "look_up", "answer")
 FORMAT = 4
-"""Of checkpoints. Older ones cost the stock saver a second query and would flatter everybody else."""
+"""Of checkpoints. Older ones cost the upstream saver a second query and would flatter everybody else."""
 
 QUESTION = "My order A-1001 has not arrived yet. Could you please find out where the parcel is right now?"
 ANSWER = (

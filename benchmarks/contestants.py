@@ -1,4 +1,6 @@
-"""Who takes part: ours in each mode, the stock saver in three ways, others that are published, and two limits."""
+"""Who takes part: ours in each mode, the upstream saver in three ways, others that are published, and two
+limits.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,7 @@ def _pool(uri: str) -> AsyncConnectionPool[Any]:
 
 
 @asynccontextmanager
-async def _stock(place: Place, *, locked: bool = True) -> AsyncIterator[Entrant]:
+async def _upstream(place: Place, *, locked: bool = True) -> AsyncIterator[Entrant]:
     async with _pool(place.postgres_uri) as pool:
         saver = AsyncPostgresSaver(pool)
         await saver.setup()
@@ -98,7 +100,7 @@ async def _single(place: Place) -> AsyncIterator[Entrant]:
 
 @asynccontextmanager
 async def _ours(place: Place, *, mode: Mode) -> AsyncIterator[Entrant]:
-    # Its pool opens a connection when it needs one more. The stock saver's turn comes to all of them anyway.
+    # Its pool opens a connection when it needs one more. The upstream saver's turn comes to all of them anyway.
     saver = CachedPostgresSaver.from_conn_string(
         place.postgres_uri, place.redis_url, mode=mode, prefix=place.prefix, pool_max_size=POOL
     )
@@ -111,9 +113,9 @@ async def _ours(place: Place, *, mode: Mode) -> AsyncIterator[Entrant]:
 async def _textbook(place: Place) -> AsyncIterator[Entrant]:
     connections = BlockingConnectionPool.from_url(place.redis_url, max_connections=32)
     async with _pool(place.postgres_uri) as pool, Redis.from_pool(connections) as client:
-        stock = AsyncPostgresSaver(pool)
-        await stock.setup()
-        yield Entrant(TextbookSaver(client, stock, place.prefix), client.flushdb)
+        upstream = AsyncPostgresSaver(pool)
+        await upstream.setup()
+        yield Entrant(TextbookSaver(client, upstream, place.prefix), client.flushdb)
 
 
 @asynccontextmanager
@@ -160,9 +162,9 @@ OURS = [
     Contestant(mode, f"CachedPostgresSaver, {mode}", partial(_ours, mode=mode), BOTH) for mode in get_args(Mode)
 ]
 CONTESTANTS = [
-    Contestant("stock", "AsyncPostgresSaver, pool of 10", _stock, POSTGRES),
+    Contestant("upstream", "AsyncPostgresSaver, pool of 10", _upstream, POSTGRES),
     *OURS,
-    Contestant("unlocked", "AsyncPostgresSaver, pool of 10, no lock", partial(_stock, locked=False), POSTGRES),
+    Contestant("unlocked", "AsyncPostgresSaver, pool of 10, no lock", partial(_upstream, locked=False), POSTGRES),
     Contestant(
         "valkey",
         "AsyncValkeySaver of langgraph-checkpoint-aws, on the same Redis",
@@ -186,7 +188,7 @@ CONTESTANTS = [
     Contestant("single", "AsyncPostgresSaver, one connection", _single, POSTGRES),
     Contestant(
         "textbook",
-        "textbook cache over the stock saver",
+        "textbook cache over the upstream saver",
         _textbook,
         BOTH,
     ),
@@ -203,7 +205,7 @@ CONTESTANTS = [
     Contestant("nothing", "a saver that does nothing, so that its turns have no history either", _nothing),
 ]
 BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
-STOCK, BASELINE = "stock", "unlocked"
+UPSTREAM, BASELINE = "upstream", "unlocked"
 REDIS_ONLY = frozenset({"valkey", "redis"})
-MAIN = frozenset({STOCK, BASELINE, *(contestant.name for contestant in OURS)})
+MAIN = frozenset({UPSTREAM, BASELINE, *(contestant.name for contestant in OURS)})
 """Of whom the bars tell."""

@@ -135,7 +135,11 @@ class Counter:
 
 
 async def count_all(
-    servers: Servers, contestants: Sequence[Contestant], only: str, quick: bool, advance: Callable[[float], None]
+    servers: Servers,
+    contestants: Sequence[Contestant],
+    only: str,
+    quick: bool,
+    advance: Callable[[float], None],
 ) -> dict[str, Any]:
     """Everything that is counted and whose name has a match, as JSON."""
     counts: dict[str, dict[str, Any]] = {}

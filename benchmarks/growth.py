@@ -95,7 +95,7 @@ class TurnByHistory(Turn):
 
 @dataclass(frozen=True)
 class Decode(Workload):
-    """What does it cost to turn stored bytes into messages? The stock saver's serializer, and our decoding.
+    """What does it cost to turn stored bytes into messages? The upstream saver's serializer, and our decoding.
 
     Ours is given a whole record of which they are the one value.
     """

@@ -128,4 +128,4 @@ class TurnInProcesses(Turn):
         )
 
     def small(self) -> Workload:
-        return replace(self, processes=2, concurrency=2, contestants=frozenset({"stock", "write_through"}))
+        return replace(self, processes=2, concurrency=2, contestants=frozenset({"upstream", "write_through"}))

@@ -67,11 +67,11 @@ class Network:
         """The same place, with the network in between."""
         return replace(
             place,
-            postgres_uri=self._through(place.postgres_uri, 5432, POSTGRES_ROUND_TRIP_MS),
-            redis_url=self._through(place.redis_url, 6379, REDIS_ROUND_TRIP_MS),
+            postgres_uri=self._write_through(place.postgres_uri, 5432, POSTGRES_ROUND_TRIP_MS),
+            redis_url=self._write_through(place.redis_url, 6379, REDIS_ROUND_TRIP_MS),
         )
 
-    def _through(self, url: str, default_port: int, round_trip_ms: float) -> str:
+    def _write_through(self, url: str, default_port: int, round_trip_ms: float) -> str:
         if not url:
             return url
         target = urlsplit(url)

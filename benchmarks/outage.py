@@ -81,9 +81,9 @@ class Load:
 
 
 async def outages(
-    servers: Servers, stock: Contestant, ours: Contestant, rounds: int, advance: Callable[[float], None]
+    servers: Servers, upstream: Contestant, ours: Contestant, rounds: int, advance: Callable[[float], None]
 ) -> dict[str, Any]:
-    """Each of the faults, so often; throughputs in turns with the stock saver."""
+    """Each of the faults, so often; throughputs in turns with the upstream saver."""
     found: dict[str, list[float]] = {}
 
     def note(name: str, figure: float) -> None:
@@ -93,7 +93,7 @@ async def outages(
         place = replace(servers.place(ours.name, {"postgres"}), redis_url=server.url)
         async with AsyncExitStack() as stack:
             cached = await stack.enter_async_context(ours.open(place))
-            plain = await stack.enter_async_context(stock.open(servers.place(stock.name, {"postgres"})))
+            plain = await stack.enter_async_context(upstream.open(servers.place(upstream.name, {"postgres"})))
             await Load(plain).run_for(1)
             for _ in range(rounds):
                 await _stopped(server, cached, plain, note)
@@ -119,11 +119,11 @@ async def _stopped(server: RedisServer, cached: Entrant, plain: Entrant, note: N
     note("longest turn after the stop, in seconds", max(load.lengths(stopped_at)))
     for lanes in CONCURRENCIES:
         seconds = {}
-        for name, entrant in (("ours", cached), ("stock", plain)):
+        for name, entrant in (("ours", cached), ("upstream", plain)):
             seconds[name] = await Load(entrant).run(lanes, lambda: False, TURNS_PER_LANE)
         note(
-            f"throughput without Redis to the stock saver's, concurrency {lanes}",
-            seconds["stock"] / seconds["ours"],
+            f"throughput without Redis to the upstream saver's, concurrency {lanes}",
+            seconds["upstream"] / seconds["ours"],
         )
     await asyncio.to_thread(server.start)
     started_at = time.perf_counter()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import STOCK, Results
+from benchmarks.results import UPSTREAM, Results
 
 GROUPS = {"Reading": "reading", "Writing": "writing", "A chat turn": "turns", "Over a network": "network"}
 METRICS = {"latency": "time", "throughput": "throughput"}
@@ -33,7 +33,7 @@ def draw(results: Results, directory: Path) -> list[Path]:
 
 
 def speed(workload: dict[str, Any], name: str) -> float | None:
-    """How many times as fast as the stock saver."""
+    """How many times as fast as the upstream saver."""
     ratio = workload["cells"].get(name, {}).get("value_to_stock")
     if not ratio or not ratio["median"]:
         return None
@@ -47,7 +47,7 @@ def _speeds(results: Results, group: str, metric: str, path: Path) -> Iterable[P
         if ("Over a network" if workload["network"] else workload["group"]) == group
         and workload["metric"] == metric
     ]
-    names = [name for name in results.data["contestants"] if name not in (STOCK, "nothing")]
+    names = [name for name in results.data["contestants"] if name not in (UPSTREAM, "nothing")]
     names = [name for name in names if any(speed(workload, name) for workload in workloads)]
     if not workloads or not names:
         return
@@ -66,7 +66,7 @@ def _speeds(results: Results, group: str, metric: str, path: Path) -> Iterable[P
     axes.invert_yaxis()
     _logarithmic(axes.set_xscale, axes.xaxis)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("times as fast as the stock saver on a pool of 10, median of the rounds")
+    axes.set_xlabel("times as fast as the upstream saver on a pool of 10, median of the rounds")
     axes.set_title(group)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, path)

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import number, table
-from benchmarks.results import STOCK, Results
+from benchmarks.results import UPSTREAM, Results
 
 BEGIN, END = "<!-- begin: python -m benchmarks report -->", "<!-- end -->"
 NAMES = {
-    "stock": "stock",
+    "upstream": "upstream",
     "write_through": "**this**",
     "write_behind": "**this, behind**",
-    "unlocked": "stock, no lock",
+    "unlocked": "upstream, no lock",
     "textbook": "textbook cache",
     "valkey": "Valkey saver",
     "redis": "Redis saver",
@@ -53,7 +53,7 @@ def excerpt(results: Results) -> str:
     stated = ", ".join(f"{name} {versions[name]}" for name in VERSIONS if name in versions)
     rounds = results.data["plan"]["rounds"]
     conditions = (
-        f"Medians of {rounds} rounds, in turns; in brackets the ratio to the stock saver. {machine}; {stated}."
+        f"Medians of {rounds} rounds, in turns; in brackets the ratio to the upstream saver. {machine}; {stated}."
     )
     return f"{table(['', *(NAMES[name] for name in names)], rows)}\n\n{conditions}"
 
@@ -66,7 +66,7 @@ def _row(workload: dict[str, Any], names: list[str]) -> list[str]:
 def _cell(cell: dict[str, Any] | None, name: str) -> str:
     if cell is None or "value" not in cell:
         return ""
-    ratio = cell.get("value_to_stock") if name != STOCK else None
+    ratio = cell.get("value_to_stock") if name != UPSTREAM else None
     return number(cell["value"]["median"]) + (f" ({number(ratio['median'], 2)})" if ratio else "")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.bars import bars
-from benchmarks.results import STOCK, Results
+from benchmarks.results import UPSTREAM, Results
 
 UNITS = {"transactions": "Transactions", "queries": "Queries", "redis_commands": "Redis commands"}
 QUICK = "**A quick run: it shows that everything works. Its figures mean nothing.**"
@@ -23,9 +23,9 @@ def markdown(results: Results) -> str:
         "## Who took part",
         "\n".join(f"- {name}: {title}" for name, title in results.data["contestants"].items()),
         "## What was asked for",
-        "Ratios to the stock saver on a pool of 10, medians over the rounds, unless they say otherwise.",
+        "Ratios to the upstream saver on a pool of 10, medians over the rounds, unless they say otherwise.",
         bars_table(results),
-        *_groups(results),
+        *_queue(results),
         *_counts(results),
         *_redis_bytes(results),
         *_soak(results),
@@ -77,7 +77,7 @@ def _conditions(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _groups(results: Results) -> Iterator[str]:
+def _queue(results: Results) -> Iterator[str]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for workload in results.workloads.values():
         groups.setdefault("Over a network" if workload["network"] else workload["group"], []).append(workload)
@@ -88,9 +88,9 @@ def _groups(results: Results) -> Iterator[str]:
         for metric, unit in (("latency", "Milliseconds"), ("throughput", "Operations per second")):
             chosen = [workload for workload in workloads if workload["metric"] == metric]
             if chosen:
-                yield f"{unit}, median (to the stock saver)"
+                yield f"{unit}, median (to the upstream saver)"
                 yield _values(results, chosen)
-        measured = [workload for workload in workloads if "cpu_application" in workload["cells"].get(STOCK, {})]
+        measured = [workload for workload in workloads if "cpu_application" in workload["cells"].get(UPSTREAM, {})]
         if measured and group == "A chat turn":
             yield "CPU of a turn in milliseconds, of the application + of Postgres"
             yield _cpu(results, measured)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-STOCK = "stock"
+UPSTREAM = "upstream"
 MEASURES = ("value", "cpu_application", "cpu_postgres")
 CONDITIONS = ("plan", "machine", "versions", "settings", "contestants")
 Cells = dict[str, dict[str, Any]]
@@ -47,8 +47,8 @@ def ratios(cell: Mapping[str, Any], other: Mapping[str, Any], measure: str = "va
 
 
 def summary(cells: Cells) -> Cells:
-    """The same with medians and quartiles, and with ratios to the stock saver, over the rounds."""
-    stock = cells.get(STOCK, {})
+    """The same with medians and quartiles, and with ratios to the upstream saver, over the rounds."""
+    upstream = cells.get(UPSTREAM, {})
     found: Cells = {}
     for name, cell in cells.items():
         found[name] = {**cell, "rounds": {str(number): value for number, value in cell["rounds"].items()}}
@@ -56,7 +56,7 @@ def summary(cells: Cells) -> Cells:
             values = [value[measure] for value in cell["rounds"].values() if measure in value]
             if values:
                 found[name][measure] = quartiles(values)
-            if compared := ratios(cell, stock, measure):
+            if compared := ratios(cell, upstream, measure):
                 found[name][f"{measure}_to_stock"] = quartiles(compared)
     return found
 
@@ -78,7 +78,7 @@ class Results:
         found = self.cell(workload, contestant).get(measure)
         return None if found is None else float(found["median"])
 
-    def ratio(self, workload: str, one: str, other: str = STOCK, measure: str = "value") -> float | None:
+    def ratio(self, workload: str, one: str, other: str = UPSTREAM, measure: str = "value") -> float | None:
         """The median of the rounds' ratios; None if they were not both measured in any round."""
         compared = ratios(self.cell(workload, one), self.cell(workload, other), measure)
         return statistics.median(compared) if compared else None

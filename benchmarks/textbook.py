@@ -25,26 +25,26 @@ class TextbookSaver(BaseCheckpointSaver[str]):
     Not coherent: a slow reader may fill the key with what a writer has replaced meanwhile.
     """
 
-    def __init__(self, redis: Redis, stock: AsyncPostgresSaver, prefix: str) -> None:
-        super().__init__(serde=stock.serde)
-        self._redis, self._stock, self._prefix = redis, stock, prefix
+    def __init__(self, redis: Redis, upstream: AsyncPostgresSaver, prefix: str) -> None:
+        super().__init__(serde=upstream.serde)
+        self._redis, self._upstream, self._prefix = redis, upstream, prefix
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The latest from Redis, all else from Postgres."""
         if config["configurable"].get("checkpoint_id"):
-            return await self._stock.aget_tuple(config)
+            return await self._upstream.aget_tuple(config)
         key = self._key(config)
         cached = await self._redis.get(key)
         if isinstance(cached, bytes):
             return CheckpointTuple(*self.serde.loads_typed(("msgpack", cached)))
-        found = await self._stock.aget_tuple(config)
+        found = await self._upstream.aget_tuple(config)
         if found is not None:
             await self._redis.set(key, self.serde.dumps_typed(list(found))[1], ex=TTL_SECONDS)
         return found
 
     async def alist(self, config: RunnableConfig | None, **options: Any) -> AsyncIterator[CheckpointTuple]:
         """From Postgres."""
-        async for found in self._stock.alist(config, **options):
+        async for found in self._upstream.alist(config, **options):
             yield found
 
     async def aput(
@@ -55,7 +55,7 @@ class TextbookSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Postgres, then the key is deleted."""
-        made = await self._stock.aput(config, checkpoint, metadata, new_versions)
+        made = await self._upstream.aput(config, checkpoint, metadata, new_versions)
         await self._redis.delete(self._key(config))
         return made
 
@@ -63,12 +63,12 @@ class TextbookSaver(BaseCheckpointSaver[str]):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Postgres, then the key is deleted."""
-        await self._stock.aput_writes(config, writes, task_id, task_path)
+        await self._upstream.aput_writes(config, writes, task_id, task_path)
         await self._redis.delete(self._key(config))
 
     def get_next_version(self, current: str | None, channel: None) -> str:
-        """The stock saver's."""
-        return self._stock.get_next_version(current, channel)
+        """The upstream saver's."""
+        return self._upstream.get_next_version(current, channel)
 
     def _key(self, config: RunnableConfig) -> str:
         configurable = config["configurable"]

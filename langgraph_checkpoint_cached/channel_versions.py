@@ -8,10 +8,10 @@ from typing import Any
 UNIQUE_VERSION = re.compile(r"\d{32}\.[0-9.e-]{16,}")
 """What `get_next_version` of the Postgres savers makes: a counter and a random fraction, never made twice."""
 
-MINTED_MAX = 20_000
+UNSTORED_MAX = 20_000
 
 
-class MintedVersions:
+class UnstoredVersions:
     """Remembers versions from when they are made until a checkpoint uses them: until then Postgres cannot know
     them. One that was forgotten, or made elsewhere, may be known to it, and that has to be asked.
     """
@@ -21,7 +21,7 @@ class MintedVersions:
 
     def add(self, version: str) -> None:
         """A version was made."""
-        if len(self._versions) >= MINTED_MAX:
+        if len(self._versions) >= UNSTORED_MAX:
             self._versions.pop(next(iter(self._versions)), None)
         self._versions[version] = None
 

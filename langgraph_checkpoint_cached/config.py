@@ -9,12 +9,12 @@ from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.records import Namespace, text_bytes
 
 
-def namespace_of(config: object, *, required: bool = False) -> Namespace:
+def parse_namespace(config: object, *, required: bool = False) -> Namespace:
     """The thread and namespace that `config` names.
 
     Args:
         config: `{"configurable": {"thread_id": ..., "checkpoint_ns": ...}}`.
-        required: Whether `checkpoint_ns` has to be there, as the stock saver demands for writes; else "".
+        required: Whether `checkpoint_ns` has to be there, as the upstream saver demands for writes; else "".
 
     Raises:
         ArgumentError: a key is missing, or Postgres cannot store its value.
@@ -30,19 +30,19 @@ def namespace_of(config: object, *, required: bool = False) -> Namespace:
     return Namespace(_text(configurable, "thread_id"), _text(configurable, "checkpoint_ns"))
 
 
-def checkpoint_id_of(config: object) -> str | None:
-    """The checkpoint that `config` names, or None if it names the latest. Raises as `namespace_of`."""
+def parse_checkpoint_id(config: object) -> str | None:
+    """The checkpoint that `config` names, or None if it names the latest. Raises as `parse_namespace`."""
     configurable = _configurable(config)
     return _text(configurable, "checkpoint_id") if configurable.get("checkpoint_id") else None
 
 
 def check_search(config: object, before: object, filter: object, limit: object) -> None:
-    """Raises as `namespace_of` if these are not what `alist` takes. `config` and `before` may be None."""
+    """Raises as `parse_namespace` if these are not what `alist` takes. `config` and `before` may be None."""
     if config is not None:
-        namespace_of(config)
-        checkpoint_id_of(config)
+        parse_namespace(config)
+        parse_checkpoint_id(config)
     if before is not None:
-        checkpoint_id_of(before)
+        parse_checkpoint_id(before)
     if filter is not None and not isinstance(filter, Mapping):
         raise ArgumentTypeError(f"filter must be a dict, not {type(filter).__name__}")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
@@ -50,7 +50,7 @@ def check_search(config: object, before: object, filter: object, limit: object) 
 
 
 def check_checkpoint(checkpoint: Any) -> None:
-    """Raises as `namespace_of` if this is not a checkpoint that can be stored and read again."""
+    """Raises as `parse_namespace` if this is not a checkpoint that can be stored and read again."""
     if not _is(checkpoint, Mapping):
         raise ArgumentTypeError(f"checkpoint must be a dict, not {type(checkpoint).__name__}")
     for key, kind in (("v", int), ("id", str), ("channel_values", Mapping), ("channel_versions", Mapping)):

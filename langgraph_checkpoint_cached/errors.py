@@ -52,5 +52,5 @@ class UnsupportedServerError(CachedSaverError):
 class WrongThreadError(CachedSaverError, asyncio.InvalidStateError):
     """A method was called on a thread or event loop where it would deadlock or corrupt a connection.
 
-    The stock saver raises `asyncio.InvalidStateError` there, and so this is one.
+    The upstream saver raises `asyncio.InvalidStateError` there, and so this is one.
     """

@@ -105,7 +105,7 @@ class Step(NamedTuple):
     blob: Blob
 
 
-class Stored(NamedTuple):
+class StoredValue(NamedTuple):
     """A value that a `DeltaChannel` had at an ancestor, in `checkpoint_blobs`."""
 
     type: str
@@ -116,8 +116,8 @@ class Stored(NamedTuple):
 class History:
     """What a `DeltaChannel` is rebuilt from: the nearest value stored, if there is one, and all writes since."""
 
-    seed: Stored | str | float | bool | None
-    """None if there is none; what is not `Stored` stood in the checkpoint's own JSON."""
+    seed: StoredValue | str | float | bool | None
+    """None if there is none; what is not `StoredValue` stood in the checkpoint's own JSON."""
     steps: tuple[Step, ...]
     """Oldest first."""
 

@@ -20,36 +20,36 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from langgraph_checkpoint_cached.channel_versions import MintedVersions
-from langgraph_checkpoint_cached.config import check_checkpoint, check_search, checkpoint_id_of, namespace_of
-from langgraph_checkpoint_cached.engine.delta_history import HistoryReader
+from langgraph_checkpoint_cached.channel_versions import UnstoredVersions
+from langgraph_checkpoint_cached.config import check_checkpoint, check_search, parse_checkpoint_id, parse_namespace
+from langgraph_checkpoint_cached.engine.delta_history import DeltaHistoryReader
 from langgraph_checkpoint_cached.engine.hit_auditor import check_fraction
-from langgraph_checkpoint_cached.engine.invalidation import Recovery
-from langgraph_checkpoint_cached.engine.journal_replayer import Settler
-from langgraph_checkpoint_cached.engine.read_path import Reader
+from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
+from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
+from langgraph_checkpoint_cached.engine.read_path import ReadPath
 from langgraph_checkpoint_cached.engine.thread_operations import Threads
-from langgraph_checkpoint_cached.engine.write_behind import Holder
-from langgraph_checkpoint_cached.engine.write_through import Writer
+from langgraph_checkpoint_cached.engine.write_behind import WriteBehindQueue
+from langgraph_checkpoint_cached.engine.write_through import WriteThrough
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.records import Put, PutWrites, Record
 from langgraph_checkpoint_cached.serde import codec
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres import schema
 from langgraph_checkpoint_cached.stores.postgres.pool import opened, postgres_pool
-from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore, check_stock
+from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore, check_upstream
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis, check_client
 from langgraph_checkpoint_cached.stores.redis.entries import RedisEntries
-from langgraph_checkpoint_cached.stores.redis.executor import Guard
+from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.fences import Fences
-from langgraph_checkpoint_cached.stores.redis.integrity import check_keys, seal_with
+from langgraph_checkpoint_cached.stores.redis.integrity import check_keys, integrity_for
 from langgraph_checkpoint_cached.stores.redis.journal import Journal
 from langgraph_checkpoint_cached.stores.redis.keys import check_prefix
 from langgraph_checkpoint_cached.stores.redis.script_call import Confirmation
 from langgraph_checkpoint_cached.stores.redis.server_check import check_redis
 from langgraph_checkpoint_cached.stores.redis.url import redis_client
-from langgraph_checkpoint_cached.thread_operations import ThreadsFace
-from langgraph_checkpoint_cached.ttl import CHECKPOINT, Lifetime, seconds_of
-from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+from langgraph_checkpoint_cached.thread_operations import ThreadOperationsMixin
+from langgraph_checkpoint_cached.ttl import CHECKPOINT, Ttl, to_seconds
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
 Mode = Literal["write_through", "write_behind"]
 RedisDurability = Literal["as_is", "replica", "disk"]
@@ -57,7 +57,7 @@ RedisDurability = Literal["as_is", "replica", "disk"]
 REDIS_TIMEOUT_SECONDS = 0.5
 
 
-class CachedPostgresSaver(ThreadsFace):
+class CachedPostgresSaver(ThreadOperationsMixin):
     """LangGraph checkpoints in Postgres, the latest of each thread served from Redis.
 
     It answers as `AsyncPostgresSaver` does and writes the rows it would write. With `mode="write_through"` a
@@ -71,7 +71,7 @@ class CachedPostgresSaver(ThreadsFace):
         redis: A `redis.asyncio` client: `Redis`, `RedisCluster` or what a `Sentinel` gives for its master.
             Never closed here. Redis 6.2 or later, or Valkey; no modules. Of a pool of 16 connections or more one
             is kept until `aclose`, unless health checks or a credential provider are set.
-        postgres: The stock saver, over a pool (recommended) or a single connection. Never closed here.
+        postgres: The upstream saver, over a pool (recommended) or a single connection. Never closed here.
         ttl: How long an entry lives in Redis, in seconds or as a `timedelta`.
         refresh_on_read: Whether reading an entry starts its `ttl` anew.
         prefix: What every Redis key starts with. Services with different databases need different prefixes;
@@ -111,42 +111,44 @@ class CachedPostgresSaver(ThreadsFace):
         check_hits: float = 0.0,
     ) -> None:
         self._redis = check_client(redis)
-        self._stock = check_stock(postgres)
+        self._upstream = check_upstream(postgres)
         super().__init__(serde=serde or postgres.serde)
-        life = Lifetime(seconds_of(ttl, "ttl"), sliding=bool(refresh_on_read))
+        life = Ttl(to_seconds(ttl, "ttl"), sliding=bool(refresh_on_read))
         check_prefix(prefix)
         check_mode(mode)
-        seal = seal_with(signing_keys)
+        seal = integrity_for(signing_keys)
         check_hits = check_fraction(check_hits, "check_hits")
         self._loop = postgres.loop
         self._stats = Stats()
-        timeout_seconds = seconds_of(redis_timeout, "redis_timeout")
-        confirmation = confirmation_of(redis_durability, timeout_seconds)
-        self._guard = Guard(self._redis, prefix, timeout_seconds, self._stats, self._loop, confirmation)
-        entries = RedisEntries(self._guard, prefix, life, self._stats, seal)
-        journal = Journal(self._guard, prefix, life, seal)
-        store = self._postgres = PostgresStore(postgres, prefix, self._stats)
-        settler = self._settler = Settler(journal, store, self._stats)
-        recovery = self._recovery = Recovery(
-            entries, self._guard, store.suspects, settler, self._stats, self._loop
+        timeout_seconds = to_seconds(redis_timeout, "redis_timeout")
+        confirmation = confirmation_for(redis_durability, timeout_seconds)
+        self._executor = ScriptExecutor(
+            self._redis, prefix, timeout_seconds, self._stats, self._loop, confirmation
         )
-        self._reader = Reader(entries, store, recovery, settler, self._stats, check_hits)
-        fences = Fences(entries, self._loop, keeps=mode == "write_through")
+        entries = RedisEntries(self._executor, prefix, life, self._stats, seal)
+        journal = Journal(self._executor, prefix, life, seal)
+        store = self._postgres = PostgresStore(postgres, prefix, self._stats)
+        replayer = self._replayer = JournalReplayer(journal, store, self._stats)
+        recovery = self._invalidator = StaleThreadInvalidator(
+            entries, self._executor, store.stale_threads, replayer, self._stats, self._loop
+        )
+        self._reader = ReadPath(entries, store, recovery, replayer, self._stats, check_hits)
+        fences = Fences(entries, self._loop, retain=mode == "write_through")
         fences.left = recovery.note
-        self._guard.on_opening.append(fences.forget_all)
-        self._writer = Writer(entries, fences, store, journal, settler, recovery, self._stats, self._loop)
-        self._histories = HistoryReader(entries, store, recovery, settler, self._stats)
-        self._holder: Holder | None = None
+        self._executor.on_opening.append(fences.forget_all)
+        self._writer = WriteThrough(entries, fences, store, journal, replayer, recovery, self._stats, self._loop)
+        self._histories = DeltaHistoryReader(entries, store, recovery, replayer, self._stats)
+        self._write_behind: WriteBehindQueue | None = None
         self._write: Callable[[Put | PutWrites], asyncio.Future[None]] = self._writer.write
         if mode == "write_behind":
-            self._holder = Holder(
-                entries, journal, store, self._writer, settler, recovery, self._stats, self._loop
+            self._write_behind = WriteBehindQueue(
+                entries, journal, store, self._writer, replayer, recovery, self._stats, self._loop
             )
-            self._guard.on_opening.append(self._holder.give_up_all)
-            self._write = self._holder.write
-        self._tasks = Tasks()
+            self._executor.on_opening.append(self._write_behind.revoke_all)
+            self._write = self._write_behind.write
+        self._tasks = BackgroundTasks()
         self._threads = Threads(self._writer, self._postgres, self._tasks)
-        self._minted = MintedVersions()
+        self._unstored_versions = UnstoredVersions()
 
     @classmethod
     @asynccontextmanager
@@ -196,20 +198,20 @@ class CachedPostgresSaver(ThreadsFace):
             ArgumentError, ArgumentTypeError: an argument cannot work; the message names it.
             psycopg.OperationalError, psycopg_pool.PoolTimeout: Postgres cannot be reached.
         """
-        life = Lifetime(seconds_of(ttl, "ttl"), sliding=bool(refresh_on_read))
+        life = Ttl(to_seconds(ttl, "ttl"), sliding=bool(refresh_on_read))
         check_prefix(prefix)
         check_mode(mode)
         if signing_keys is not None:
             check_keys(signing_keys)
         check_fraction(check_hits, "check_hits")
-        timeout = seconds_of(redis_timeout, "redis_timeout")
+        timeout = to_seconds(redis_timeout, "redis_timeout")
         pool = postgres_pool(
             postgres_uri,
             min_size=pool_min_size,
             max_size=pool_max_size,
-            timeout_seconds=seconds_of(pool_timeout, "pool_timeout"),
-            max_idle_seconds=seconds_of(pool_max_idle, "pool_max_idle"),
-            max_lifetime_seconds=seconds_of(pool_max_lifetime, "pool_max_lifetime"),
+            timeout_seconds=to_seconds(pool_timeout, "pool_timeout"),
+            max_idle_seconds=to_seconds(pool_max_idle, "pool_max_idle"),
+            max_lifetime_seconds=to_seconds(pool_max_lifetime, "pool_max_lifetime"),
         )
         client = redis_client(redis_url, max_connections=redis_max_connections, timeout_seconds=timeout)
         async with opened(pool, client):
@@ -231,7 +233,8 @@ class CachedPostgresSaver(ThreadsFace):
                 await saver.aclose()
 
     async def setup(self) -> None:
-        """Creates or migrates the stock saver's tables and our own. Any number of processes may call it at once.
+        """Creates or migrates the upstream saver's tables and our own. Any number of processes may call it at
+        once.
 
         Where the tables are up to date it only reads, so that it needs no right to create any. A caller that is
         cancelled does not stop a migration that has begun.
@@ -241,13 +244,13 @@ class CachedPostgresSaver(ThreadsFace):
                 leaves to it. It is not asked if it cannot be reached.
         """
         self._check_loop("setup")
-        await check_redis(self._guard, writes_behind=self._holder is not None)
-        given_up = asyncio.Event()
+        await check_redis(self._executor, writes_behind=self._write_behind is not None)
+        abandoned = asyncio.Event()
         try:
-            if await self._tasks.finish(schema.migrate(self._stock, given_up)):
+            if await self._tasks.finish(schema.migrate(self._upstream, abandoned)):
                 self._postgres.leases.was_missing()
         except asyncio.CancelledError:
-            given_up.set()
+            abandoned.set()
             raise
 
     async def aclose(self) -> None:
@@ -255,14 +258,14 @@ class CachedPostgresSaver(ThreadsFace):
 
         With `mode="write_behind"` Postgres follows first, if it does so within 10 seconds. The rest others replay.
         """
-        await self._recovery.close()
-        if self._holder is not None:
-            await self._holder.close()
+        await self._invalidator.close()
+        if self._write_behind is not None:
+            await self._write_behind.close()
         await self._tasks.drain()
         await self._reader.drain()
         await self._histories.drain()
         await self._writer.drain()
-        await self._guard.close()
+        await self._executor.close()
 
     def stats(self) -> dict[str, float]:
         """Counters, times and gauges by name, since this saver was made. `Stats` says what each means."""
@@ -277,9 +280,9 @@ class CachedPostgresSaver(ThreadsFace):
             ArgumentError, ArgumentTypeError: `config` names no thread, or in a wrong way.
             BehindError: the latest writes are in Redis alone, which cannot be asked.
             OverloadedError: too many reads wait for Postgres.
-            psycopg.Error: as from the stock saver, if Redis could not answer.
+            psycopg.Error: as from the upstream saver, if Redis could not answer.
         """
-        namespace, checkpoint_id = namespace_of(config), checkpoint_id_of(config)
+        namespace, checkpoint_id = parse_namespace(config), parse_checkpoint_id(config)
         self._check_loop("aget_tuple")
         started = time.perf_counter()
         if checkpoint_id is None:
@@ -315,15 +318,15 @@ class CachedPostgresSaver(ThreadsFace):
         """What each `DeltaChannel` is rebuilt from, at the checkpoint that `config` names or the latest.
 
         Served from Redis where the entry is that checkpoint, and once it was asked for; else read from Postgres by
-        the stock saver.
+        the upstream saver.
         """
-        namespace, checkpoint_id = namespace_of(config), checkpoint_id_of(config)
+        namespace, checkpoint_id = parse_namespace(config), parse_checkpoint_id(config)
         if checkpoint_id is None:
-            stock = self._postgres.stock(self.serde)
+            upstream = self._postgres.upstream(self.serde)
 
             async def get() -> Mapping[str, DeltaChannelHistory]:
-                await self._settler.settle_all([namespace.thread_id])
-                return await stock.aget_delta_channel_history(config=config, channels=channels)
+                await self._replayer.flush_threads([namespace.thread_id])
+                return await upstream.aget_delta_channel_history(config=config, channels=channels)
 
             return await self._run("get_delta_channel_history", get())
         self._check_loop("aget_delta_channel_history")
@@ -348,15 +351,15 @@ class CachedPostgresSaver(ThreadsFace):
             ArgumentError, ArgumentTypeError: an argument cannot work; the message names it.
             BehindError: there are writes before it that are in Redis alone, which cannot be asked.
             OverloadedError: too many writes wait for Postgres.
-            psycopg.Error: as from the stock saver.
+            psycopg.Error: as from the upstream saver.
         """
-        namespace = namespace_of(config, required=True)
-        checkpoint_id_of(config)
+        namespace = parse_namespace(config, required=True)
+        parse_checkpoint_id(config)
         check_checkpoint(checkpoint)
         self._check_loop("aput")
         started = time.perf_counter()
         put = codec.encode_put(
-            namespace, config, checkpoint, metadata, new_versions, self.serde, self._minted.take
+            namespace, config, checkpoint, metadata, new_versions, self.serde, self._unstored_versions.take
         )
         await self._write(put)
         self._stats.put.record(time.perf_counter() - started)
@@ -370,8 +373,8 @@ class CachedPostgresSaver(ThreadsFace):
         task_path: str = "",
     ) -> None:
         """Stores what a task wrote, for the checkpoint that `config` names. As for `aput`."""
-        namespace = namespace_of(config, required=True)
-        checkpoint_id = checkpoint_id_of(config)
+        namespace = parse_namespace(config, required=True)
+        checkpoint_id = parse_checkpoint_id(config)
         if checkpoint_id is None:
             raise ArgumentError('config["configurable"] has no "checkpoint_id": writes belong to a checkpoint')
         if not writes:
@@ -392,7 +395,7 @@ class CachedPostgresSaver(ThreadsFace):
             psycopg.Error: Postgres cannot follow now.
         """
         thread_ids = None if thread_id is None else [str(thread_id)]
-        await self._run("flush", self._settler.settle_all(thread_ids))
+        await self._run("flush", self._replayer.flush_threads(thread_ids))
 
     # -- the same from other threads -------------------------------------------------------------------------
 
@@ -445,17 +448,17 @@ class CachedPostgresSaver(ThreadsFace):
             lambda: self.aget_delta_channel_history(config=config, channels=channels),
         )
 
-    # -- the rest of the stock saver's face ------------------------------------------------------------------
+    # -- the rest of the upstream saver's face ------------------------------------------------------------------
 
     @property
     def config_specs(self) -> Any:
-        """Those of the stock saver."""
-        return self._stock.config_specs
+        """Those of the upstream saver."""
+        return self._upstream.config_specs
 
     def get_next_version(self, current: str | None, channel: None) -> str:
-        """The stock saver's next version of a channel."""
-        version = self._stock.get_next_version(current, channel)
-        self._minted.add(version)
+        """The upstream saver's next version of a channel."""
+        version = self._upstream.get_next_version(current, channel)
+        self._unstored_versions.add(version)
         return version
 
     # -- inside ----------------------------------------------------------------------------------------------
@@ -471,10 +474,10 @@ class CachedPostgresSaver(ThreadsFace):
         limit: int | None,
     ) -> Coroutine[Any, Any, Sequence[Record]]:
         check_search(config, before, filter, limit)
-        thread_ids = None if config is None else [namespace_of(config).thread_id]
+        thread_ids = None if config is None else [parse_namespace(config).thread_id]
 
         async def search() -> Sequence[Record]:
-            await self._settler.settle_all(thread_ids)
+            await self._replayer.flush_threads(thread_ids)
             return await self._postgres.search(config, filter, before, limit)
 
         return search()
@@ -486,7 +489,7 @@ def check_mode(mode: object) -> None:
         raise ArgumentError(f'mode must be "write_through" or "write_behind", not {mode!r}')
 
 
-def confirmation_of(durability: object, timeout_seconds: float) -> Confirmation | None:
+def confirmation_for(durability: object, timeout_seconds: float) -> Confirmation | None:
     """How to have an acknowledgement confirmed. Raises `ArgumentError` if there is no such durability."""
     half_ms = max(1, int(timeout_seconds * 500))
     known: dict[object, Confirmation | None] = {

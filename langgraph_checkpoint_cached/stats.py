@@ -111,11 +111,11 @@ class Stats:
     history_loads: int = _counter("{read}", "Histories of `DeltaChannel`s read from Postgres.")
     damaged: int = _counter("{entry}", "Entries that could not be read, and were dropped.")
     writes: int = _counter("{write}", "Checkpoints and pending writes stored in Postgres.")
-    advances: int = _counter("{write}", "Of those, how many moved the entry along.")
+    entry_updates: int = _counter("{write}", "Of those, how many moved the entry along.")
     degraded_writes: int = _counter("{write}", "Of those, how many could not tell Redis.")
-    suspects: int = _counter(
+    stale_threads: int = _counter(
         "{thread}",
-        "Threads that this process voided in Redis because somebody could not tell it of a write.",
+        "Threads that this process invalidated in Redis because somebody could not tell it of a write.",
     )
     fences_expired: int = _counter(
         "{fence}",
@@ -132,18 +132,19 @@ class Stats:
     leases_lost: int = _counter(
         "{lease}", "Of those, how many Redis no longer knew, so that writes may be lost. 0 unless Redis lost data."
     )
-    settled: int = _counter("{wait}", "Reads and writes that had Postgres follow first.")
+    flush_waits: int = _counter("{wait}", "Reads and writes that had Postgres follow first.")
     disagreements: int = _counter("{check}", "Of those, how many were not what Postgres holds. Always 0.")
 
     redis_usable: Gauge = _gauge("1", "1 while Redis is used, 0 while it is given up.")
     writes_waiting: Gauge = _gauge("{write}", "Writes that wait for their transaction to begin.")
-    behind: Gauge = _gauge(
+    unflushed: Gauge = _gauge(
         "{write}", "Writes of this process that Redis has acknowledged and Postgres does not have."
     )
-    behind_bytes: Gauge = _gauge("By", "About what those take.")
+    unflushed_bytes: Gauge = _gauge("By", "About what those take.")
     leases_held: Gauge = _gauge("{lease}", "Threads that this process may write behind on now.")
-    suspects_own: Gauge = _gauge(
-        "{thread}", "Threads that this process could not tell Redis of, to be voided before Redis is used again."
+    unreported_stale_threads: Gauge = _gauge(
+        "{thread}",
+        "Threads that this process could not tell Redis of, to be invalidated before Redis is used again.",
     )
 
     redis_exchange: Histogram = _times("A round trip to Redis with one or more steps.", "redis", "exchange")
@@ -174,7 +175,7 @@ class Stats:
         for about in fields(self):
             value = getattr(self, about.name)
             if isinstance(value, Histogram):
-                count, total, stem = names_of(about.name)
+                count, total, stem = stat_names(about.name)
                 found |= {count: value.count, total: round(value.sum, 6)}
                 found |= {f"{stem}_p{share}": round(value.quantile(share / 100), 6) for share in (50, 99)}
             else:
@@ -188,7 +189,7 @@ class Stats:
                 yield about.name, about.metadata
 
 
-def names_of(histogram: str) -> tuple[str, str, str]:
+def stat_names(histogram: str) -> tuple[str, str, str]:
     """Its names in `as_dict`: of the count, of the sum, and what those of the quantiles start with."""
     if histogram == "group_sizes":
         return "groups", "group_writes", "group_writes"

@@ -41,7 +41,7 @@ class SyncCachedPostgresSaver(CachedPostgresSaver):
                 _result(opening.__aexit__(*sys.exc_info()), loop)
 
     def setup(self) -> None:  # type: ignore[override]
-        """Creates or migrates the stock saver's tables and our own. As `CachedPostgresSaver.setup`."""
+        """Creates or migrates the upstream saver's tables and our own. As `CachedPostgresSaver.setup`."""
         self._wait("setup", super().setup)
 
 

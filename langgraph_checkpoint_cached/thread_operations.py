@@ -14,8 +14,8 @@ from langgraph_checkpoint_cached import event_loop
 from langgraph_checkpoint_cached.engine.thread_operations import THREADS_OF_A_CHANGE_MAX, Threads
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, WrongThreadError
 from langgraph_checkpoint_cached.retention import IdleThreads
-from langgraph_checkpoint_cached.ttl import seconds_of
-from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+from langgraph_checkpoint_cached.ttl import to_seconds
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
 T = TypeVar("T")
 
@@ -24,11 +24,11 @@ IDS_MAX = 10_000
 """Run ids, or thread ids to look for them in, that one call takes."""
 
 
-class ThreadsFace(BaseCheckpointSaver[str]):
+class ThreadOperationsMixin(BaseCheckpointSaver[str]):
     """What a saver does with whole threads, and on which event loop it does anything."""
 
     _loop: asyncio.AbstractEventLoop
-    _tasks: Tasks
+    _tasks: BackgroundTasks
     _threads: Threads
 
     async def adelete_thread(self, thread_id: str) -> None:
@@ -38,7 +38,7 @@ class ThreadsFace(BaseCheckpointSaver[str]):
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Prunes threads.
 
-        `"delete"` deletes them. `"keep_latest"` keeps what the stock saver keeps: the latest checkpoint of each
+        `"delete"` deletes them. `"keep_latest"` keeps what the upstream saver keeps: the latest checkpoint of each
         namespace, without the namespaces of calls of subgraphs that are over. Where a `DeltaChannel` is used it
         also keeps the ancestors of the latest checkpoint back to where each of its `DeltaChannel`s has a snapshot,
         with their writes. Those ancestors are no states to return to: what *they* are rebuilt from may be gone.
@@ -49,7 +49,7 @@ class ThreadsFace(BaseCheckpointSaver[str]):
             NotImplementedError: `"keep_latest"` for a thread with a `DeltaChannel` of LangGraph.js, which does not
                 tell which channels those are. Nothing was deleted.
         """
-        names = ids_of(thread_ids, "thread_ids")
+        names = unique_ids(thread_ids, "thread_ids")
         if strategy not in PRUNE_STRATEGIES:
             raise ArgumentError(f"strategy must be one of {PRUNE_STRATEGIES}, not {strategy!r}")
         prune = self._threads.prune if strategy == "delete" else self._threads.keep_latest
@@ -94,8 +94,8 @@ class ThreadsFace(BaseCheckpointSaver[str]):
             ArgumentTypeError: `run_ids` or `thread_ids` is a single string.
             ArgumentError: they are too many.
         """
-        runs = ids_of(run_ids, "run_ids", IDS_MAX)
-        where = None if thread_ids is None else ids_of(thread_ids, "thread_ids", IDS_MAX)
+        runs = unique_ids(run_ids, "run_ids", IDS_MAX)
+        where = None if thread_ids is None else unique_ids(thread_ids, "thread_ids", IDS_MAX)
         if not runs or where == []:
             return
         await self._run("delete_for_runs", self._threads.delete_runs(runs, where))
@@ -132,8 +132,8 @@ class ThreadsFace(BaseCheckpointSaver[str]):
         Raises:
             ArgumentError, ArgumentTypeError: an argument cannot work; the message names it.
         """
-        seconds = seconds_of(idle_for, "idle_for")
-        pause_seconds = seconds_of(pause, "pause") if pause else 0.0
+        seconds = to_seconds(idle_for, "idle_for")
+        pause_seconds = to_seconds(pause, "pause") if pause else 0.0
         if pause_seconds > PAUSE_SECONDS_MAX:
             raise ArgumentError(f"pause must be at most {PAUSE_SECONDS_MAX} seconds, not {pause_seconds}")
         check_count(batch_size, "batch_size", THREADS_OF_A_CHANGE_MAX)
@@ -192,7 +192,7 @@ class ThreadsFace(BaseCheckpointSaver[str]):
         event_loop.check_loop(self._loop, method)
 
 
-def ids_of(ids: Sequence[str], name: str, count_max: int | None = None) -> list[str]:
+def unique_ids(ids: Sequence[str], name: str, count_max: int | None = None) -> list[str]:
     """The ids as text, each once.
 
     Raises:

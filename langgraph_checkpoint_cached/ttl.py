@@ -10,7 +10,7 @@ from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 
 
 @dataclass(frozen=True)
-class Lifetime:
+class Ttl:
     """How long an entry lives, in seconds, and whether reading it starts that time anew (`sliding`)."""
 
     seconds: float
@@ -22,15 +22,15 @@ class Lifetime:
         return max(1, round(self.seconds * 1000))
 
 
-CHECKPOINT = Lifetime(3600, sliding=True)
-INTENT = Lifetime(5 * 60)
-SESSION_STATE = Lifetime(30 * 60, sliding=True)
-RATE_LIMIT = Lifetime(60, sliding=True)
+CHECKPOINT = Ttl(3600, sliding=True)
+INTENT = Ttl(5 * 60)
+SESSION_STATE = Ttl(30 * 60, sliding=True)
+RATE_LIMIT = Ttl(60, sliding=True)
 
 LONGEST_SECONDS = 10 * 365 * 24 * 3600
 
 
-def seconds_of(value: float | timedelta, name: str) -> float:
+def to_seconds(value: float | timedelta, name: str) -> float:
     """`value` (seconds or a `timedelta`) in seconds.
 
     Raises:

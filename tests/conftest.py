@@ -141,7 +141,7 @@ def database_url(databases: servers.Databases) -> Iterator[str]:
 
 @pytest.fixture
 def migrated_database_url(databases: servers.Databases, migrated_template_url: str) -> Iterator[str]:
-    """A database of the test's own, with the stock saver's tables and no rows."""
+    """A database of the test's own, with the upstream saver's tables and no rows."""
     with databases.fresh(migrated_template_url) as url:
         yield url
 

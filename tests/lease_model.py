@@ -19,8 +19,8 @@ A write may be lost by one thing only: Redis loses it and its process dies befor
     python lease_model.py                 # every rule on: no violation
     python lease_model.py --drop RULE     # without one rule: a violation
 
-How entries are kept in step with Postgres by fences, tickets and generations is `coherence_model.py`'s, of which
-only what matters here is repeated.
+How entries are kept in step with Postgres by fences, fill leases and generations is `coherence_model.py`'s, of
+which only what matters here is repeated.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ RULES = {
     "position": "what is at or before the row's position is not replayed again",
     "no-gaps": "and nothing is replayed from memory beyond what may have been appended before it",
     "token": "a journal is replayed only into its own lease's row",
-    "incarnation": "a lease belongs to one incarnation of Redis: after a restart nothing is appended to it",
+    "server_epoch": "a lease belongs to one server epoch of Redis: after a restart nothing is appended to it",
     "known": "a journal is all there is only while Redis knows its lease, or still has what was appended to "
     "it: not after it was emptied",
-    "holder": "only the holder appends",
+    "write_behind_queue": "only the holder appends",
     "fence": "nothing is appended while a write to the namespace is in flight in Postgres",
     "flush-first": "a write in Postgres comes after what the journal held when its fence was taken",
     "ask-row": "a write whose BEGIN found neither entry nor lease waits for the row of a lease to go",
@@ -55,11 +55,12 @@ RULES = {
     "degraded": "without Redis, nothing is read or written in Postgres while another's lease is there",
     "same-generation": "and a lease whose row was made before a delete is not opened in Redis after it",
     "expired-delete": "a delete of which nobody heard again took the lease in Redis with it",
-    "void": "who voids a thread ends its lease in Redis: the row may have gone with a delete",
+    "void": "who invalidates a thread ends its lease in Redis: the row may have gone with a delete",
     "delete-row": "a delete takes the lease's row with it",
-    "suspect": "a row goes together with a note of its thread, unless Redis has confirmed the end of its lease: "
-    "who sees the note removes the journal",
-    "tidy": "a journal that came back with a failover is removed only if it is of a lease that has ended",
+    "stale_thread": "a row goes together with a note of its thread, unless Redis has confirmed the end of its "
+    "lease: who sees the note removes the journal",
+    "remove_ended_journals": "a journal that came back with a failover is removed only if it is of a lease "
+    "that has ended",
 }
 EMPTY = 0
 
@@ -87,7 +88,7 @@ class Entry(NamedTuple):
 
 
 class Lease(NamedTuple):
-    incarnation: int
+    server_epoch: int
     token: int
     last: int  # number of the last entry that was appended
 
@@ -97,10 +98,10 @@ class Redis:
     """What a primary holds for the thread. Each method is one atomic step."""
 
     on: Callable[[str], bool]
-    incarnation: int = 1
+    server_epoch: int = 1
     generation: tuple[int, int] | None = None
     entry: Entry | None = None
-    ticket: int | None = None
+    fill_token: int | None = None
     fences: set[int] = field(default_factory=set)
     deleting: set[int] = field(default_factory=set)  # of the fences, those over the whole thread
     lease: Lease | None = None
@@ -109,44 +110,46 @@ class Redis:
     closed: int | None = None  # token of the last lease that was closed
 
     def held(self) -> Lease | None:
-        """The lease, if this incarnation knows of one."""
-        if self.lease and (self.lease.incarnation == self.incarnation or not self.on("incarnation")):
+        """The lease, if this server epoch knows of one."""
+        if self.lease and (self.lease.server_epoch == self.server_epoch or not self.on("server_epoch")):
             return self.lease
         return None
 
     def valid(self, fresh: int) -> Entry | None:
         """The entry. Makes a generation where there is none."""
-        if self.generation is None or self.generation[0] != self.incarnation:
-            self.generation = (self.incarnation, fresh)
+        if self.generation is None or self.generation[0] != self.server_epoch:
+            self.generation = (self.server_epoch, fresh)
         return self.entry if self.entry and self.entry.generation == self.generation else None
 
-    def read(self, ticket: int, fresh: int) -> tuple[str, State, Lease | None]:
+    def read(self, fill_token: int, fresh: int) -> tuple[str, State, Lease | None]:
         entry = self.valid(fresh)
         if self.fences:
             return "fenced", State(), self.held()
         if entry:
             return "hit", entry.state, None
-        if self.ticket is None:
-            self.ticket = ticket
+        if self.fill_token is None:
+            self.fill_token = fill_token
         return "load", State(), self.held()
 
-    def fill(self, ticket: int, generation: tuple[int, int] | None, state: State, fresh: int) -> None:
+    def fill(self, fill_token: int, generation: tuple[int, int] | None, state: State, fresh: int) -> None:
         self.valid(fresh)
-        if self.ticket == ticket and self.generation == generation and not self.fences:
+        if self.fill_token == fill_token and self.generation == generation and not self.fences:
             assert self.generation is not None
-            self.entry, self.ticket = Entry(self.generation, state), None
+            self.entry, self.fill_token = Entry(self.generation, state), None
 
     def open(self, token: int, generation: tuple[int, int] | None, fresh: int) -> bool:
-        """Whether the lease stands here too. Not if the thread was voided or deleted since its row was made."""
+        """Whether the lease stands here too. Not if the thread was invalidated or deleted since its row was
+        made.
+        """
         self.valid(fresh)
         if (self.generation != generation or self.fences) and self.on("same-generation"):
             return False
-        self.lease, self.journal, self.has_journal = Lease(self.incarnation, token, 0), [], False
+        self.lease, self.journal, self.has_journal = Lease(self.server_epoch, token, 0), [], False
         self.closed = None
         return True
 
     def knows_all(self, token: int, position: int) -> bool:
-        """Whether its journal of that lease is complete beyond `position`, if it is of this incarnation."""
+        """Whether its journal of that lease is complete beyond `position`, if it is of this server epoch."""
         held = self.held()
         if self.has_journal or self.closed == token:
             return True
@@ -155,7 +158,7 @@ class Redis:
     def append(self, token: int, op: Op, fresh: int) -> int:
         """Number of the new entry of the journal, or 0."""
         entry, lease = self.valid(fresh), self.held()
-        if not entry or not lease or (lease.token != token and self.on("holder")):
+        if not entry or not lease or (lease.token != token and self.on("write_behind_queue")):
             return 0
         if (self.fences and self.on("fence")) or (op.base is not None and op.base != entry.state.latest):
             return 0
@@ -188,16 +191,16 @@ class Redis:
         """Token of the newest entry of the journal, or 0."""
         return self.journal[-1][1] if self.journal else 0
 
-    def tidy(self, token: int) -> None:
+    def remove_ended_journals(self, token: int) -> None:
         """What is there of a lease that has ended."""
         of_others = any(t != token for _, t, _ in self.journal)
-        if self.held() is None and not (of_others and self.on("tidy")):
+        if self.held() is None and not (of_others and self.on("remove_ended_journals")):
             self.journal, self.has_journal = [], False
 
     def begin(self, token: int, fresh: int) -> tuple[Lease | None, bool]:
         known = self.valid(fresh) is not None
         self.fences.add(token)
-        self.ticket = None
+        self.fill_token = None
         return self.held(), known
 
     def commit(self, token: int, op: Op, fresh: int) -> None:
@@ -206,7 +209,7 @@ class Redis:
         if entry and fenced and not self.fences and (op.base is None or op.base == entry.state.latest):
             self.entry = Entry(entry.generation, op.on(entry.state))
         else:
-            self.entry = self.ticket = None
+            self.entry = self.fill_token = None
 
     def pass_deadlines(self, in_flight: set[int]) -> None:
         """Fences of writers that have crashed end, and with them the entry."""
@@ -217,7 +220,7 @@ class Redis:
             self.entry = None
 
     def void(self, fresh: int) -> None:
-        self.generation = (self.incarnation, fresh)
+        self.generation = (self.server_epoch, fresh)
         if self.on("void"):
             self.lease = None
 
@@ -229,7 +232,7 @@ class Redis:
 
     def empty(self) -> None:
         """FLUSHALL."""
-        self.generation = self.entry = self.ticket = self.lease = self.closed = None
+        self.generation = self.entry = self.fill_token = self.lease = self.closed = None
         self.journal, self.has_journal = [], False
 
 
@@ -243,7 +246,7 @@ class Row:
 class Postgres:
     state: State = field(default_factory=State)
     row: Row | None = None
-    suspect: int | None = None  # mark of the thread in the table of suspects
+    stale_thread: int | None = None  # mark of the thread in the table of stale threads
 
     def replay(self, token: int, entries: list[tuple[int, Op]], on: Callable[[str], bool]) -> bool:
         """Whether the lease's row was there. One transaction."""
@@ -257,7 +260,7 @@ class Postgres:
 
 
 @dataclass(eq=False)
-class Kept:
+class PendingWrite:
     """What a holder has sent to be appended; with its number once that is known."""
 
     op: Op
@@ -272,7 +275,7 @@ class Process:
     token: int | None = None
     usable: bool = False  # the lease, for more appends
     appending: int = 0
-    memory: list[Kept] = field(default_factory=list)
+    memory: list[PendingWrite] = field(default_factory=list)
     alive: bool = True
 
 
@@ -303,8 +306,8 @@ class World:
     def end_row(self, *, in_doubt: bool) -> None:
         """In one transaction. In doubt is what Redis still has of the lease."""
         self.postgres.row = None
-        if in_doubt and self.on("suspect"):
-            self.postgres.suspect = next(self.ids)
+        if in_doubt and self.on("stale_thread"):
+            self.postgres.stale_thread = next(self.ids)
 
     def happened(self, op: Op) -> None:
         if op in self.history:
@@ -335,7 +338,7 @@ class World:
         if not process.usable or process.token is None:
             return False
         token = process.token
-        kept = Kept(op)
+        kept = PendingWrite(op)
         process.appending += 1
         process.memory.append(kept)  # in the order in which they are sent
         try:
@@ -424,7 +427,7 @@ class World:
                     self.postgres.state = kept.op.on(self.postgres.state)
                     kept.stored = True
                     self.happened(kept.op)  # in the order in which they were sent: what nobody knew of too
-            self.redis.void(self.fresh())  # which the table of suspects sees to
+            self.redis.void(self.fresh())  # which the table of stale threads sees to
             if self.on("end"):
                 self.end_row(in_doubt=True)
         process.token, process.memory = None, []
@@ -441,8 +444,8 @@ class World:
         token, position = row.token, row.position
         yield
         entries = [(number, op) for number, t, op in self.redis.journal if t == token or not self.on("token")]
-        incarnation = self.redis.incarnation
-        complete = self.incarnation_of[token] == incarnation or not self.on("incarnation")
+        server_epoch = self.redis.server_epoch
+        complete = self.incarnation_of[token] == server_epoch or not self.on("server_epoch")
         complete &= self.still_known(token, position)
         self.in_hand.append(entries)
         try:
@@ -453,32 +456,32 @@ class World:
             self.in_hand.remove(entries)
         self.counts["recover"] += 1
         flushed = max([position, *(number for number, _ in entries)])
-        settled = Lease(incarnation, token, flushed) if complete else None
+        flush_waits = Lease(server_epoch, token, flushed) if complete else None
         yield
         if process.reaches_redis:
             self.redis.trim(token, flushed)
         if not close or not process.reaches_redis:
-            return settled
+            return flush_waits
         yield
         if not process.reaches_redis:
-            return settled
+            return flush_waits
         in_doubt = False
-        if not complete or incarnation != self.redis.incarnation or not self.still_known(token, flushed):
+        if not complete or server_epoch != self.redis.server_epoch or not self.still_known(token, flushed):
             if self.on("grace") and any(p.token == token for p in self.processes):
                 return None
             self.counts["broken"] += 1
             in_doubt = True
         elif self.on("close-first") and not self.redis.close(token, flushed, self.fresh()):
-            return settled
+            return flush_waits
         yield
         row = self.postgres.row
         if row and row.token == token and (row.position == flushed or not self.on("close-first")):
             self.end_row(in_doubt=in_doubt)
-        return settled
+        return flush_waits
 
     def see_suspects(self, process: Process) -> Iterator[None]:
         """What every process does once a second."""
-        if (mark := self.postgres.suspect) is None or not process.reaches_redis:
+        if (mark := self.postgres.stale_thread) is None or not process.reaches_redis:
             return
         self.redis.void(self.fresh())
         yield
@@ -490,27 +493,27 @@ class World:
             return
         if row is None or token not in (0, row.token):
             before = self.lost()
-            self.redis.tidy(token)
+            self.redis.remove_ended_journals(token)
             if self.lost() - before:
-                raise AssertionError("suspect: the journal was still needed")
+                raise AssertionError("stale thread: the journal was still needed")
         yield
-        if self.postgres.suspect == mark:
-            self.postgres.suspect = None
+        if self.postgres.stale_thread == mark:
+            self.postgres.stale_thread = None
 
-    def tidy(self) -> None:
+    def remove_ended_journals(self) -> None:
         """The second look of who has ended a lease, in case a replica that lagged has become the primary."""
         row = self.postgres.row
         ended = [token for token in self.incarnation_of if row is None or token != row.token]
         if ended:
             before = self.lost()
-            self.redis.tidy(self.second_looks.choice(ended))
+            self.redis.remove_ended_journals(self.second_looks.choice(ended))
             if self.lost() - before:
                 raise AssertionError("tidy: the journal was still needed")
 
     def still_known(self, token: int, flushed: int) -> bool:
         return self.redis.knows_all(token, flushed) or not self.on("known")
 
-    def is_complete(self, lease: Lease | None) -> bool:
+    def is_flushed(self, lease: Lease | None) -> bool:
         """Whether Postgres holds all that was acknowledged, given what Redis said before."""
         row = self.postgres.row
         return row is None or (lease is not None and lease.token == row.token and lease.last <= row.position)
@@ -519,11 +522,11 @@ class World:
         """A write in Postgres; false if it failed."""
         self.counts["through"] += 1
         try:
-            return (yield from self._through(process, op))
+            return (yield from self._write_through(process, op))
         finally:
             process.memory = [kept for kept in process.memory if kept.op != op]  # now it is known
 
-    def _through(self, process: Process, op: Op) -> Generator[None, None, bool]:
+    def _write_through(self, process: Process, op: Op) -> Generator[None, None, bool]:
         fence = next(self.ids)
         self.in_flight.add(fence)
         try:
@@ -532,7 +535,7 @@ class World:
                 yield
                 for _ in range(6):
                     must = self.on("flush-first") if lease else not known and self.on("ask-row")
-                    if not must or self.is_complete(lease):
+                    if not must or self.is_flushed(lease):
                         break
                     lease = (yield from self.settle(process)) or lease
                 else:
@@ -545,7 +548,7 @@ class World:
             self.postgres.state = op.on(self.postgres.state)
             self.happened(op)
             if not process.reaches_redis:
-                self.redis.void(self.fresh())  # which the table of suspects sees to
+                self.redis.void(self.fresh())  # which the table of stale threads sees to
                 return True
             yield
             if process.reaches_redis:
@@ -560,25 +563,25 @@ class World:
         wanted, deletes, lost, dead = self.wanted(), self.deletes, self.counts["lost"], set(self.dead)
         kind, state, lease = "away", State(), None
         for _ in range(30):
-            ticket = next(self.ids)
+            fill_token = next(self.ids)
             if process.reaches_redis:
-                kind, state, lease = self.redis.read(ticket, self.fresh())
+                kind, state, lease = self.redis.read(fill_token, self.fresh())
                 generation = self.redis.generation
                 if kind == "hit":
                     break
                 yield
                 state = self.postgres.state
                 rule = "row" if kind == "load" else "bypass"
-                if not self.is_complete(lease) and self.on(rule):
+                if not self.is_flushed(lease) and self.on(rule):
                     lease = yield from self.settle(process)
                     state = self.postgres.state
-                if self.is_complete(lease) or not self.on(rule):
+                if self.is_flushed(lease) or not self.on(rule):
                     yield
                     if kind == "load":
-                        self.redis.fill(ticket, generation, state, self.fresh())
+                        self.redis.fill(fill_token, generation, state, self.fresh())
                     break
-                if self.redis.ticket == ticket:
-                    self.redis.ticket = None
+                if self.redis.fill_token == fill_token:
+                    self.redis.fill_token = None
             else:
                 yield from self.give_up(process)
                 if self.postgres.row is None or not self.on("degraded"):
@@ -604,7 +607,7 @@ class World:
         self.redis.fences.add(fence)
         self.redis.deleting.add(fence)
         self.in_flight.add(fence)
-        self.redis.generation = (self.redis.incarnation, self.fresh())
+        self.redis.generation = (self.redis.server_epoch, self.fresh())
         lease = self.redis.held()
         yield
         self.postgres.state = State()
@@ -618,7 +621,9 @@ class World:
         if self.rng.random() < 0.2:
             self.in_flight.discard(fence)  # nobody hears of it again: its fence stays to the deadline
         elif self.rng.random() < 0.2:
-            self.redis.fences.discard(fence)  # Redis did not hear of its end, and is told to void the thread later
+            self.redis.fences.discard(
+                fence
+            )  # Redis did not hear of its end, and is told to invalidate the thread later
             self.in_flight.discard(fence)
             self.redis.void(self.fresh())
         elif process.reaches_redis:
@@ -651,7 +656,7 @@ class World:
             if kind == "restart-old":
                 self.redis, self.went_back = copy.deepcopy(self.snapshot), True
                 self.redis.fences = set()
-            self.redis.incarnation = next(self.ids)
+            self.redis.server_epoch = next(self.ids)
         self.find_lost()
         return
         yield
@@ -781,7 +786,7 @@ def interleave(world: World, rng: random.Random, running: list[tuple[Process | N
             except StopIteration:
                 running.remove((of, steps))
         if world.second_looks.random() < 0.03:
-            world.tidy()
+            world.remove_ended_journals()
 
 
 def main() -> int:

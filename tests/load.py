@@ -172,7 +172,7 @@ async def _answer(saver: CachedPostgresSaver, namespace: Namespace) -> str:
     try:
         answer = await entries.read(namespace, "test")
         if isinstance(answer, Load):
-            await entries.give_back(namespace, "test")
+            await entries.release_fill_lease(namespace, "test")
     except RedisUnavailable:
         return "unavailable"
     return "hit" if isinstance(answer, Hit) else "load" if isinstance(answer, Load) else answer.why

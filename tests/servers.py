@@ -125,7 +125,7 @@ class Databases:
 
     @contextmanager
     def fresh_migrated(self) -> Iterator[str]:
-        """A new database with the stock saver's tables and our own."""
+        """A new database with the upstream saver's tables and our own."""
         with self.fresh() as url:
             with PostgresSaver.from_conn_string(url) as saver:
                 saver.setup()

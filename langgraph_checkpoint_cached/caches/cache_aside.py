@@ -11,7 +11,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from langgraph_checkpoint_cached.caches.single_flight import SingleFlight
 from langgraph_checkpoint_cached.caches.stampede_lock import Lease, LockStore, StampedeLock, StoreUnavailable
-from langgraph_checkpoint_cached.ttl import Lifetime
+from langgraph_checkpoint_cached.ttl import Ttl
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class CacheAside(Generic[T]):
         self,
         store: CacheStore,
         serializer: Serializer[T],
-        lifetime: Lifetime,
+        lifetime: Ttl,
         *,
         lock: Callable[[LockStore], StampedeLock] = StampedeLock,
     ) -> None:
@@ -158,7 +158,7 @@ class CacheAside(Generic[T]):
 
     async def _load(self, loader: Callable[[], Awaitable[T]], lease: Lease | None = None) -> bytes:
         # Why only under a lease, and only while the store says that it is still ours:
-        #   (1) we load the old value, (2) the source changes, (3) `invalidate` voids our lease,
+        #   (1) we load the old value, (2) the source changes, (3) `invalidate` invalidates our lease,
         #   (4) another loads the new value and stores it, (5) our `fill` is refused.
         payload = self._serializer.dumps(await loader())
         if lease is not None:

@@ -15,8 +15,8 @@ from langgraph_checkpoint_cached.caches.cache_aside import CacheAside, Serialize
 from langgraph_checkpoint_cached.caches.key_value_store import TIMEOUT_SECONDS, KeyValueStore
 from langgraph_checkpoint_cached.caches.stampede_lock import StampedeLock
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
-from langgraph_checkpoint_cached.stores.redis.integrity import seal_with
-from langgraph_checkpoint_cached.ttl import INTENT, Lifetime, seconds_of
+from langgraph_checkpoint_cached.stores.redis.integrity import integrity_for
+from langgraph_checkpoint_cached.ttl import INTENT, Ttl, to_seconds
 
 T = TypeVar("T")
 
@@ -70,14 +70,14 @@ class IntentCache(Generic[T]):
         store = KeyValueStore(
             redis,
             f"{_part_of_key(prefix, 'prefix')}:{_part_of_key(namespace, 'namespace')}",
-            timeout_seconds=seconds_of(timeout_seconds, "timeout_seconds"),
-            seal=None if signing_keys is None else seal_with(signing_keys),
+            timeout_seconds=to_seconds(timeout_seconds, "timeout_seconds"),
+            seal=None if signing_keys is None else integrity_for(signing_keys),
         )
         self._cache: CacheAside[T] = CacheAside(
             store,
             serializer or _Msgpack(),
-            Lifetime(seconds_of(ttl, "ttl"), sliding=INTENT.sliding),
-            lock=partial(StampedeLock, lease_seconds=seconds_of(lease_seconds, "lease_seconds")),
+            Ttl(to_seconds(ttl, "ttl"), sliding=INTENT.sliding),
+            lock=partial(StampedeLock, lease_seconds=to_seconds(lease_seconds, "lease_seconds")),
         )
 
     async def get_or_classify(self, message: str, classifier: Callable[[str], Awaitable[T]]) -> T:

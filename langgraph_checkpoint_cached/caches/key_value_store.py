@@ -14,7 +14,7 @@ from langgraph_checkpoint_cached.caches.cache_aside import MISS, Miss
 from langgraph_checkpoint_cached.caches.stampede_lock import StoreUnavailable
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis, reason
-from langgraph_checkpoint_cached.stores.redis.integrity import Seal
+from langgraph_checkpoint_cached.stores.redis.integrity import Integrity
 from langgraph_checkpoint_cached.stores.redis.scripts import Script, lua
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class KeyValueStore:
         prefix: str,
         *,
         timeout_seconds: float = TIMEOUT_SECONDS,
-        seal: Seal | None = None,
+        seal: Integrity | None = None,
     ) -> None:
         self._seal = seal
         self._refusal_reported = False

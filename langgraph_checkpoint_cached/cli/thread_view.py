@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from langgraph_checkpoint_cached.cli.parts import Parts
+from langgraph_checkpoint_cached.cli.parts import Components
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.entries import Hit
 from langgraph_checkpoint_cached.stores.redis.keys import names_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.stores.redis.scripts import Script, lua
 
-LOOK = Script(lua("server"), lua("look"))
+INSPECT = Script(lua("server"), lua("inspect"))
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Fence:
 
 
 @dataclass(frozen=True)
-class Ticket:
+class FillLeaseView:
     """Somebody loads the entry."""
 
     token: str
@@ -35,7 +35,7 @@ class Ticket:
 
 
 @dataclass(frozen=True)
-class Look:
+class ThreadView:
     """A thread and one of its namespaces, at one moment."""
 
     namespace: Namespace
@@ -54,7 +54,7 @@ class Look:
     pending_writes: int
     early_writes: int
     """Of checkpoints that are not there yet."""
-    ticket: Ticket | None
+    fill_token: FillLeaseView | None
 
     @property
     def fenced(self) -> bool:
@@ -63,42 +63,42 @@ class Look:
         return any(fence.namespace in (None, name) for fence in self.fences)
 
 
-async def look(parts: Parts, namespace: Namespace) -> Look:
+async def look(parts: Components, namespace: Namespace) -> ThreadView:
     """Looks, and changes nothing. Raises `RedisUnavailable`."""
     prefix = parts.servers.prefix
     keys = (thread_key(prefix, namespace.thread_id), namespace_key(prefix, namespace))
-    now, incarnation, thread, _, _, entry, life = await parts.on_redis(
-        LOOK, (*keys, names_key(prefix, namespace.thread_id))
+    now, server_epoch, thread, _, _, entry, life = await parts.on_redis(
+        INSPECT, (*keys, names_key(prefix, namespace.thread_id))
     )
-    return _taken_apart(namespace, now, incarnation.decode(), _fields(thread), _fields(entry), life)
+    return _taken_apart(namespace, now, server_epoch.decode(), _fields(thread), _fields(entry), life)
 
 
 def _taken_apart(
     namespace: Namespace,
     now_ms: int,
-    incarnation: str,
+    server_epoch: str,
     thread: Mapping[bytes, bytes],
     entry: Mapping[bytes, bytes],
-    life_ms: int,
-) -> Look:
+    ttl_ms: int,
+) -> ThreadView:
     generation = thread.get(b"g")
-    stands = generation is not None and generation.decode().startswith(f"{incarnation}:")
-    there = stands and entry.get(b"g") == generation and b"i" in entry
+    active = generation is not None and generation.decode().startswith(f"{server_epoch}:")
+    there = active and entry.get(b"g") == generation and b"i" in entry
     checkpoint_id = entry[b"i"].decode(errors="replace") if there else None
     writes = [field[2:].split(b"\0")[0] for field in entry if field.startswith(b"w:")] if there else []
-    return Look(
+    return ThreadView(
         namespace,
         generation.decode() if generation else None,
-        stands,
+        active,
         known_empty=generation is not None and thread.get(b"k", b"").endswith(b" " + generation),
         fences=tuple(_fence(field, value, now_ms) for field, value in thread.items() if field.startswith(b"f:")),
         hit=Hit(entry) if there else None,
         checkpoint_id=checkpoint_id,
         size_bytes=sum(len(field) + len(value) for field, value in entry.items()) if there else 0,
-        life_seconds=life_ms / 1000 if there and life_ms >= 0 else None,
+        life_seconds=ttl_ms / 1000 if there and ttl_ms >= 0 else None,
         pending_writes=writes.count(entry[b"i"]) if there else 0,
         early_writes=sum(of > entry[b"i"] for of in writes),  # older ones are of histories of DeltaChannels
-        ticket=_ticket(entry.get(b"t"), now_ms),
+        fill_token=_fill_lease(entry.get(b"t"), now_ms),
     )
 
 
@@ -109,11 +109,11 @@ def _fence(field: bytes, value: bytes, now_ms: int) -> Fence:
     return Fence(field[2:].decode(errors="replace"), owner, None if over == "*" else over, left)
 
 
-def _ticket(value: bytes | None, now_ms: int) -> Ticket | None:
+def _fill_lease(value: bytes | None, now_ms: int) -> FillLeaseView | None:
     deadline, _, rest = (value or b"").decode(errors="replace").partition(" ")
     if not deadline.isdecimal():
         return None
-    return Ticket(rest.rpartition(" ")[2], (int(deadline) - now_ms) / 1000)
+    return FillLeaseView(rest.rpartition(" ")[2], (int(deadline) - now_ms) / 1000)
 
 
 def _fields(flat: list[bytes]) -> dict[bytes, bytes]:

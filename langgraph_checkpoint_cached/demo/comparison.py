@@ -1,4 +1,4 @@
-"""The cached saver beside the stock one: what they answer, and how long it takes."""
+"""The cached saver beside the upstream one: what they answer, and how long it takes."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ async def compare_answers(stage: Stage) -> None:
     hits = reads_of(stage.saver)[0] - hits
     stage.screen.require(hits == len(namespaces), "every namespace is served from Redis")
     stage.screen.check(
-        cached == await _latest(stage.stock, namespaces),
-        f"the latest state of {len(threads)} conversations, from Redis: equal to what the stock saver returns",
+        cached == await _latest(stage.upstream, namespaces),
+        f"the latest state of {len(threads)} conversations, from Redis: equal to what the upstream saver returns",
     )
     history = await _history(stage.saver, threads)
     stage.screen.check(
-        len(history) > len(namespaces) and history == await _history(stage.stock, threads),
+        len(history) > len(namespaces) and history == await _history(stage.upstream, threads),
         f"their whole history, {len(history)} checkpoints: equal too",
     )
 
@@ -59,7 +59,7 @@ async def compare_times(stage: Stage) -> None:
     }
     stage.screen.comparison(
         ["median time to", "CachedPostgresSaver", "AsyncPostgresSaver"],
-        [(name, milliseconds(cached), milliseconds(stock)) for name, (cached, stock) in rows.items()],
+        [(name, milliseconds(cached), milliseconds(upstream)) for name, (cached, upstream) in rows.items()],
     )
     stage.screen.say(
         f"{READ_ROUNDS} reads and {TURN_ROUNDS} turns each, in alternation, on this machine: not a benchmark."
@@ -80,7 +80,7 @@ def _readers(stage: Stage, configs: Sequence[RunnableConfig]) -> list[Action]:
     def reader(saver: Saver) -> Action:
         return lambda: asyncio.gather(*(saver.aget_tuple(config) for config in configs))
 
-    return [reader(stage.saver), reader(stage.stock)]
+    return [reader(stage.saver), reader(stage.upstream)]
 
 
 def _speakers(stage: Stage) -> list[Action]:
@@ -88,10 +88,13 @@ def _speakers(stage: Stage) -> list[Action]:
 
     def speaker(saver: Saver, thread_id: str) -> Action:
         graph = build_graph(stage.book, saver)
-        said = {"messages": [HumanMessage("Is A-1001 under warranty?")]}
-        return lambda: graph.ainvoke(said, config_of(thread_id))
+        reply = {"messages": [HumanMessage("Is A-1001 under warranty?")]}
+        return lambda: graph.ainvoke(reply, config_of(thread_id))
 
-    return [speaker(stage.saver, stage.thread_of("Fay")), speaker(stage.stock, stage.thread_of("Gus"))]
+    return [
+        speaker(stage.saver, stage.thread_of("Fay")),
+        speaker(stage.upstream, stage.thread_of("Gus")),
+    ]
 
 
 async def _medians(rounds: int, one: Action, other: Action) -> tuple[float, float]:

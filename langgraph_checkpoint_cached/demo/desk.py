@@ -14,7 +14,7 @@ WARRANTY_DAYS = 730
 DELIVERY_DAYS = 6
 
 # Order, item, price in cents, days since it was bought.
-STOCK = [
+UPSTREAM = [
     ("A-1001", "espresso machine", 18900, 3),
     ("B-2001", "desk lamp", 4500, 410),
     ("C-3001", "headphones", 12900, 2),
@@ -70,7 +70,7 @@ class OrderBook:
         with book._connect() as connection:
             connection.execute("CREATE TABLE orders (order_id, item, price_cents, bought)")
             connection.execute("CREATE TABLE deeds (what, order_id, pid)")
-            for order_id, item, price_cents, age_days in STOCK:
+            for order_id, item, price_cents, age_days in UPSTREAM:
                 bought = date.today() - timedelta(days=age_days)
                 row = (order_id, item, price_cents, bought.isoformat())
                 connection.execute("INSERT INTO orders VALUES (?, ?, ?, ?)", row)

@@ -58,8 +58,8 @@ class ScriptedModel(BaseChatModel):
 
 def _next_message(messages: list[BaseMessage]) -> AIMessage:
     asked_at = max(i for i, message in enumerate(messages) if isinstance(message, HumanMessage))
-    said = messages[asked_at].text.lower()
-    rounds = next(rounds for words, rounds in SCRIPT if words in said)
+    reply = messages[asked_at].text.lower()
+    rounds = next(rounds for words, rounds in SCRIPT if words in reply)
     done = sum(isinstance(message, AIMessage) for message in messages[asked_at:])
     if done < len(rounds):
         heard = " ".join(message.text for message in messages if isinstance(message, HumanMessage))

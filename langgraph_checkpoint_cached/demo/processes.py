@@ -74,9 +74,9 @@ class Worker:
                 ) from None
             if not line:
                 raise WorkerFailed(f"process {self.pid} ended before {event!r}:\n{await self._last_words()}")
-            told: dict[str, Any] = json.loads(line)
-            if told.pop("event") == event:
-                return told
+            ack: dict[str, Any] = json.loads(line)
+            if ack.pop("event") == event:
+                return ack
 
     async def play(self, job: Job) -> Turn:
         """Gives the job, and waits until it is done and the process has ended."""

@@ -168,7 +168,7 @@ async def stopped(stage: Stage) -> None:
 
 
 async def comparison(stage: Stage) -> None:
-    """The stock saver beside ours."""
+    """The upstream saver beside ours."""
     screen = stage.screen
     screen.scene(
         "Nobody can tell", "LangGraph's own AsyncPostgresSaver, over a pool, reads what is in Postgres now."

@@ -62,7 +62,7 @@ class Stage:
     run: str  # what our threads and keys begin with
     book: OrderBook
     saver: WatchedSaver
-    stock: AsyncPostgresSaver
+    upstream: AsyncPostgresSaver
     redis_client: AnyRedis
 
     def __post_init__(self) -> None:

@@ -95,4 +95,4 @@ def _messages_of(update: dict[str, Any]) -> list[AnyMessage]:
     """What the nodes of an update said, in this call of the graph: not what a resumed run had before."""
     if update.get("__metadata__", {}).get("cached"):
         return []
-    return [message for node, said in update.items() if node != "__interrupt__" for message in said["messages"]]
+    return [message for node, reply in update.items() if node != "__interrupt__" for message in reply["messages"]]

@@ -5,45 +5,45 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 
-from langgraph_checkpoint_cached.engine.invalidation import Recovery
-from langgraph_checkpoint_cached.engine.journal_replayer import Settler
+from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
+from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.records import History, Namespace
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
-from langgraph_checkpoint_cached.stores.redis.delta_history_format import LENGTH_MAX, Histories, stored_in
+from langgraph_checkpoint_cached.stores.redis.delta_history_format import LENGTH_MAX, EntryHistories, stored_in
 from langgraph_checkpoint_cached.stores.redis.entries import Hit, RedisEntries, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry
-from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
 
-class HistoryReader:
+class DeltaHistoryReader:
     """Reads what `DeltaChannel`s are rebuilt from, through both tiers.
 
     The history at a checkpoint changes when its ancestors do, and by writes to them that come late. So it is part
-    of the entry, under the same fences and generation, with a ticket of its own: BEGIN of any write to the
-    namespace voids it, and with that what was loaded before. A write to an ancestor drops the history; a child of
-    the entry's checkpoint takes it along, with the writes that led there.
+    of the entry, under the same fences and generation, with a fill lease of its own: BEGIN of any write to the
+    namespace invalidates it, and with that what was loaded before. A write to an ancestor drops the history; a
+    child of the entry's checkpoint takes it along, with the writes that led there.
     """
 
     def __init__(
         self,
         entries: RedisEntries,
         postgres: PostgresStore,
-        recovery: Recovery,
-        settler: Settler,
+        recovery: StaleThreadInvalidator,
+        replayer: JournalReplayer,
         stats: Stats,
     ) -> None:
-        self._entries, self._postgres, self._recovery = entries, postgres, recovery
-        self._settler, self._stats = settler, stats
-        self._tasks = Tasks()
+        self._entries, self._postgres, self._invalidator = entries, postgres, recovery
+        self._replayer, self._stats = replayer, stats
+        self._tasks = BackgroundTasks()
 
     async def get(
         self, namespace: Namespace, checkpoint_id: str, channels: Sequence[str]
     ) -> Mapping[str, History]:
         """The histories of these channels at a checkpoint. Served by the entry when that is the one."""
-        if not self._recovery.has_looked:
-            await self._recovery.look()
+        if not self._invalidator.is_fresh:
+            await self._invalidator.look()
         may_fill = False
         try:
             answer = await self._entries.read(namespace, new_token(), checkpoint_id)
@@ -70,13 +70,13 @@ class HistoryReader:
     async def _load(
         self, namespace: Namespace, checkpoint_id: str, channels: Sequence[str], *, may_fill: bool
     ) -> Mapping[str, History]:
-        ticket, held = new_token(), None
+        fill_token, held = new_token(), None
         if may_fill:
             try:
-                held = await self._entries.history_ticket(namespace, ticket, checkpoint_id)
+                held = await self._entries.history_fill_lease(namespace, fill_token, checkpoint_id)
             except RedisUnavailable:
                 held = None
-        await self._settler.settle_all([namespace.thread_id])
+        await self._replayer.flush_threads([namespace.thread_id])
         loaded = await self._postgres.histories(namespace, checkpoint_id, channels)
         if held is not None:
             generation, fields = held
@@ -84,22 +84,24 @@ class HistoryReader:
                 entry = self._entries.decode(namespace, Hit(fields))
                 # Where one has a value itself, its child is rebuilt from that, and not from this history.
                 if entry and entry.record and not stored_in(entry.record, channels):
-                    await self._entries.fill_history(namespace, ticket, generation, checkpoint_id, loaded)
+                    await self._entries.fill_history(namespace, fill_token, generation, checkpoint_id, loaded)
             except (RedisUnavailable, DamagedEntry):
                 pass  # loaded all the same
         return loaded
 
     async def _shorten(self, namespace: Namespace, checkpoint_id: str) -> None:
         """Puts what has been added to a history into it."""
-        ticket = new_token()
+        fill_token = new_token()
         try:
-            held = await self._entries.history_ticket(namespace, ticket, checkpoint_id)
+            held = await self._entries.history_fill_lease(namespace, fill_token, checkpoint_id)
             if held is None:
                 return
             generation, fields = held
-            found: Histories | None = self._entries.histories(namespace, checkpoint_id, fields)
+            found: EntryHistories | None = self._entries.histories(namespace, checkpoint_id, fields)
             if found is not None:
-                await self._entries.fill_history(namespace, ticket, generation, checkpoint_id, found.by_channel)
+                await self._entries.fill_history(
+                    namespace, fill_token, generation, checkpoint_id, found.by_channel
+                )
         except (RedisUnavailable, DamagedEntry):
             pass  # the next read sees to it
 

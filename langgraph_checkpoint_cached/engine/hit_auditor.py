@@ -10,14 +10,14 @@ from typing import Any, Literal, TypeAlias
 import psycopg
 
 from langgraph_checkpoint_cached import jsonb
-from langgraph_checkpoint_cached.engine.invalidation import Recovery
-from langgraph_checkpoint_cached.engine.journal_replayer import Settler
+from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
+from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, BehindError, OverloadedError
 from langgraph_checkpoint_cached.records import Namespace, Record
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.redis.entries import Hit, Load, Miss, RedisEntries, RedisUnavailable
-from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
@@ -28,7 +28,7 @@ CHECKS_AT_ONCE_MAX = 2
 """A hit that is drawn while so many are being checked is not checked."""
 
 
-class Checker:
+class HitAuditor:
     """Compares hits with Postgres, in the background. Never delays a read, nor fails one.
 
     Writes go on meanwhile, so a difference counts only if the entry is the same after Postgres was read:
@@ -39,8 +39,8 @@ class Checker:
 
     Whoever wrote between 1 and 3 took a fence before Postgres committed, and advanced or dropped the entry when
     releasing it: in 3 there is a fence, or another entry, or none. Unless Redis was not told: then the same
-    transaction made the thread a suspect. So where Postgres differs, the suspects are voided and Redis is asked
-    once more: an entry that is still there is wrong.
+    transaction marked the thread stale. So where Postgres differs, the stale threads are invalidated and Redis is
+    asked once more: an entry that is still there is wrong.
 
     Args:
         fraction: Of the hits, how many are drawn, from 0 to 1.
@@ -50,15 +50,15 @@ class Checker:
         self,
         entries: RedisEntries,
         postgres: PostgresStore,
-        recovery: Recovery,
-        settler: Settler,
+        recovery: StaleThreadInvalidator,
+        replayer: JournalReplayer,
         stats: Stats,
         fraction: float,
     ) -> None:
-        self._entries, self._postgres, self._recovery = entries, postgres, recovery
-        self._settler, self._stats = settler, stats
+        self._entries, self._postgres, self._invalidator = entries, postgres, recovery
+        self._replayer, self._stats = replayer, stats
         self._fraction = fraction
-        self._tasks = Tasks()
+        self._tasks = BackgroundTasks()
 
     def sample(self, namespace: Namespace, hit: Hit | None, record: Record | None) -> None:
         """Perhaps checks what is being served: `record`, out of `hit`, or that the namespace is empty."""
@@ -95,21 +95,21 @@ class Checker:
         `"changed"` if nobody can tell, as something was written meanwhile. Raises `RedisUnavailable`,
         `OverloadedError`, `BehindError` and psycopg's errors.
         """
-        await self._settler.settle_all([namespace.thread_id])
+        await self._replayer.flush_threads([namespace.thread_id])
         held = (await self._postgres.latest(namespace)).record
         if not await self._still_there(namespace, hit, record):
             return "changed", held
-        if content_of(record) == content_of(held):
+        if comparable_content(record) == comparable_content(held):
             return "same", held
-        await self._recovery.void_table()
+        await self._invalidator.invalidate_recorded()
         return ("differs" if await self._still_there(namespace, hit, record) else "changed"), held
 
     async def _still_there(self, namespace: Namespace, hit: Hit | None, record: Record | None) -> bool:
         """Whether Redis would serve the very same entry again; without a hit, that there is no checkpoint."""
-        wanted = record.checkpoint_id if record else ""  # with an id, READ gives no ticket
-        answer = await self._entries.read(namespace, ticket := new_token(), wanted)
+        wanted = record.checkpoint_id if record else ""  # with an id, READ gives no fill lease
+        answer = await self._entries.read(namespace, fill_token := new_token(), wanted)
         if isinstance(answer, Load):
-            await self._entries.give_back(namespace, ticket)
+            await self._entries.release_fill_lease(namespace, fill_token)
         if hit is None:
             return (isinstance(answer, Miss) and answer.why == "empty") or (
                 isinstance(answer, Hit) and answer.fields.get(b"i") == b""
@@ -117,7 +117,7 @@ class Checker:
         return isinstance(answer, Hit) and answer.fields == hit.fields
 
 
-def content_of(record: Record | None) -> Any:
+def comparable_content(record: Record | None) -> Any:
     """What two records of one checkpoint have in common wherever they come from: no order, and no way to write
     JSON.
     """

@@ -17,8 +17,8 @@ from langgraph_checkpoint_cached.errors import BehindError
 from langgraph_checkpoint_cached.records import LeaseRow
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres.leases import Replay, pages
-from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore, is_of_one
-from langgraph_checkpoint_cached.stores.redis.entries import RedisUnavailable, Told
+from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore, is_statement_error
+from langgraph_checkpoint_cached.stores.redis.entries import LeasePosition, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry
 from langgraph_checkpoint_cached.stores.redis.journal import Journal
 
@@ -26,25 +26,25 @@ logger = logging.getLogger("langgraph_checkpoint_cached")
 
 ABANDONED_SECONDS = 10.0
 """A lease that has not moved for so long, in this process' sight, is taken for its holder's last."""
-SIGHT_GAP_SECONDS_MAX = 3.0
+POLL_GAP_SECONDS_MAX = 3.0
 """A process that has not reached Postgres for so long has lost sight: holders may not have reached it either."""
-SETTLE_SECONDS_MAX = ABANDONED_SECONDS + 5
+FLUSH_SECONDS_MAX = ABANDONED_SECONDS + 5
 LAG_SECONDS_MAX = 60.0
 ENDED_MAX = 100_000
-COMPLAINT_EVERY_SECONDS = 60.0
+LOG_EVERY_SECONDS = 60.0
 PAUSE_SECONDS_MIN = 0.01
 PAUSE_SECONDS_MAX = 0.25
-SETTLED_AT_ONCE_MAX = 8
+FLUSHED_AT_ONCE_MAX = 8
 EVERYTHING = 2**53
 """Higher than any number in a journal."""
 
 
-class _Sighting(NamedTuple):
+class _Observation(NamedTuple):
     row: LeaseRow
     since: float
 
 
-class Settler:
+class JournalReplayer:
     """Has Postgres follow. Every process has one, whatever its mode: another may write behind on the same threads.
 
     A row in the table of leases says that Postgres may be behind on a thread. If Redis knows that lease, its
@@ -65,19 +65,19 @@ class Settler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._journal, self._postgres, self._stats, self._clock = journal, postgres, stats, clock
-        self._seen: dict[str, _Sighting] = {}
+        self._seen: dict[str, _Observation] = {}
         self._ended: deque[tuple[float, str, str]] = deque(maxlen=ENDED_MAX)
-        self._looked_at = self._complain_at = -math.inf
+        self._polled_at = self._log_again_at = -math.inf
         self.ask_holder: Callable[..., Awaitable[None]] | None = None
 
     @staticmethod
-    def is_complete(told: Told | None, row: LeaseRow | None) -> bool:
-        """Whether what was read from Postgres together with `row` is all there is; `told` was said by Redis
+    def is_flushed(ack: LeasePosition | None, row: LeaseRow | None) -> bool:
+        """Whether what was read from Postgres together with `row` is all there is; `ack` was said by Redis
         before.
         """
-        return row is None or (told is not None and told.token == row.token and told.last <= row.position)
+        return row is None or (ack is not None and ack.token == row.token and ack.last <= row.position)
 
-    async def settle_all(self, thread_ids: Collection[str] | None) -> None:
+    async def flush_threads(self, thread_ids: Collection[str] | None) -> None:
         """Returns when Postgres holds all that was acknowledged of these threads; None for all there are.
 
         Raises `BehindError`, and psycopg's errors.
@@ -86,35 +86,35 @@ class Settler:
             if not thread_ids:
                 return
             found = await self._postgres.leases.find(thread_ids)
-            await self._settle_some(found)
+            await self._flush_some(found)
             return
         async for found in pages(self._postgres.leases.after):
-            await self._settle_some(found)
+            await self._flush_some(found)
 
-    async def _settle_some(self, thread_ids: Collection[str]) -> None:
+    async def _flush_some(self, thread_ids: Collection[str]) -> None:
         names = list(thread_ids)
-        for start in range(0, len(names), SETTLED_AT_ONCE_MAX):
-            await asyncio.gather(*map(self.settle, names[start : start + SETTLED_AT_ONCE_MAX]))
+        for start in range(0, len(names), FLUSHED_AT_ONCE_MAX):
+            await asyncio.gather(*map(self.settle, names[start : start + FLUSHED_AT_ONCE_MAX]))
 
-    async def settle(self, thread_id: str) -> Told | None:
+    async def settle(self, thread_id: str) -> LeasePosition | None:
         """Returns when Postgres holds all that was acknowledged of this thread before: the lease up to where.
 
         Raises `BehindError`, and psycopg's errors.
         """
-        self._stats.settled += 1
-        deadline, pause, lost = self._clock() + SETTLE_SECONDS_MAX, PAUSE_SECONDS_MIN, False
+        self._stats.flush_waits += 1
+        deadline, pause, lost = self._clock() + FLUSH_SECONDS_MAX, PAUSE_SECONDS_MIN, False
         while True:
             if self.ask_holder is not None:
                 await self.ask_holder(thread_id, lost=lost)
             lost = True
             row = (await self._postgres.leases.find([thread_id])).get(thread_id)
-            self._note_sight()
+            self._note_poll()
             if row is None:
                 return None
             with contextlib.suppress(RedisUnavailable):
-                settled = await self._replay(thread_id, row)
-                if settled is not None:
-                    return settled
+                flush_waits = await self._replay(thread_id, row)
+                if flush_waits is not None:
+                    return flush_waits
                 if await self._end_lost(thread_id, row):
                     continue
             if self._clock() > deadline:
@@ -125,7 +125,7 @@ class Settler:
             await asyncio.sleep(pause)
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
-    async def tidy(self, thread_ids: Collection[str]) -> None:
+    async def remove_ended_journals(self, thread_ids: Collection[str]) -> None:
         """Removes journals of leases that have ended, by a process that may be gone before it could tell Redis.
 
         The lease of what is in a journal had its row before: if there is another one now, or none, it has ended.
@@ -134,9 +134,9 @@ class Settler:
         tokens = await self._journal.newest(list(thread_ids))
         rows = await self._postgres.leases.find(thread_ids)
         ended = {t: token for t, token in tokens.items() if t not in rows or token not in ("", rows[t].token)}
-        await self._journal.tidy(ended)
+        await self._journal.remove_ended_journals(ended)
 
-    def look_again_at(self, thread_id: str, token: str) -> None:
+    def schedule_cleanup(self, thread_id: str, token: str) -> None:
         """This lease has ended. A failover to a replica that lags may bring its journal back, for good, as it does
         not expire: it is removed once more, `LAG_SECONDS_MAX` later.
         """
@@ -150,21 +150,21 @@ class Settler:
         """
         seen = set[str]()
         async for rows in pages(lambda last: self._postgres.leases.still(last, ABANDONED_SECONDS / 2)):
-            self._note_sight()
+            self._note_poll()
             for thread_id, row in rows.items():
                 seen.add(thread_id)
-                if self._has_stood_still(thread_id, row):
+                if self._is_abandoned(thread_id, row):
                     await self._try_to_recover(thread_id, row)
         for gone in self._seen.keys() - seen:
             del self._seen[gone]
-        await self._look_again()
+        await self._clean_up_ended()
 
-    async def _look_again(self) -> None:
+    async def _clean_up_ended(self) -> None:
         due = []
         while self._ended and self._ended[0][0] <= self._clock():
             due.append(self._ended.popleft())
         try:
-            await self._journal.tidy({thread_id: token for _, thread_id, token in due})
+            await self._journal.remove_ended_journals({thread_id: token for _, thread_id, token in due})
         except RedisUnavailable:
             self._ended.extendleft(reversed(due))
             raise
@@ -176,25 +176,25 @@ class Settler:
         except RedisUnavailable:
             raise
         except (BehindError, psycopg.Error) as exc:
-            if isinstance(exc, psycopg.Error) and not is_of_one(exc):
+            if isinstance(exc, psycopg.Error) and not is_statement_error(exc):
                 raise
-            if self._clock() >= self._complain_at:
-                self._complain_at = self._clock() + COMPLAINT_EVERY_SECONDS
+            if self._clock() >= self._log_again_at:
+                self._log_again_at = self._clock() + LOG_EVERY_SECONDS
                 logger.error("a lease cannot be recovered, and will be tried again: %s", exc)
 
     async def _recover(self, thread_id: str, row: LeaseRow) -> None:
         if self.ask_holder is not None:
             await self.ask_holder(thread_id)  # it may be this process
-        settled = await self._replay(thread_id, row)
-        self._note_sight()
-        if settled is None:
+        flush_waits = await self._replay(thread_id, row)
+        self._note_poll()
+        if flush_waits is None:
             await self._end_lost(thread_id, row)
-        elif await self._journal.close(thread_id, row.token, settled.last, sure=True):
-            await self._postgres.leases.end({thread_id: (row.token, settled.last)})
-            self.look_again_at(thread_id, row.token)
+        elif await self._journal.close(thread_id, row.token, flush_waits.last, sure=True):
+            await self._postgres.leases.end({thread_id: (row.token, flush_waits.last)})
+            self.schedule_cleanup(thread_id, row.token)
             self._stats.leases_recovered += 1
 
-    async def _replay(self, thread_id: str, row: LeaseRow) -> Told | None:
+    async def _replay(self, thread_id: str, row: LeaseRow) -> LeasePosition | None:
         """Replays what the journal holds. None if Redis does not know this lease, so that there may have been
         more.
         """
@@ -208,23 +208,25 @@ class Settler:
             if page.entries:
                 replay = Replay(thread_id, row.token, page.entries)
                 if not await self._postgres.replay([replay]):
-                    return Told(row.token, page.last)  # the lease is over: all of it is in Postgres, or deleted
+                    return LeasePosition(
+                        row.token, page.last
+                    )  # the lease is over: all of it is in Postgres, or deleted
                 position = replay.last
                 self._journal.trim(thread_id, row.token, position)
             if page.last >= 0 and target >= 0 and position >= target:
-                return Told(row.token, position)
+                return LeasePosition(row.token, position)
             if not page.entries:
                 return None
 
     async def _end_lost(self, thread_id: str, row: LeaseRow) -> bool:
         """Ends a lease that Redis does not know, when its holder has had the time to come forward."""
-        if not self._has_stood_still(thread_id, row):
+        if not self._is_abandoned(thread_id, row):
             return False
         row = (await self._postgres.leases.find([thread_id])).get(thread_id) or row
-        await self._postgres.end_in_doubt({thread_id: (row.token, row.position)})
+        await self._postgres.end_unconfirmed({thread_id: (row.token, row.position)})
         with contextlib.suppress(RedisUnavailable):  # not before: readers take a closed lease for complete
             await self._journal.close(thread_id, row.token, EVERYTHING)
-        self.look_again_at(thread_id, row.token)
+        self.schedule_cleanup(thread_id, row.token)
         self._stats.leases_recovered += 1
         self._stats.leases_lost += 1
         logger.error(
@@ -235,17 +237,17 @@ class Settler:
         )
         return True
 
-    def _note_sight(self) -> None:
+    def _note_poll(self) -> None:
         """Postgres has answered. After a time in which it did not, leases are seen as if for the first time."""
         now = self._clock()
-        if now - self._looked_at > SIGHT_GAP_SECONDS_MAX:
+        if now - self._polled_at > POLL_GAP_SECONDS_MAX:
             self._seen.clear()
-        self._looked_at = now
+        self._polled_at = now
 
-    def _has_stood_still(self, thread_id: str, row: LeaseRow) -> bool:
+    def _is_abandoned(self, thread_id: str, row: LeaseRow) -> bool:
         seen = self._seen.get(thread_id)
         if seen is None or seen.row != row:
-            self._seen[thread_id] = _Sighting(row, self._clock())
+            self._seen[thread_id] = _Observation(row, self._clock())
             return False
         return self._clock() - seen.since > ABANDONED_SECONDS
 

@@ -14,23 +14,23 @@ from langgraph_checkpoint_cached.engine.leases import Lease
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.redis.entries import RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.journal import Journal
-from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
 OPEN_SECONDS_MAX = 2.0
 """How long a write waits for a lease before it is written through."""
-LEASE_AGAIN_SECONDS = 1.0
+LEASE_RETRY_SECONDS = 1.0
 """After a lease was not to be had, its thread is written through for so long."""
 REFUSED_MAX = 20_000
-COMPLAINTS_MAX = 100
+LOGGED_MAX = 100
 EVICTS = (
     'mode="write_behind": this Redis has maxmemory-policy {}, by which it may evict what it alone holds. Set it '
     "to noeviction or volatile-lru. Until then everything is written through"
 )
 
 
-class Opener:
+class LeaseAcquirer:
     """Opens leases, one attempt at a time for each thread.
 
     Args:
@@ -50,8 +50,8 @@ class Opener:
         self._journal, self._postgres, self._opened, self._clock = journal, postgres, opened, clock
         self._opening: dict[str, asyncio.Task[Lease | None]] = {}
         self._refused: dict[str, float] = {}
-        self._complained: set[str] = set()
-        self._tasks = Tasks()
+        self._logged: set[str] = set()
+        self._tasks = BackgroundTasks()
 
     async def open(self, thread_id: str) -> Lease | None:
         """A lease on the thread; None if it is not to be had in a moment."""
@@ -73,14 +73,14 @@ class Opener:
         """Waits until nothing is under way, for no longer than that."""
         await self._tasks.drain(seconds)
 
-    def complain(self, text: str) -> None:
+    def log_once(self, text: str) -> None:
         """Logs it, once."""
-        if text not in self._complained and len(self._complained) < COMPLAINTS_MAX:
-            self._complained.add(text)
+        if text not in self._logged and len(self._logged) < LOGGED_MAX:
+            self._logged.add(text)
             logger.error("%s", text)
 
     async def _open(self, thread_id: str) -> Lease | None:
-        """Postgres first: from then on everybody who looks there waits. Then Redis, unless it was voided
+        """Postgres first: from then on everybody who looks there waits. Then Redis, unless it was invalidated
         meanwhile.
         """
         try:
@@ -90,14 +90,14 @@ class Opener:
             if not await self._postgres.leases.take({thread_id: token}):
                 self._refuse(thread_id)
                 return None
-            said = ""
+            reply = ""
             with contextlib.suppress(RedisUnavailable):
-                said = await self._journal.open(thread_id, token, generation)
-            if said == "open" and self._opened(lease := Lease(thread_id, token, appended_at=self._clock())):
+                reply = await self._journal.open(thread_id, token, generation)
+            if reply == "open" and self._opened(lease := Lease(thread_id, token, appended_at=self._clock())):
                 return lease
             self._refuse(thread_id)
-            if said.startswith("evicts"):
-                self.complain(EVICTS.format(said.partition(" ")[2]))
+            if reply.startswith("evicts"):
+                self.log_once(EVICTS.format(reply.partition(" ")[2]))
                 await self._postgres.leases.end({thread_id: (token, None)})
             else:
                 await self._end(thread_id, token)
@@ -105,7 +105,7 @@ class Opener:
             pass
         except psycopg.Error as exc:
             self._refuse(thread_id)
-            if not self._postgres.leases.is_why(exc):
+            if not self._postgres.leases.is_missing_table_error(exc):
                 logger.debug("no lease on thread %r: %s", thread_id, exc)
         finally:
             del self._opening[thread_id]
@@ -116,10 +116,10 @@ class Opener:
         closed = False
         with contextlib.suppress(RedisUnavailable):
             closed = await self._journal.close(thread_id, token, 0)
-        end = self._postgres.leases.end if closed else self._postgres.end_in_doubt
+        end = self._postgres.leases.end if closed else self._postgres.end_unconfirmed
         await end({thread_id: (token, None)})
 
     def _refuse(self, thread_id: str) -> None:
         if len(self._refused) >= REFUSED_MAX:
             self._refused.clear()
-        self._refused[thread_id] = self._clock() + LEASE_AGAIN_SECONDS
+        self._refused[thread_id] = self._clock() + LEASE_RETRY_SECONDS

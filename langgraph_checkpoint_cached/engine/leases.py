@@ -13,7 +13,7 @@ NAMESPACES_MAX = 1000
 
 
 @dataclass(eq=False)
-class Kept:
+class PendingWrite:
     """A write that was sent. It gets its number in the journal when Redis has answered; None: nobody knows yet."""
 
     operation: Put | PutWrites
@@ -37,14 +37,14 @@ class Lease:
     appended_at: float = 0.0
     flushed: int = 0
     """Number in the journal up to which Postgres has it."""
-    kept: deque[Kept] = field(default_factory=deque)
+    kept: deque[PendingWrite] = field(default_factory=deque)
     namespaces: set[Namespace] = field(default_factory=set)
 
     def is_over(self, idle_since: float) -> bool:
         """Whether it is to be ended: it is no longer usable, idle since then, or over very many namespaces."""
         return not self.usable or self.appended_at < idle_since or len(self.namespaces) >= NAMESPACES_MAX
 
-    def forget(self, kept: Kept) -> bool:
+    def forget(self, kept: PendingWrite) -> bool:
         """It is not to be replayed, as it was not appended or is in Postgres. Whether it was still kept."""
         if self.kept and self.kept[0] is kept:
             self.kept.popleft()
@@ -55,7 +55,7 @@ class Lease:
             return False
         return True
 
-    def ready(self) -> Iterator[Kept]:
+    def ready(self) -> Iterator[PendingWrite]:
         """What may be replayed."""
         for kept in self.kept:
             if kept.number is None:

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
-from langgraph_checkpoint_cached.engine.write_through import Writer
+from langgraph_checkpoint_cached.engine.write_through import WriteThrough
 from langgraph_checkpoint_cached.retention import IdleThreads, first_id_since
 from langgraph_checkpoint_cached.stores.postgres import thread_maintenance
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
-from langgraph_checkpoint_cached.stores.postgres.thread_maintenance import Aged
-from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+from langgraph_checkpoint_cached.stores.postgres.thread_maintenance import ThreadAge
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
 THREADS_OF_A_CHANGE_MAX = 100
 """Deleted in one transaction: few enough that it is over long before a fence's deadline."""
@@ -31,16 +31,16 @@ class Threads:
     changes.
     """
 
-    def __init__(self, writer: Writer, postgres: PostgresStore, tasks: Tasks) -> None:
+    def __init__(self, writer: WriteThrough, postgres: PostgresStore, tasks: BackgroundTasks) -> None:
         self._writer, self._postgres, self._tasks = writer, postgres, tasks
 
     async def delete(self, thread_id: str) -> None:
         """Deletes a thread."""
-        await self._delete([thread_id], lambda stock: stock.adelete_thread(thread_id))
+        await self._delete([thread_id], lambda upstream: upstream.adelete_thread(thread_id))
 
     async def prune(self, thread_ids: Sequence[str]) -> None:
         """Deletes threads."""
-        await self._delete(thread_ids, lambda stock: stock.aprune(thread_ids, strategy="delete"))
+        await self._delete(thread_ids, lambda upstream: upstream.aprune(thread_ids, strategy="delete"))
 
     async def keep_latest(self, thread_ids: Sequence[str]) -> None:
         """Prunes threads to their latest checkpoints, and what those are rebuilt from.
@@ -49,23 +49,25 @@ class Threads:
             NotImplementedError: a thread uses a `DeltaChannel` of LangGraph.js. Nothing was deleted.
         """
         await self._writer.settle(thread_ids)
-        deltas = await thread_maintenance.delta_threads(self._postgres.stock(), thread_ids) if thread_ids else []
+        deltas = (
+            await thread_maintenance.delta_threads(self._postgres.upstream(), thread_ids) if thread_ids else []
+        )
         others = [thread_id for thread_id in thread_ids if thread_id not in set(deltas)]
         # Each makes transactions of its own, and keeps what is latest.
-        await self._change(others, lambda stock: stock.aprune(others), in_transaction=False)
+        await self._change(others, lambda upstream: upstream.aprune(others), in_transaction=False)
         for thread_id in deltas:
             await self._keep_latest(thread_id)
 
     async def _keep_latest(self, thread_id: str) -> None:
         await self._change(
-            [thread_id], lambda stock: thread_maintenance.keep_latest(stock, thread_id), in_transaction=False
+            [thread_id], lambda upstream: thread_maintenance.keep_latest(upstream, thread_id), in_transaction=False
         )
 
     async def copy(self, source: str, target: str, *, overwrite: bool) -> None:
         """Copies a thread. Raises as `whole_threads.copy`."""
 
-        async def copy(stock: AsyncPostgresSaver) -> None:
-            await thread_maintenance.copy(stock, source, target, overwrite=overwrite)
+        async def copy(upstream: AsyncPostgresSaver) -> None:
+            await thread_maintenance.copy(upstream, source, target, overwrite=overwrite)
 
         await self._writer.settle([source])
         await self._change([target], copy)
@@ -73,12 +75,14 @@ class Threads:
     async def delete_runs(self, run_ids: Sequence[str], thread_ids: Sequence[str] | None) -> None:
         """Deletes what some runs have stored, in these threads or all. Raises as `whole_threads.delete_runs`."""
         await self._writer.settle(thread_ids)
-        found = await thread_maintenance.threads_of_runs(self._postgres.stock(), run_ids, thread_ids)
+        found = await thread_maintenance.threads_of_runs(self._postgres.upstream(), run_ids, thread_ids)
         for start in range(0, len(found), THREADS_OF_A_CHANGE_MAX):
             await self._delete_runs(run_ids, found[start : start + THREADS_OF_A_CHANGE_MAX])
 
     async def _delete_runs(self, run_ids: Sequence[str], thread_ids: Sequence[str]) -> None:
-        await self._change(thread_ids, lambda stock: thread_maintenance.delete_runs(stock, run_ids, thread_ids))
+        await self._change(
+            thread_ids, lambda upstream: thread_maintenance.delete_runs(upstream, run_ids, thread_ids)
+        )
 
     async def delete_idle(
         self,
@@ -94,11 +98,11 @@ class Threads:
 
         A caller that is cancelled stops it after the batch, or the page, that is under way.
         """
-        stock, finish = self._postgres.stock(), self._tasks.finish
-        since = first_id_since(await finish(thread_maintenance.database_time(stock)) - idle_seconds)
+        upstream, finish = self._postgres.upstream(), self._tasks.finish
+        since = first_id_since(await finish(thread_maintenance.database_time(upstream)) - idle_seconds)
         done, after = IdleThreads(), None
         while limit is None or done.threads < limit:
-            page = await finish(thread_maintenance.page_of_threads(stock, after, since, THREADS_OF_A_PAGE))
+            page = await finish(thread_maintenance.page_of_threads(upstream, after, since, THREADS_OF_A_PAGE))
             if not page:
                 break
             after = page[-1].thread_id
@@ -119,10 +123,10 @@ class Threads:
         self, thread_ids: Sequence[str], since: str, done: IdleThreads, *, dry_run: bool
     ) -> IdleThreads:
         if dry_run:
-            counts = await thread_maintenance.count_rows(self._postgres.stock(), thread_ids)
+            counts = await thread_maintenance.count_rows(self._postgres.upstream(), thread_ids)
             return done.plus(threads=len(thread_ids), **counts._asdict())
         deleted, counts = await self._change(
-            thread_ids, lambda stock: thread_maintenance.delete_if_idle(stock, thread_ids, since)
+            thread_ids, lambda upstream: thread_maintenance.delete_if_idle(upstream, thread_ids, since)
         )
         return done.plus(threads=len(deleted), kept=len(thread_ids) - len(deleted), **counts._asdict())
 
@@ -133,7 +137,7 @@ class Threads:
         return await self._writer.change_threads(thread_ids, change, in_transaction=in_transaction)
 
 
-def batches(page: Sequence[Aged], threads_max: int) -> Iterator[list[str]]:
+def batches(page: Sequence[ThreadAge], threads_max: int) -> Iterator[list[str]]:
     """The idle threads of a page: at most so many, and `CHECKPOINTS_OF_A_BATCH_MAX`, at a time."""
     batch: list[str] = []
     checkpoints = 0

@@ -12,22 +12,22 @@ from typing import Any
 
 import psycopg
 
-from langgraph_checkpoint_cached.engine.invalidation import Recovery
-from langgraph_checkpoint_cached.engine.journal_replayer import EVERYTHING, Settler, quietly
-from langgraph_checkpoint_cached.engine.lease_acquirer import Opener
-from langgraph_checkpoint_cached.engine.leases import Kept, Lease
-from langgraph_checkpoint_cached.engine.write_through import Writer
+from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
+from langgraph_checkpoint_cached.engine.journal_replayer import EVERYTHING, JournalReplayer, quietly
+from langgraph_checkpoint_cached.engine.lease_acquirer import LeaseAcquirer
+from langgraph_checkpoint_cached.engine.leases import Lease, PendingWrite
+from langgraph_checkpoint_cached.engine.write_through import WriteThrough
 from langgraph_checkpoint_cached.errors import OverloadedError
 from langgraph_checkpoint_cached.records import Put, PutWrites
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres.leases import Replay
-from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore, is_of_one
-from langgraph_checkpoint_cached.stores.postgres.validation import is_sure_to_be_stored
-from langgraph_checkpoint_cached.stores.redis.entries import DROP, Advance, RedisEntries, RedisUnavailable
+from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore, is_statement_error
+from langgraph_checkpoint_cached.stores.postgres.validation import is_storable
+from langgraph_checkpoint_cached.stores.redis.entries import DROP, EntryUpdate, RedisEntries, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.executor import NotDone
 from langgraph_checkpoint_cached.stores.redis.journal import Journal
 from langgraph_checkpoint_cached.stores.redis.script_call import Unconfirmed
-from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from langgraph_checkpoint_cached.utils.batch_queue import answer
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
@@ -37,9 +37,9 @@ LINGER_SECONDS = 5.0
 GATHER_SECONDS = 0.05
 """How long what is appended is gathered, so that Postgres follows in few transactions."""
 RETRY_SECONDS = 0.25
-BEHIND_MAX = 100_000
+UNFLUSHED_MAX = 100_000
 """Writes of one process that Postgres does not have yet. At this, or the next bound, it writes through."""
-BEHIND_BYTES_MAX = 256 * 1024 * 1024
+UNFLUSHED_BYTES_MAX = 256 * 1024 * 1024
 TRANSACTIONS_OF_A_ROUND_MAX = 20
 """After which idle leases are looked for."""
 REPLAY_WRITES_MAX = 256
@@ -47,11 +47,11 @@ REPLAY_BYTES_MAX = 8 * 1024 * 1024
 LEASES_HELD_MAX = 20_000
 CLOSE_SECONDS_MAX = 10.0
 ENDED_AT_ONCE_MAX = 500
-GIVEN_UP_AT_ONCE_MAX = 100
+REVOKED_AT_ONCE_MAX = 100
 CLOSE_POLL_SECONDS = 0.01
 
 
-class Holder:
+class WriteBehindQueue:
     """Holds leases: this process' right to be ahead of Postgres, thread by thread. See `tests/lease_model.py`.
 
     It keeps what it has appended to a journal until Postgres has it. So the journal is only read when this
@@ -65,27 +65,27 @@ class Holder:
         entries: RedisEntries,
         journal: Journal,
         postgres: PostgresStore,
-        writer: Writer,
-        settler: Settler,
-        recovery: Recovery,
+        writer: WriteThrough,
+        replayer: JournalReplayer,
+        recovery: StaleThreadInvalidator,
         stats: Stats,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._entries, self._journal, self._postgres, self._writer = entries, journal, postgres, writer
-        self._settler, self._recovery, self._stats = settler, recovery, stats
+        self._replayer, self._invalidator, self._stats = replayer, recovery, stats
         self._loop, self._clock = loop, clock
-        self._opener = Opener(journal, postgres, self._opened, clock)
+        self._opener = LeaseAcquirer(journal, postgres, self._opened, clock)
         self._leases: dict[str, Lease] = {}
         self._dirty: dict[Lease, None] = {}  # those with something to replay, in turn
-        self._behind = self._behind_bytes = 0
-        self._tasks = Tasks()
-        self._follower: asyncio.Task[None] | None = None
+        self._unflushed = self._unflushed_bytes = 0
+        self._tasks = BackgroundTasks()
+        self._flusher: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._closing = False
-        settler.ask_holder = self.come_forward
-        stats.behind.read = lambda: self._behind
-        stats.behind_bytes.read = lambda: self._behind_bytes
+        replayer.ask_holder = self.flush_on_request
+        stats.unflushed.read = lambda: self._unflushed
+        stats.unflushed_bytes.read = lambda: self._unflushed_bytes
         stats.leases_held.read = lambda: len(self._leases)
 
     # -- appends ---------------------------------------------------------------------------------------------
@@ -93,26 +93,27 @@ class Holder:
     def write(self, operation: Put | PutWrites) -> asyncio.Future[None]:
         """Stores it in Redis, with Postgres to follow; through both tiers where that cannot be.
 
-        Queued when this returns; whoever waits for it and is cancelled does not stop it. Raises as `Writer.write`.
+        Queued when this returns; whoever waits for it and is cancelled does not stop it. Raises as
+        `WriteThrough.write`.
         """
-        advance = self._entries.advance_by(operation)
+        entry_update = self._entries.entry_update_for(operation)
         if (
-            advance is DROP
-            or self._behind >= BEHIND_MAX
-            or self._behind_bytes >= BEHIND_BYTES_MAX
-            or not is_sure_to_be_stored(operation)
+            entry_update is DROP
+            or self._unflushed >= UNFLUSHED_MAX
+            or self._unflushed_bytes >= UNFLUSHED_BYTES_MAX
+            or not is_storable(operation)
         ):
             return self._writer.write(operation)
         done: asyncio.Future[None] = self._loop.create_future()
         lease = self._leases.get(operation.namespace.thread_id)
         if lease is None:
-            self._tasks.start(self._write_with_a_lease(operation, advance, done))
+            self._tasks.start(self._write_with_a_lease(operation, entry_update, done))
         else:
-            self._append(lease, operation, advance, done)
+            self._append(lease, operation, entry_update, done)
         return done
 
     async def _write_with_a_lease(
-        self, operation: Put | PutWrites, advance: Advance, done: asyncio.Future[None]
+        self, operation: Put | PutWrites, entry_update: EntryUpdate, done: asyncio.Future[None]
     ) -> None:
         try:
             lease = await self._lease(operation.namespace.thread_id)
@@ -120,23 +121,23 @@ class Holder:
             answer(done, exc)
             raise
         if lease is None:
-            self._through(operation, done)
+            self._write_through(operation, done)
         else:
-            self._append(lease, operation, advance, done)
+            self._append(lease, operation, entry_update, done)
 
     def _append(
-        self, lease: Lease, operation: Put | PutWrites, advance: Advance, done: asyncio.Future[None]
+        self, lease: Lease, operation: Put | PutWrites, entry_update: EntryUpdate, done: asyncio.Future[None]
     ) -> None:
         if not lease.usable:
-            self._through(operation, done)
+            self._write_through(operation, done)
             return
-        kept = Kept(operation)
+        kept = PendingWrite(operation)
         self._keep(lease, kept)
-        appended = self._journal.append(operation.namespace, lease.token, advance)
+        appended = self._journal.append(operation.namespace, lease.token, entry_update)
         appended.add_done_callback(partial(self._appended, lease, kept, done))
 
     def _appended(
-        self, lease: Lease, kept: Kept, done: asyncio.Future[None], appended: asyncio.Future[Any]
+        self, lease: Lease, kept: PendingWrite, done: asyncio.Future[None], appended: asyncio.Future[Any]
     ) -> None:
         lease.appending -= 1
         error = appended.exception()
@@ -144,27 +145,27 @@ class Holder:
             lease.usable = False
             self._tasks.start(self._resolve(lease, kept, done))  # nobody knows whether it was appended
             return
-        said = None if error else appended.result()
-        unconfirmed = isinstance(said, Unconfirmed)
-        if isinstance(said, Unconfirmed):
-            said = said.answer
-        if not isinstance(said, int):
+        reply = None if error else appended.result()
+        unconfirmed = isinstance(reply, Unconfirmed)
+        if isinstance(reply, Unconfirmed):
+            reply = reply.answer
+        if not isinstance(reply, int):
             self._forget(lease, kept)
-            lease.usable &= said is None or not said.startswith(b"closed")
-            self._through(kept.operation, done)
+            lease.usable &= reply is None or not reply.startswith(b"closed")
+            self._write_through(kept.operation, done)
             return
-        kept.number = said
+        kept.number = reply
         self._stats.appends += 1
         self._dirty[lease] = None
         self._wake.set()
         if unconfirmed:
-            self._tasks.start(_answered_by(self.come_forward(lease.thread_id), done))
+            self._tasks.start(_answered_by(self.flush_on_request(lease.thread_id), done))
         else:
             answer(done, None)
 
-    async def _resolve(self, lease: Lease, kept: Kept, done: asyncio.Future[None]) -> None:
+    async def _resolve(self, lease: Lease, kept: PendingWrite, done: asyncio.Future[None]) -> None:
         try:
-            if lease.thread_id in await self._give_up([lease]):
+            if lease.thread_id in await self._revoke([lease]):
                 answer(done, None)
                 return
         except BaseException as exc:
@@ -172,9 +173,9 @@ class Holder:
             if not isinstance(exc, Exception):
                 raise
             return
-        self._through(kept.operation, done)
+        self._write_through(kept.operation, done)
 
-    def _through(self, operation: Put | PutWrites, done: asyncio.Future[None]) -> None:
+    def _write_through(self, operation: Put | PutWrites, done: asyncio.Future[None]) -> None:
         try:
             written = self._writer.write(operation)
         except OverloadedError as exc:
@@ -182,18 +183,18 @@ class Holder:
             return
         written.add_done_callback(lambda written: answer(done, written.exception()))
 
-    def _keep(self, lease: Lease, kept: Kept) -> None:
+    def _keep(self, lease: Lease, kept: PendingWrite) -> None:
         lease.appending += 1
         lease.appended_at = self._clock()
         lease.kept.append(kept)
         lease.namespaces.add(kept.operation.namespace)
-        self._behind += 1
-        self._behind_bytes += kept.operation.size_bytes
+        self._unflushed += 1
+        self._unflushed_bytes += kept.operation.size_bytes
 
-    def _forget(self, lease: Lease, kept: Kept) -> None:
+    def _forget(self, lease: Lease, kept: PendingWrite) -> None:
         if lease.forget(kept):
-            self._behind -= 1
-            self._behind_bytes -= kept.operation.size_bytes
+            self._unflushed -= 1
+            self._unflushed_bytes -= kept.operation.size_bytes
 
     async def _lease(self, thread_id: str) -> Lease | None:
         if self._closing or len(self._leases) >= LEASES_HELD_MAX:
@@ -206,16 +207,16 @@ class Holder:
             return False
         self._stats.leases += 1
         self._leases[lease.thread_id] = lease
-        self._follow()
+        self._start_flushing()
         return True
 
     # -- Postgres follows ------------------------------------------------------------------------------------
 
-    def _follow(self) -> None:
-        if not self._closing and (self._follower is None or self._follower.done()):
-            self._follower = self._tasks.start(self._follow_while_held())
+    def _start_flushing(self) -> None:
+        if not self._closing and (self._flusher is None or self._flusher.done()):
+            self._flusher = self._tasks.start(self._flush_while_held())
 
-    async def _follow_while_held(self) -> None:
+    async def _flush_while_held(self) -> None:
         while self._leases and not self._closing:
             self._wake.clear()
             follows = False
@@ -237,13 +238,13 @@ class Holder:
             if sum(len(kept) for _, kept in due) < REPLAY_WRITES_MAX // 2:
                 return
 
-    def _due(self, leases: Collection[Lease]) -> list[tuple[Lease, list[Kept]]]:
+    def _due(self, leases: Collection[Lease]) -> list[tuple[Lease, list[PendingWrite]]]:
         """What one transaction is to replay: the threads in turn, each up to where its journal is known."""
-        found: list[tuple[Lease, list[Kept]]] = []
+        found: list[tuple[Lease, list[PendingWrite]]] = []
         writes = size_bytes = 0
         for lease in leases:
             self._dirty.pop(lease, None)
-            due: list[Kept] = []
+            due: list[PendingWrite] = []
             for kept in lease.ready():
                 if writes >= REPLAY_WRITES_MAX or size_bytes >= REPLAY_BYTES_MAX:
                     self._dirty[lease] = None
@@ -256,17 +257,17 @@ class Holder:
                 break
         return found
 
-    async def _flush(self, due: Sequence[tuple[Lease, list[Kept]]]) -> None:
+    async def _flush(self, due: Sequence[tuple[Lease, list[PendingWrite]]]) -> None:
         """Raises psycopg's errors."""
         replays = [_replay(lease, kept) for lease, kept in due]
         try:
             still = await self._postgres.replay(replays)
         except psycopg.Error as exc:
             self._dirty |= dict.fromkeys(lease for lease, _ in due)
-            if not is_of_one(exc):
+            if not is_statement_error(exc):
                 raise
             if len(due) == 1:
-                self._opener.complain(STUCK.format(due[0][0].thread_id, exc))
+                self._opener.log_once(STUCK.format(due[0][0].thread_id, exc))
                 raise
             await self._flush_alone(due)
             return
@@ -285,7 +286,7 @@ class Holder:
                 )
                 self._drop(lease)
 
-    async def _flush_alone(self, due: Sequence[tuple[Lease, list[Kept]]]) -> None:
+    async def _flush_alone(self, due: Sequence[tuple[Lease, list[PendingWrite]]]) -> None:
         failed: psycopg.Error | None = None
         for one in due:
             self._dirty.pop(one[0], None)
@@ -294,7 +295,7 @@ class Holder:
             except psycopg.Error as exc:
                 one[0].usable = False  # its next caller gets this error from Postgres
                 failed = exc
-                if not is_of_one(exc):
+                if not is_statement_error(exc):
                     break
         if failed is not None:
             raise failed
@@ -302,7 +303,7 @@ class Holder:
     def _drop(self, lease: Lease) -> None:
         """The lease is over: ended by another process that has replayed it, or by a delete, or lost."""
         lease.usable = False
-        self._settler.look_again_at(lease.thread_id, lease.token)
+        self._replayer.schedule_cleanup(lease.thread_id, lease.token)
         self._dirty.pop(lease, None)
         for kept in list(lease.kept):
             self._forget(lease, kept)
@@ -320,7 +321,7 @@ class Holder:
             await self._end([lease for lease in some if not lease.kept])
             for lease in some:
                 if lease.kept and not lease.usable:
-                    await quietly(partial(self._give_up, [lease]))
+                    await quietly(partial(self._revoke, [lease]))
 
     async def _end(self, leases: Sequence[Lease]) -> None:
         """Ends leases with nothing to replay, in Redis and then in Postgres. Raises psycopg's errors."""
@@ -332,16 +333,16 @@ class Holder:
             *(self._journal.close(x.thread_id, x.token, x.flushed, x.namespaces) for x in leases),
             return_exceptions=True,  # what is left there nobody takes for a lease without its row
         )
-        said = [(lease, answer is True) for lease, answer in zip(leases, closed, strict=True)]
-        for end, sure in ((self._postgres.leases.end, True), (self._postgres.end_in_doubt, False)):
-            if ended := [lease for lease, is_closed in said if is_closed is sure]:
+        reply = [(lease, answer is True) for lease, answer in zip(leases, closed, strict=True)]
+        for end, sure in ((self._postgres.leases.end, True), (self._postgres.end_unconfirmed, False)):
+            if ended := [lease for lease, is_closed in reply if is_closed is sure]:
                 await end({lease.thread_id: (lease.token, None) for lease in ended})
                 for lease in ended:
                     self._drop(lease)
 
     # -- when it matters -------------------------------------------------------------------------------------
 
-    async def come_forward(self, thread_id: str, *, lost: bool = False) -> None:
+    async def flush_on_request(self, thread_id: str, *, lost: bool = False) -> None:
         """Has Postgres follow on a thread. Ends the lease if Redis has lost it, or cannot be asked.
 
         Raises psycopg's errors.
@@ -355,20 +356,20 @@ class Holder:
         while lease.flushed < upto and (due := self._due([lease])):
             await self._flush(due)
         if not lease.usable and (lease.kept or not lease.appending):
-            await (self._give_up([lease]) if lease.kept else self._end([lease]))
+            await (self._revoke([lease]) if lease.kept else self._end([lease]))
 
-    def give_up_all(self) -> None:
+    def revoke_all(self) -> None:
         """Redis has failed: nobody else can have Postgres follow now."""
         if self._leases:
-            self._tasks.start(self._give_up_in_turn(list(self._leases.values())))
+            self._tasks.start(self._revoke_in_turn(list(self._leases.values())))
 
-    async def _give_up_in_turn(self, leases: Sequence[Lease]) -> None:
+    async def _revoke_in_turn(self, leases: Sequence[Lease]) -> None:
         for lease in leases:
             lease.usable = False
-        for start in range(0, len(leases), GIVEN_UP_AT_ONCE_MAX):
-            await self._give_up(leases[start : start + GIVEN_UP_AT_ONCE_MAX])
+        for start in range(0, len(leases), REVOKED_AT_ONCE_MAX):
+            await self._revoke(leases[start : start + REVOKED_AT_ONCE_MAX])
 
-    async def _give_up(self, leases: Sequence[Lease]) -> set[str]:
+    async def _revoke(self, leases: Sequence[Lease]) -> set[str]:
         """Ends leases and stores all that was kept, in one transaction. Returns the threads for which that was
         done.
 
@@ -386,16 +387,16 @@ class Holder:
         for lease in leases:
             self._drop(lease)
         for lease in leases:
-            await self._void(lease, recorded=lease.thread_id in still)
+            await self._invalidate(lease, recorded=lease.thread_id in still)
         return still
 
-    async def _void(self, lease: Lease, *, recorded: bool) -> None:
+    async def _invalidate(self, lease: Lease, *, recorded: bool) -> None:
         """What Redis holds of the thread may not be what Postgres does now."""
         try:
             await self._entries.end_thread(lease.thread_id, lease.token)
             await self._journal.close(lease.thread_id, lease.token, EVERYTHING)
         except RedisUnavailable:
-            await self._recovery.remember(lease.thread_id, lease.token, recorded=recorded)
+            await self._invalidator.report_unconfirmed(lease.thread_id, lease.token, recorded=recorded)
 
     async def flush(self, thread_ids: Collection[str] | None = None) -> None:
         """Returns when Postgres has all that this process appended before; of these threads, or of all.
@@ -405,7 +406,7 @@ class Holder:
         failed: psycopg.Error | None = None
         for thread_id in list(self._leases) if thread_ids is None else thread_ids:
             try:
-                await self.come_forward(thread_id)
+                await self.flush_on_request(thread_id)
             except psycopg.Error as exc:
                 failed = exc
         if failed is not None:
@@ -420,12 +421,12 @@ class Holder:
         if late or closing.exception() is not None:
             logger.warning(
                 "closed with %d writes in Redis alone, for other processes to replay: %s",
-                self._behind,
+                self._unflushed,
                 "Postgres is too slow, or down" if late else closing.exception(),
             )
         closing.cancel()
-        if self._follower is not None:
-            self._follower.cancel()
+        if self._flusher is not None:
+            self._flusher.cancel()
         await self._opener.drain(CLOSE_SECONDS_MAX)
         await self._tasks.drain(CLOSE_SECONDS_MAX)
 
@@ -452,5 +453,5 @@ async def _answered_by(work: Awaitable[None], done: asyncio.Future[None]) -> Non
 STUCK = 'mode="write_behind": thread {!r}: Postgres does not take what Redis took, and will be asked again: {}'
 
 
-def _replay(lease: Lease, kept: Sequence[Kept], *, end: bool = False) -> Replay:
+def _replay(lease: Lease, kept: Sequence[PendingWrite], *, end: bool = False) -> Replay:
     return Replay(lease.thread_id, lease.token, [(each.number, each.operation) for each in kept], end)

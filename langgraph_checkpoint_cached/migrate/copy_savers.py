@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, CheckpointTuple
 
 from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.utils.concurrency import each_of, for_each
+from langgraph_checkpoint_cached.utils.concurrency import for_each, iterate
 
 THREADS_AT_ONCE = 8
 SHOWN_MAX = 100
@@ -129,7 +129,7 @@ async def copy_all(
         done += 1
         progress(done, len(names))
 
-    await for_each(each_of(names), copy, THREADS_AT_ONCE)
+    await for_each(iterate(names), copy, THREADS_AT_ONCE)
     return copied
 
 

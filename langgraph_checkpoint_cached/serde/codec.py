@@ -30,12 +30,12 @@ from langgraph_checkpoint_cached.records import (
     Put,
     PutWrites,
     Record,
-    Stored,
+    StoredValue,
     Value,
     Write,
 )
-from langgraph_checkpoint_cached.serde.fast_dumps import Dumps, dumps_of
-from langgraph_checkpoint_cached.serde.fast_loads import loads_of
+from langgraph_checkpoint_cached.serde.fast_dumps import Dumps, dumps_for
+from langgraph_checkpoint_cached.serde.fast_loads import loads_for
 
 
 def encode_put(
@@ -47,13 +47,13 @@ def encode_put(
     serde: SerializerProtocol,
     is_unused: Callable[[Any], bool] = lambda version: False,
 ) -> Put:
-    """The rows of `aput`, split as the stock saver splits them: simple values inline, others outside.
+    """The rows of `aput`, split as the upstream saver splits them: simple values inline, others outside.
 
     Args:
         is_unused: Whether a version is known not to be in use yet. Asked once for each new one, which several
             channels may share.
     """
-    dumps = dumps_of(serde)
+    dumps = dumps_for(serde)
     inline: dict[str, Any] = {}
     outside: dict[str, Any] = {}
     for channel, value in checkpoint["channel_values"].items():
@@ -100,7 +100,7 @@ def encode_writes(
     serde: SerializerProtocol,
 ) -> PutWrites:
     """The rows of `aput_writes`."""
-    dumps = dumps_of(serde)
+    dumps = dumps_for(serde)
     return PutWrites(
         namespace=namespace,
         checkpoint_id=checkpoint_id,
@@ -127,14 +127,14 @@ def _dump(dumps: Dumps, value: Any) -> tuple[str, Blob]:
 
 
 def decode(record: Record, serde: SerializerProtocol, first_version: Callable[[], Any]) -> CheckpointTuple:
-    """What the stock saver returns for these rows.
+    """What the upstream saver returns for these rows.
 
     Args:
         record: The rows.
         serde: The serializer of the saver that was asked; its allowlist holds for every value.
         first_version: Makes a channel's first version, for migrated pending sends that have nothing to follow.
     """
-    loads = loads_of(serde)
+    loads = loads_for(serde)
     checkpoint = {
         **record.checkpoint,
         "channel_values": {
@@ -161,15 +161,15 @@ def decode(record: Record, serde: SerializerProtocol, first_version: Callable[[]
 def decode_delta_histories(
     histories: Mapping[str, History], channels: Sequence[str], serde: SerializerProtocol
 ) -> dict[str, DeltaChannelHistory]:
-    """What the stock saver returns for these."""
-    loads = loads_of(serde)
+    """What the upstream saver returns for these."""
+    loads = loads_for(serde)
     found: dict[str, DeltaChannelHistory] = {}
     for channel in channels:
         history = histories[channel]
         entry: DeltaChannelHistory = {
             "writes": [(step.task_id, channel, loads((step.type, step.blob))) for step in history.steps]
         }
-        if isinstance(history.seed, Stored):
+        if isinstance(history.seed, StoredValue):
             entry["seed"] = loads(history.seed)
         elif history.seed is not None:
             entry["seed"] = history.seed

@@ -1,4 +1,4 @@
-"""The stock serializer's bytes, without pydantic for LangChain's own messages where that gives the same."""
+"""The upstream serializer's bytes, without pydantic for LangChain's own messages where that gives the same."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from pydantic import BaseModel
 
-from langgraph_checkpoint_cached.serde.messages import MessageClass, message_classes, samples_of
+from langgraph_checkpoint_cached.serde.messages import MessageClass, message_classes, sample_messages
 
 Dumps = Callable[[Any], tuple[str, Any]]
 Pack = Callable[[Any], Any]
 
 _OPTION = getattr(jsonplus, "_option", 0)
-_STOCK_DEFAULT: Callable[[Any], Any] = getattr(jsonplus, "_msgpack_default", lambda value: None)
-_STOCK_DUMPS = JsonPlusSerializer.dumps_typed
+_UPSTREAM_DEFAULT: Callable[[Any], Any] = getattr(jsonplus, "_msgpack_default", lambda value: None)
+_UPSTREAM_DUMPS = JsonPlusSerializer.dumps_typed
 _PYDANTIC = getattr(jsonplus, "EXT_PYDANTIC_V2", 0)
 _END = ormsgpack.packb("model_validate_json")
 
 
-def dumps_of(serde: SerializerProtocol) -> Dumps:
+def dumps_for(serde: SerializerProtocol) -> Dumps:
     """What gives `serde.dumps_typed`'s answers, faster if the serializer is LangGraph's own.
 
     The bytes are the same, and so are the errors; only pydantic's warnings about a message with a field of a wrong
     type may be missing.
     """
-    runs_stock = type(serde) is JsonPlusSerializer and JsonPlusSerializer.dumps_typed is _STOCK_DUMPS
-    if not runs_stock or "dumps_typed" in vars(serde) or not _packers():
+    is_upstream = type(serde) is JsonPlusSerializer and JsonPlusSerializer.dumps_typed is _UPSTREAM_DUMPS
+    if not is_upstream or "dumps_typed" in vars(serde) or not _packers():
         return serde.dumps_typed
 
     def dumps(value: Any) -> tuple[str, Any]:
@@ -47,22 +47,22 @@ def dumps_of(serde: SerializerProtocol) -> Dumps:
 
 def _default(value: Any) -> Any:
     pack = _packers().get(type(value))
-    return _STOCK_DEFAULT(value) if pack is None else pack(value)
+    return _UPSTREAM_DEFAULT(value) if pack is None else pack(value)
 
 
 def _packer(known: MessageClass) -> Pack:
-    """What the stock hook does, for messages of this class."""
+    """What the upstream hook does, for messages of this class."""
     packb, names = ormsgpack.packb, known.fields
     has_calls = "tool_calls" in names
 
     def pack(message: Any) -> Any:
         fields = message.__dict__
         if message.__pydantic_extra__ or tuple(fields) != names or (has_calls and not _named(fields)):
-            return _STOCK_DEFAULT(message)
+            return _UPSTREAM_DEFAULT(message)
         try:
             return ormsgpack.Ext(_PYDANTIC, known.start + packb(fields, option=_OPTION) + _END)
-        except ormsgpack.MsgpackEncodeError:  # something that pydantic, or the stock hook, has its own way with
-            return _STOCK_DEFAULT(message)
+        except ormsgpack.MsgpackEncodeError:  # something that pydantic, or the upstream hook, has its own way with
+            return _UPSTREAM_DEFAULT(message)
 
     return pack
 
@@ -96,8 +96,10 @@ def _packer_if_same(known: MessageClass) -> Pack | None:
     if known.cls.model_dump is not BaseModel.model_dump:
         return None
     pack = _packer(known)
-    messages = [known.cls(**sample) for sample in samples_of(known.cls)]
-    return pack if all(_bytes(pack(message)) == _bytes(_STOCK_DEFAULT(message)) for message in messages) else None
+    messages = [known.cls(**sample) for sample in sample_messages(known.cls)]
+    return (
+        pack if all(_bytes(pack(message)) == _bytes(_UPSTREAM_DEFAULT(message)) for message in messages) else None
+    )
 
 
 def _bytes(packed: Any) -> bytes:

@@ -1,4 +1,6 @@
-"""The stock serializer's values from the stock serializer's bytes, without pydantic where it changes nothing."""
+"""The upstream serializer's values from the upstream serializer's bytes, without pydantic where it changes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -19,42 +21,42 @@ Hook = Callable[[int, bytes], Any]
 
 _OPTION = ormsgpack.OPT_NON_STR_KEYS
 _PYDANTIC = getattr(jsonplus, "EXT_PYDANTIC_V2", None)
-_STOCK_HOOK = getattr(jsonplus, "_msgpack_ext_hook", None)
-_STOCK_LOADS = JsonPlusSerializer.loads_typed
-_STOCK_DECRYPTS = EncryptedSerializer.loads_typed
+_UPSTREAM_HOOK = getattr(jsonplus, "_msgpack_ext_hook", None)
+_UPSTREAM_LOADS = JsonPlusSerializer.loads_typed
+_UPSTREAM_DECRYPTS = EncryptedSerializer.loads_typed
 # Where the module and the name of the shortest class end; enough of the others to tell them all apart.
 _HEAD = 38
 
 
-def loads_of(serde: SerializerProtocol) -> Loads:
+def loads_for(serde: SerializerProtocol) -> Loads:
     """What gives `serde.loads_typed`'s answers, faster if the serializer is LangGraph's own.
 
     The allowlist is the serializer's: only classes that every allowlist lets through are restored here, the rest
     is left to its own hook.
     """
-    hook = _stock_hook(serde)
+    hook = _upstream_hook(serde)
     if hook is not None:
         return _loads(serde, hook)
-    if type(serde) is EncryptedSerializer and _runs_stock(serde, _STOCK_DECRYPTS):
+    if type(serde) is EncryptedSerializer and _is_upstream(serde, _UPSTREAM_DECRYPTS):
         return _decrypting(serde)
     return serde.loads_typed
 
 
-def _stock_hook(serde: Any) -> Hook | None:
-    if type(serde) is not JsonPlusSerializer or not _runs_stock(serde, _STOCK_LOADS):
+def _upstream_hook(serde: Any) -> Hook | None:
+    if type(serde) is not JsonPlusSerializer or not _is_upstream(serde, _UPSTREAM_LOADS):
         return None
     hook = getattr(serde, "_unpack_ext_hook", None)
-    stock_code = getattr(_STOCK_HOOK, "__code__", None)
+    upstream_code = getattr(_UPSTREAM_HOOK, "__code__", None)
     # Every allowlist has a closure of its own over one and the same code.
-    return hook if stock_code is not None and getattr(hook, "__code__", None) is stock_code else None
+    return hook if upstream_code is not None and getattr(hook, "__code__", None) is upstream_code else None
 
 
-def _runs_stock(serde: Any, stock: object) -> bool:
-    return type(serde).loads_typed is stock and "loads_typed" not in vars(serde)
+def _is_upstream(serde: Any, upstream: object) -> bool:
+    return type(serde).loads_typed is upstream and "loads_typed" not in vars(serde)
 
 
-def _loads(serde: SerializerProtocol, stock_hook: Hook) -> Loads:
-    unpack, hook = ormsgpack.unpackb, _hook(stock_hook)
+def _loads(serde: SerializerProtocol, upstream_hook: Hook) -> Loads:
+    unpack, hook = ormsgpack.unpackb, _hook(upstream_hook)
 
     def loads(data: tuple[str, Any]) -> Any:
         kind, blob = data
@@ -66,7 +68,7 @@ def _loads(serde: SerializerProtocol, stock_hook: Hook) -> Loads:
 
 
 def _decrypting(serde: EncryptedSerializer) -> Loads:
-    inner = loads_of(serde.serde)
+    inner = loads_for(serde.serde)
 
     def loads(data: tuple[str, Any]) -> Any:
         kind, blob = data
@@ -78,23 +80,23 @@ def _decrypting(serde: EncryptedSerializer) -> Loads:
     return loads
 
 
-def _hook(stock_hook: Hook) -> Hook:
+def _hook(upstream_hook: Hook) -> Hook:
     classes, unpack = _by_head(), ormsgpack.unpackb
 
     def hook(code: int, data: bytes) -> Any:
         known = classes.get(data[:_HEAD])
         if known is not None and code == _PYDANTIC:
             try:
-                # Without a hook an extension inside is an error: what the stock hook will decode, and may report
-                # or run a constructor for, is not decoded here first.
+                # Without a hook an extension inside is an error: what the upstream hook will decode, and may
+                # report or run a constructor for, is not decoded here first.
                 module, name, payload, _ = unpack(data, option=_OPTION)
             except (ValueError, TypeError):
-                return stock_hook(code, data)
+                return upstream_hook(code, data)
             if module == known.module and name == known.name:
                 message = known.restore(payload)
                 if message is not None:
                     return message
-        return stock_hook(code, data)
+        return upstream_hook(code, data)
 
     return hook
 

@@ -30,7 +30,7 @@ class MessageClass(NamedTuple):
     name: str
     cls: type[BaseModel]
     fields: tuple[str, ...]
-    # How it begins in msgpack: an array of module, name, fields, and how the stock hook is to make it.
+    # How it begins in msgpack: an array of module, name, fields, and how the upstream hook is to make it.
     start: bytes
     # What `cls(**payload)` gives, or None where only it can tell. The payload becomes part of the message.
     restore: Callable[[Any], Any]
@@ -55,7 +55,7 @@ def _message_class(
         start = b"\x94" + ormsgpack.packb(module) + ormsgpack.packb(name)
         restore = _restorer(cls, rule and rule(cls))
         known = MessageClass(module, name, cls, tuple(cls.model_fields), start, restore)
-        return known if all(_agrees(known, sample) for sample in samples_of(cls)) else None
+        return known if all(_agrees(known, sample) for sample in sample_messages(cls)) else None
     except (ImportError, LookupError, AttributeError, TypeError, SchemaError, ValidationError):
         return None  # not the class that this was written for
 
@@ -210,7 +210,7 @@ def _has_only(cls: type[BaseModel], validators: frozenset[str]) -> bool:
     )
 
 
-def samples_of(cls: type[BaseModel]) -> tuple[Fields, ...]:
+def sample_messages(cls: type[BaseModel]) -> tuple[Fields, ...]:
     """Fields of two messages, one with as little as there may be and one with much."""
     calls = [{"name": "look", "args": {"b": 1, "a": [{}]}, "id": "c1", "type": "tool_call"}]
     usage = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5, "output_token_details": {"reasoning": 1}}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Tasks:
+class BackgroundTasks:
     """Runs each coroutine in a task of its own: a cancelled caller goes, the work goes on to its end.
 
     That keeps a cancellation from leaving a reply on a connection, a fence without an owner, or a waiter

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
-from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
-REVIVED_AFTER_SECONDS = 1.0
+RESUME_SECONDS = 1.0
 
 
 class Queued(Protocol):
@@ -36,11 +36,11 @@ class Queued(Protocol):
 Operation = TypeVar("Operation", bound=Queued)
 
 
-class TooManyWaiting(Exception):
+class QueueFull(Exception):
     """The queue is full. The operation was not taken."""
 
 
-class Groups(Generic[Operation]):
+class BatchQueue(Generic[Operation]):
     """One queue of operations, run in groups, in the order in which they came.
 
     Args:
@@ -78,7 +78,7 @@ class Groups(Generic[Operation]):
         self._run, self._before, self._begin, self._may_begin = run, before, begin, may_begin
         self._rows_max, self._bytes_max, self._waiting_max = rows_max, bytes_max, waiting_max
         self._waiting: deque[Operation] = deque()
-        self._tasks = Tasks()
+        self._tasks = BackgroundTasks()
         self._at_once, self._running = at_once, 0
         self._in_tasks = 0  # of those that run
         self._key, self._share_min = key, share_min
@@ -90,10 +90,10 @@ class Groups(Generic[Operation]):
         self._ended: BaseException | None = None
 
     def add(self, operation: Operation, *, now: bool = False) -> None:
-        """Queues an operation. Raises `TooManyWaiting` instead when the queue is full.
+        """Queues an operation. Raises `QueueFull` instead when the queue is full.
 
-        Where nothing is under way, what else is added in this turn of the loop is in its group, up to `share_min`;
-        with `now` it is not waited for, unless the last group had company too.
+        Where nothing is under way, what else is added in this event-loop iteration is in its group, up to
+        `share_min`; with `now` it is not waited for, unless the last group had company too.
 
         When its tasks were just cancelled, as a loop that ends does to all, none is started: nobody would wait for
         it. The operation gets that error then. Should the loop go on, so does this, after a moment.
@@ -102,7 +102,7 @@ class Groups(Generic[Operation]):
             fail([operation], self._ended)
             return
         if len(self._waiting) >= self._waiting_max:
-            raise TooManyWaiting(f"{self._waiting_max} operations are waiting")
+            raise QueueFull(f"{self._waiting_max} operations are waiting")
         self._waiting.append(operation)
         if not self._running:
             self._running = 1
@@ -220,7 +220,7 @@ class Groups(Generic[Operation]):
 
     def _end(self, group: Sequence[Operation], exc: BaseException) -> None:
         self._ended = exc
-        asyncio.get_running_loop().call_later(REVIVED_AFTER_SECONDS, self._revive)
+        asyncio.get_running_loop().call_later(RESUME_SECONDS, self._revive)
         fail([*group, *self._waiting], exc)
         self._waiting.clear()
 

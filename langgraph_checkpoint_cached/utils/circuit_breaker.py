@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 
-class Breaker:
+class CircuitBreaker:
     """Closed while calls succeed. A failure opens it; while it is open, one probe at a time may be made.
 
     Args:

@@ -25,7 +25,7 @@ async def for_each(items: AsyncIterator[T], work: Callable[[T], Awaitable[object
         await asyncio.gather(*running, return_exceptions=True)
 
 
-async def each_of(items: Sequence[T]) -> AsyncIterator[T]:
+async def iterate(items: Sequence[T]) -> AsyncIterator[T]:
     """The items, one after the other."""
     for item in items:
         yield item

@@ -11,5 +11,5 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_token() -> str:
-    """A random name for one write, one ticket, one mark or one owner."""
+    """A random name for one write, one fill lease, one mark or one owner."""
     return f"{_random.getrandbits(64):016x}"

@@ -1,4 +1,6 @@
-"""The end of a run: what a fresh process, the stock saver and a scan of Redis find. The script is that process."""
+"""The end of a run: what a fresh process, the upstream saver and a scan of Redis find. The script is that
+process.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +49,11 @@ async def audit(world: World) -> End:
         max_size=1,
         kwargs={"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row},
     ) as pool:
-        stock = AsyncPostgresSaver(pool)
+        upstream = AsyncPostgresSaver(pool)
         for place in PLACES:
-            end.rows[place] = [inspect(*place, found) async for found in stock.alist(config_of(place))]
+            end.rows[place] = [inspect(*place, found) async for found in upstream.alist(config_of(place))]
         for place in ALL_PLACES:
-            found = await stock.aget_tuple(config_of(place))
+            found = await upstream.aget_tuple(config_of(place))
             end.latest[place] = outline(found)
             if place[0] in GRAPH_THREADS and found:
                 end.answers[place[0]] = found.checkpoint["channel_values"]["answers"]
@@ -66,9 +68,9 @@ def _ask_fresh_process(world: World, end: End) -> None:
     finally:
         process.kill()
         process.wait()
-    said = json.loads(out)
-    end.first, end.second = (dict(zip(ALL_PLACES, said[name], strict=True)) for name in ("first", "second"))
-    end.missed, end.leases = said["missed"], said["leases"]
+    reply = json.loads(out)
+    end.first, end.second = (dict(zip(ALL_PLACES, reply[name], strict=True)) for name in ("first", "second"))
+    end.missed, end.leases = reply["missed"], reply["leases"]
 
 
 def _keys(world: World) -> list[Key]:
@@ -78,9 +80,9 @@ def _keys(world: World) -> list[Key]:
             kind = client.type(name)
             fields = client.hkeys(name) if kind == b"hash" else []
             fences = [field.decode() for field in fields if field.startswith(b"f:")]
-            life_ms = client.pttl(name)
-            if life_ms != -2:  # it has expired meanwhile
-                found.append(Key(name.decode(errors="replace"), life_ms, fences, kind == b"stream"))
+            ttl_ms = client.pttl(name)
+            if ttl_ms != -2:  # it has expired meanwhile
+                found.append(Key(name.decode(errors="replace"), ttl_ms, fences, kind == b"stream"))
     return found
 
 
@@ -92,7 +94,7 @@ async def be_fresh_process(job: Job) -> dict[str, Any]:
             asyncio.sleep(job.fence_seconds + 0.5),  # the fences of those that were killed
         )
         if job.redis_durability == "replica":  # which brings back journals that killed workers had seen to
-            await opened.saver._settler.tidy(list({thread for thread, _ in ALL_PLACES}))
+            await opened.saver._replayer.remove_ended_journals(list({thread for thread, _ in ALL_PLACES}))
 
         async def read(place: Place) -> str:
             return outline(await opened.saver.aget_tuple(config_of(place)))

@@ -19,7 +19,7 @@ class Key:
     """A key that Redis holds, and the fences in it."""
 
     name: str
-    life_ms: int
+    ttl_ms: int
     fences: list[str] = field(default_factory=list)
     is_journal: bool = False
 
@@ -29,11 +29,11 @@ class End:
     """The state of both tiers after the run."""
 
     rows: dict[Place, list[Seen]] = field(default_factory=dict)
-    """What the stock saver finds in each namespace."""
+    """What the upstream saver finds in each namespace."""
     answers: dict[str, list[str]] = field(default_factory=dict)
-    """What the stock saver finds on each thread of a graph."""
+    """What the upstream saver finds on each thread of a graph."""
     latest: dict[Place, Any] = field(default_factory=dict)
-    """What the stock saver says is the latest."""
+    """What the upstream saver says is the latest."""
     first: dict[Place, Any] = field(default_factory=dict)
     """What a fresh process says, when it first reads."""
     second: dict[Place, Any] = field(default_factory=dict)
@@ -80,11 +80,11 @@ def failed_there(history: History, end: End) -> Iterator[Violation]:
 
 
 def tiers(end: End) -> Iterator[Violation]:
-    """L1 equals L2: a fresh process reads what the stock saver reads, from Redis too."""
+    """L1 equals L2: a fresh process reads what the upstream saver reads, from Redis too."""
     for place, expected in end.latest.items():
         for which, found in (("first", end.first.get(place)), ("second", end.second.get(place))):
             if found != expected:
-                message = f"{place}: the {which} read says {found}, the stock saver {expected}"
+                message = f"{place}: the {which} read says {found}, the upstream saver {expected}"
                 yield Violation("tiers", message)
 
 
@@ -97,7 +97,7 @@ def served(end: End) -> Iterator[Violation]:
 def keys(end: End) -> Iterator[Violation]:
     """No key is without expiry, but for journals, which see `behind`."""
     for key in end.keys:
-        if key.life_ms < 0 and not key.is_journal:
+        if key.ttl_ms < 0 and not key.is_journal:
             yield Violation("keys", f"{key.name} has no expiry")
 
 

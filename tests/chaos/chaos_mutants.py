@@ -10,9 +10,9 @@ from typing import Any
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.engine import read_path
-from langgraph_checkpoint_cached.engine.invalidation import Recovery
-from langgraph_checkpoint_cached.engine.journal_replayer import Settler
-from langgraph_checkpoint_cached.engine.write_behind import Holder
+from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
+from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
+from langgraph_checkpoint_cached.engine.write_behind import WriteBehindQueue
 from langgraph_checkpoint_cached.stores.postgres import store
 from langgraph_checkpoint_cached.stores.redis import entries, journal
 from langgraph_checkpoint_cached.stores.redis.entries import DROP, RedisEntries
@@ -24,7 +24,7 @@ FOLLOW_SECONDS_MAX = 0.5
 SCRIPTS = (
     "READ",
     "FILL",
-    "GIVE_BACK",
+    "RELEASE_FILL_LEASE",
     "BEGIN",
     "COMMIT_PUT",
     "COMMIT_WRITES",
@@ -64,7 +64,7 @@ def _in_scripts(*changes: tuple[str, str]) -> Callable[[], None]:
 
 
 def slow_loads() -> None:
-    """No mutant in itself: what is loaded takes a while to be filled. That is what tickets are for."""
+    """No mutant in itself: what is loaded takes a while to be filled. That is what fill leases are for."""
     fill = RedisEntries.fill
 
     async def slow(self: RedisEntries, *args: Any) -> bool:
@@ -76,17 +76,17 @@ def slow_loads() -> None:
 
 def follow_late() -> None:
     """No mutant in itself: Postgres follows a while after Redis. That is what journals are for."""
-    flush_all = Holder._flush_all
+    flush_all = WriteBehindQueue._flush_all
 
-    async def late(self: Holder) -> None:
+    async def late(self: WriteBehindQueue) -> None:
         await asyncio.sleep(random.uniform(0, FOLLOW_SECONDS_MAX))
         await flush_all(self)
 
-    Holder._flush_all = late  # type: ignore[method-assign]
+    WriteBehindQueue._flush_all = late  # type: ignore[method-assign]
 
 
 def _tickets_stand() -> None:
-    """A write does not void the ticket."""
+    """A write does not invalidate the fill lease."""
     slow_loads()
     _in_scripts(
         ("redis.call('HDEL', namespace, 't', 'dt')", ""),
@@ -102,12 +102,12 @@ def _nothing_invalidated() -> None:
     """Redis is told of no write."""
 
     def answering(answer: Any) -> Callable[..., asyncio.Future[Any]]:
-        def told(self: RedisEntries, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+        def ack(self: RedisEntries, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
             done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             done.set_result(answer)
             return done
 
-        return told
+        return ack
 
     RedisEntries.begin, RedisEntries.commit = answering(b""), answering(1)  # type: ignore[method-assign,assignment]
 
@@ -116,10 +116,10 @@ def _acknowledged_early() -> None:
     """Writes return before Postgres has them, and nobody hears when it fails."""
     stored, under_way = store.PostgresStore.store, set()
 
-    async def early(self: Any, operations: Any, suspects: Any) -> list[bool]:
+    async def early(self: Any, operations: Any, stale_threads: Any) -> list[bool]:
         async def late() -> None:
             await asyncio.sleep(ACKNOWLEDGED_EARLY_SECONDS)
-            await stored(self, operations, suspects)
+            await stored(self, operations, stale_threads)
 
         under_way.add(task := asyncio.ensure_future(late()))
         task.add_done_callback(lambda task: (under_way.discard(task), task.cancelled() or task.exception()))
@@ -128,25 +128,25 @@ def _acknowledged_early() -> None:
     store.PostgresStore.store = early  # type: ignore[method-assign]
 
 
-def _suspects_forgotten() -> None:
-    """What Redis was not told of is not voided when it is back."""
+def _stale_threads_forgotten() -> None:
+    """What Redis was not told of is not invalidated when it is back."""
 
-    async def forget(self: Recovery) -> None:
+    async def forget(self: StaleThreadInvalidator) -> None:
         self._own.clear()
 
-    Recovery.void_suspects = Recovery.void_table = forget  # type: ignore[method-assign]
+    StaleThreadInvalidator.invalidate_stale = StaleThreadInvalidator.invalidate_recorded = forget  # type: ignore[method-assign]
 
 
 def _replies_crossed() -> None:
     """Now and then a hit is answered with the one before it, whatever thread that was of."""
-    entry, last = read_path.Reader._entry, []
+    entry, last = read_path.ReadPath._entry, []
 
-    async def crossed(self: read_path.Reader, namespace: Any, hit: Any) -> Any:
+    async def crossed(self: read_path.ReadPath, namespace: Any, hit: Any) -> Any:
         found = await entry(self, namespace, hit)
         last[:] = [*last[-1:], found]
         return last[0] if random.random() < 0.02 else found
 
-    read_path.Reader._entry = crossed  # type: ignore[method-assign]
+    read_path.ReadPath._entry = crossed  # type: ignore[method-assign]
 
 
 def _never_purged() -> None:
@@ -169,7 +169,7 @@ def _leaking() -> None:
         if len(kept) < 3:
             kept.append(await self._redis.connection_pool.get_connection())  # type: ignore[no-untyped-call,union-attr]
             kept.append(asyncio.ensure_future(asyncio.sleep(3600)))
-            kept.append(await self._stock.conn.getconn())  # type: ignore[union-attr]
+            kept.append(await self._upstream.conn.getconn())  # type: ignore[union-attr]
         return await read(self, config)
 
     CachedPostgresSaver.aget_tuple = leaky  # type: ignore[method-assign]
@@ -193,8 +193,8 @@ def _rolled_back_unseen() -> None:
     """A write that Postgres has stored is said to have failed, now and then."""
     original = store.PostgresStore.store
 
-    async def wrong(self: Any, operations: Any, suspects: Any) -> list[bool]:
-        stored = await original(self, operations, suspects)
+    async def wrong(self: Any, operations: Any, stale_threads: Any) -> list[bool]:
+        stored = await original(self, operations, stale_threads)
         if random.random() < 0.02:
             raise ValueError("not stored")
         return stored
@@ -209,42 +209,42 @@ def _never_there() -> None:
         return False
 
     RedisEntries.fill = no_fill  # type: ignore[method-assign]
-    RedisEntries.advance_by = lambda self, operation: DROP  # type: ignore[method-assign]
+    RedisEntries.entry_update_for = lambda self, operation: DROP  # type: ignore[method-assign]
 
 
 def _never_behind() -> None:
     """Nobody waits for Postgres to follow."""
-    Settler.is_complete = staticmethod(lambda told, row: True)  # type: ignore[method-assign]
+    JournalReplayer.is_flushed = staticmethod(lambda ack, row: True)  # type: ignore[method-assign]
 
 
 def _memory_lost() -> None:
     """A holder forgets what it has appended."""
-    appended = Holder._appended
+    appended = WriteBehindQueue._appended
 
-    def forgetful(self: Holder, lease: Any, kept: Any, *rest: Any) -> None:
+    def forgetful(self: WriteBehindQueue, lease: Any, kept: Any, *rest: Any) -> None:
         appended(self, lease, kept, *rest)
         if kept.number is not None:
             self._forget(lease, kept)
 
-    Holder._appended = forgetful  # type: ignore[method-assign]
+    WriteBehindQueue._appended = forgetful  # type: ignore[method-assign]
 
 
 def _never_recovered() -> None:
     """The leases of those that died stay."""
 
-    async def look_away(self: Settler) -> None:
+    async def look_away(self: JournalReplayer) -> None:
         pass
 
-    Settler.recover = look_away  # type: ignore[method-assign]
+    JournalReplayer.recover = look_away  # type: ignore[method-assign]
 
 
 MUTANTS: dict[str, Mutant] = {
     "early": Mutant("write-through", _acknowledged_early, "pg-terminate,pg-cut,worker-kill", ("lost",)),
     "invalidation": Mutant(
-        "fence, ticket, confirm", _nothing_invalidated, "none", ("older", "backwards", "turns")
+        "fence, fill lease, confirm", _nothing_invalidated, "none", ("older", "backwards", "turns")
     ),
-    "ticket": Mutant(
-        "ticket",
+    "fill_token": Mutant(
+        "fill_token",
         _tickets_stand,
         "redis-delete",
         ("older", "backwards"),
@@ -257,7 +257,7 @@ MUTANTS: dict[str, Mutant] = {
         "redis-snapshot,redis-failover",
         ("older", "backwards"),
     ),
-    "suspects": Mutant("suspects", _suspects_forgotten, "cut-one,stall-one", ("older", "tiers")),
+    "stale_threads": Mutant("stale_threads", _stale_threads_forgotten, "cut-one,stall-one", ("older", "tiers")),
     "writes": Mutant(
         "COMMIT of pending writes",
         _in_scripts(("redis.call('HSETNX', namespace, field, value)", "")),
@@ -288,6 +288,10 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "memory": Mutant("memory", _memory_lost, "redis-kill", ("lost", "older", "turns"), mode="write_behind"),
     "recovery": Mutant(
-        "others end the leases of who dies", _never_recovered, "worker-kill-all", ("behind",), mode="write_behind"
+        "others end the leases of who dies",
+        _never_recovered,
+        "worker-kill-all",
+        ("behind",),
+        mode="write_behind",
     ),
 }

@@ -280,10 +280,10 @@ def plan(seed: str, seconds: float, kinds: Sequence[str]) -> list[list[Step]]:
     """For each lane, its faults in order. The same for the same arguments."""
     first = {*OF_REDIS, "redis-and-workers-kill", "failover-and-workers-kill"}
     lanes = [[k for k in kinds if k in first], [k for k in kinds if k not in first]]
-    return [list(_steps(f"{seed}-{number}", seconds, lane)) for number, lane in enumerate(lanes) if lane]
+    return [list(_transport(f"{seed}-{number}", seconds, lane)) for number, lane in enumerate(lanes) if lane]
 
 
-def _steps(seed: str, seconds: float, kinds: Sequence[str]) -> Iterator[Step]:
+def _transport(seed: str, seconds: float, kinds: Sequence[str]) -> Iterator[Step]:
     rng, bag, at = random.Random(seed), list[str](), 1.0
     while True:
         if not bag:

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from chaos_history import DELETE, FAILED, OK, History, Operation
 
 GRACE_SECONDS = 3.0
-"""Within this, what one worker could not tell Redis is void for all, by the table of suspects: each looks there
-once a second, on a machine that has more to do."""
+"""Within this, what one worker could not tell Redis is invalidate for all, by the table of stale threads: each
+looks there once a second, on a machine that has more to do."""
 
 
 class Visibility:

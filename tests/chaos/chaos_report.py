@@ -14,8 +14,8 @@ from chaos_run import Result
 
 VIOLATIONS_SHOWN_MAX = 5
 """Of each checker."""
-COUNTERS = ("hits", "loads", "bypasses", "degraded_reads", "fills", "writes", "advances", "degraded_writes")
-OF_LEASES = ("appends", "replayed", "leases", "settled", "leases_recovered", "leases_lost")
+COUNTERS = ("hits", "loads", "bypasses", "degraded_reads", "fills", "writes", "entry_updates", "degraded_writes")
+OF_LEASES = ("appends", "replayed", "leases", "flush_waits", "leases_recovered", "leases_lost")
 
 
 def lines_of(result: Result) -> Iterator[str]:

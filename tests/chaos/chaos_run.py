@@ -21,7 +21,7 @@ from chaos_nemesis import plan, torment
 from chaos_order import GRACE_SECONDS, Visibility
 from chaos_reads import Violation
 from chaos_savers import NAMES
-from chaos_worker import SETTLE_SECONDS_MAX
+from chaos_worker import FLUSH_SECONDS_MAX
 from chaos_world import Setup, World, opened
 
 FENCE_SECONDS = 3.0
@@ -115,7 +115,7 @@ async def _run(settings: Settings, directory: Path) -> End:
             worker.say("settle")
         with suppress(asyncio.TimeoutError):
             settled = asyncio.gather(*(worker.is_settled.wait() for worker in world.workers))
-            await asyncio.wait_for(settled, 2 * SETTLE_SECONDS_MAX)
+            await asyncio.wait_for(settled, 2 * FLUSH_SECONDS_MAX)
         ended = await asyncio.gather(*(worker.end() for worker in world.workers))
         end = await audit(world)
         end.killed_late = [w.name for w, in_time in zip(world.workers, ended, strict=True) if not in_time]

@@ -59,8 +59,8 @@ async def open_saver(
             yield opened
         return
     entries.FENCE_MS = round(fence_seconds * 1000)
-    fences.SECONDS_TO_SPARE = fence_seconds / 2
-    journal_replayer.ABANDONED_SECONDS, journal_replayer.SETTLE_SECONDS_MAX = (
+    fences.FENCE_MARGIN_SECONDS = fence_seconds / 2
+    journal_replayer.ABANDONED_SECONDS, journal_replayer.FLUSH_SECONDS_MAX = (
         ABANDONED_SECONDS,
         ABANDONED_SECONDS + 5,
     )
@@ -79,7 +79,7 @@ async def open_saver(
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_max_size=POOL_SIZE,
     ) as saver:
-        yield Opened(saver, saver._stock.conn, saver._redis)
+        yield Opened(saver, saver._upstream.conn, saver._redis)
 
 
 class _Forgiving:
@@ -105,7 +105,7 @@ async def _textbook(postgres_url: str, redis_url: str) -> AsyncIterator[Opened]:
 
     class Textbook(TextbookSaver):
         async def adelete_thread(self, thread_id: str) -> None:
-            await self._stock.adelete_thread(thread_id)
+            await self._upstream.adelete_thread(thread_id)
             for ns in ("", "child"):
                 await self._redis.delete(
                     self._key({"configurable": {"thread_id": thread_id, "checkpoint_ns": ns}})

@@ -42,8 +42,8 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
 from langgraph_checkpoint_cached.errors import OverloadedError
-from langgraph_checkpoint_cached.stores.postgres.store import may_still_commit
-from langgraph_checkpoint_cached.utils.circuit_breaker import Breaker
+from langgraph_checkpoint_cached.stores.postgres.store import outcome_unknown
+from langgraph_checkpoint_cached.utils.circuit_breaker import CircuitBreaker
 
 KEPT_THREADS = ("kept-0", "kept-1", "kept-2")
 DELETED_THREADS = ("deleted-0", "deleted-1")
@@ -58,7 +58,7 @@ QUIET_SHARE, QUIET_WRITES = 0.3, 0.15
 TASKS = 3
 PAUSE_SECONDS_MAX = 0.03
 OPERATION_SECONDS_MAX = 20.0
-SETTLE_SECONDS_MAX = 30.0
+FLUSH_SECONDS_MAX = 30.0
 REPLACE_SECONDS_MAX = 10.0
 KNOWN_IDS_MAX = 20
 
@@ -124,7 +124,7 @@ class Worker:
 
     async def settle(self) -> list[str]:
         """Reads every namespace through Redis. Returns those where that did not succeed in time."""
-        deadline, missed = time.monotonic() + SETTLE_SECONDS_MAX, list(ALL_PLACES)
+        deadline, missed = time.monotonic() + FLUSH_SECONDS_MAX, list(ALL_PLACES)
         while missed and time.monotonic() < deadline:
             missed = [place for place in missed if not await self._read_normally(place)]
             await asyncio.sleep(0.1 if missed else 0)
@@ -248,7 +248,7 @@ def _had_no_effect(operation: Operation, error: Exception, *, behind: bool) -> b
         return True
     if behind and isinstance(error, psycopg.Error):
         return False  # Redis may have it, of which neither it nor Postgres could be asked
-    return operation.kind != TURN and not isinstance(error, TimeoutError) and not may_still_commit(error)
+    return operation.kind != TURN and not isinstance(error, TimeoutError) and not outcome_unknown(error)
 
 
 @contextlib.contextmanager
@@ -272,22 +272,22 @@ def _tell(line: str) -> None:
 
 def _record_breakers(recorder: Recorder) -> None:
     """Has every breaker of this process record when it opens and closes."""
-    fail, end_probe = Breaker.fail, Breaker.end_probe
+    fail, end_probe = CircuitBreaker.fail, CircuitBreaker.end_probe
 
-    def failed(self: Breaker) -> bool:
+    def failed(self: CircuitBreaker) -> bool:
         opened = fail(self)
         if opened:
             recorder.note("redis", up=False)
             _tell("redis down")
         return opened
 
-    def probed(self: Breaker, *, succeeded: bool) -> None:
+    def probed(self: CircuitBreaker, *, succeeded: bool) -> None:
         end_probe(self, succeeded=succeeded)
         if succeeded:
             recorder.note("redis", up=True)
             _tell("redis up")
 
-    Breaker.fail, Breaker.end_probe = failed, probed  # type: ignore[method-assign]
+    CircuitBreaker.fail, CircuitBreaker.end_probe = failed, probed  # type: ignore[method-assign]
 
 
 def leaks_of(opened: Opened) -> dict[str, Any]:
@@ -327,10 +327,10 @@ async def main(job: Job) -> None:
         work = asyncio.create_task(worker.run())
         pulse = asyncio.create_task(_pulse(recorder, opened))
         own |= {pulse}
-        said = await lines.readline()
+        reply = await lines.readline()
         worker.stop()
         await work
-        if said:
+        if reply:
             recorder.note("settled", missed=await worker.settle())
             _tell("settled")
             await lines.readline()

@@ -135,7 +135,7 @@ class WorkerProcess:
     """One worker, in the place of those before it that were killed."""
 
     def __init__(self, slot: int, start: Callable[[int, int], subprocess.Popen[bytes]]) -> None:
-        self.slot, self.incarnation = slot, 0
+        self.slot, self.server_epoch = slot, 0
         self._start = start
         self._process: subprocess.Popen[bytes] | None = None
         self.has_redis, self.is_settled = True, asyncio.Event()
@@ -144,7 +144,7 @@ class WorkerProcess:
 
     @property
     def name(self) -> str:
-        return f"{self.slot}.{self.incarnation}"
+        return f"{self.slot}.{self.server_epoch}"
 
     @property
     def pid(self) -> int:
@@ -158,9 +158,9 @@ class WorkerProcess:
     async def _spawn(self) -> None:
         has_failed = True
         while has_failed:
-            self.incarnation += 1
+            self.server_epoch += 1
             self._ready.clear()
-            process = self._process = self._start(self.slot, self.incarnation)
+            process = self._process = self._start(self.slot, self.server_epoch)
             self.has_redis = True
             reading = self._reading = asyncio.create_task(self._read(process))
             ready = asyncio.create_task(self._ready.wait())
@@ -198,11 +198,11 @@ class WorkerProcess:
     async def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         while line := await asyncio.to_thread(process.stdout.readline):
-            said = line.decode().strip()
-            if said.startswith("redis "):
-                self.has_redis = said == "redis up"
-            elif said in ("ready", "settled"):
-                (self._ready if said == "ready" else self.is_settled).set()
+            reply = line.decode().strip()
+            if reply.startswith("redis "):
+                self.has_redis = reply == "redis up"
+            elif reply in ("ready", "settled"):
+                (self._ready if reply == "ready" else self.is_settled).set()
         process.stdout.close()
 
 
@@ -267,8 +267,8 @@ class World:
         with psycopg.connect(self.postgres.url, autocommit=True) as connection:
             connection.execute(sql)
 
-    def _start_worker(self, slot: int, incarnation: int) -> subprocess.Popen[bytes]:
-        return self.start_script("chaos_worker.py", self.job(slot, f"{slot}.{incarnation}"))
+    def _start_worker(self, slot: int, server_epoch: int) -> subprocess.Popen[bytes]:
+        return self.start_script("chaos_worker.py", self.job(slot, f"{slot}.{server_epoch}"))
 
     def _migrate(self) -> None:
         with PostgresSaver.from_conn_string(self.postgres.url) as saver:

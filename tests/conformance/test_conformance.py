@@ -120,9 +120,9 @@ def one_connection(*, pipeline: bool = False, **redis_options: Any) -> Open:
     ) -> AsyncIterator[CachedPostgresSaver]:
         async with (
             Redis.from_url(servers.redis_url, **redis_options) as redis,
-            AsyncPostgresSaver.from_conn_string(servers.postgres_url, pipeline=pipeline) as stock,
+            AsyncPostgresSaver.from_conn_string(servers.postgres_url, pipeline=pipeline) as upstream,
         ):
-            yield saver_class(redis, stock, prefix=servers.prefix, redis_timeout=PATIENT_SECONDS)
+            yield saver_class(redis, upstream, prefix=servers.prefix, redis_timeout=PATIENT_SECONDS)
 
     return open_saver
 
@@ -205,11 +205,11 @@ def assert_full(report: CapabilityReport) -> None:
 
 
 def test_every_capability_is_detected_and_two_more_than_of_the_stock_saver() -> None:
-    stock, cached = (
+    upstream, cached = (
         DetectedCapabilities.from_instance(object.__new__(saver_class)).missing
         for saver_class in (AsyncPostgresSaver, CachedPostgresSaver)
     )
-    assert {c.value for c in stock} == {"delete_for_runs", "copy_thread"}
+    assert {c.value for c in upstream} == {"delete_for_runs", "copy_thread"}
     assert not cached
 
 
@@ -224,11 +224,11 @@ async def test_the_suite_passes_in_full_from_redis(kind: str, servers: Servers) 
     stats = await run_suite(kind, servers, LikeLangGraph)
     if kind == "redis_down":
         assert stats["redis_errors"] > 0
-        assert (stats["hits"], stats["advances"]) == (0, 0)
+        assert (stats["hits"], stats["entry_updates"]) == (0, 0)
         assert stats["degraded_reads"] > 0
         assert stats["degraded_writes"] == stats["writes"] > 0
     else:
         assert stats["redis_errors"] == stats["damaged"] == 0
         stored = stats["writes"] + stats["appends"]
         assert stats["hits"] > stored / 2, "most reads are of what has just been written"
-        assert stats["advances"] + stats["appends"] > stored / 2
+        assert stats["entry_updates"] + stats["appends"] > stored / 2

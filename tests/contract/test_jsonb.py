@@ -83,9 +83,9 @@ def test_what_json_cannot_write_is_the_same_error() -> None:
     circular: list[Any] = []
     circular.append(circular)
     for value in (object(), {"a": {1, 2}}, {(1, 2): 3}, circular):
-        with pytest.raises((TypeError, ValueError)) as stock:
+        with pytest.raises((TypeError, ValueError)) as upstream:
             json.dumps(value)
-        with pytest.raises(type(stock.value), match=str(stock.value).partition("(")[0]):
+        with pytest.raises(type(upstream.value), match=str(upstream.value).partition("(")[0]):
             dumps(value)
 
 

@@ -34,18 +34,18 @@ class BothRedis(model.Redis):
         self.expired = 0  # fences that reads were told of
         self.keys = [thread_key(prefix, "thread"), namespace_key(prefix, NAMESPACE), names_key(prefix, "thread")]
         self.root_key = namespace_key(prefix, Namespace("thread", ""))
-        self.incarnation_key = f"{prefix}:incarnation"
+        self.incarnation_key = f"{prefix}:server epoch"
         self.client.delete(*self.keys, self.root_key)
         self.client.set(self.incarnation_key, self.replication_id)
 
     def run(
         self, script: Script, fresh: int, *arguments: Any, thread_only: bool = False, root: bool = False
     ) -> Any:
-        # Which incarnation the server is has to be in our hand; nothing else of the scripts is changed.
+        # Which server epoch the server is has to be in our hand; nothing else of the scripts is changed.
         text = script.text.replace(
             lua("server"),
             "local function now_ms() return redis.call('TIME')[1] * 1000 end\n"
-            f"local function incarnation() return redis.call('GET', '{self.incarnation_key}') end",
+            f"local function server_epoch() return redis.call('GET', '{self.incarnation_key}') end",
         )
         keys = self.keys[:1] if thread_only else self.keys
         name = "" if thread_only else "ns"
@@ -55,10 +55,10 @@ class BothRedis(model.Redis):
 
     # -- scripts ---------------------------------------------------------------------------------------------
 
-    def read(self, ticket: int, fresh: int, over: int = 0) -> Any:
+    def read(self, fill_token: int, fresh: int, over: int = 0) -> Any:
         standing = set(self.fences) - {over}
-        kind, expected = super().read(ticket, fresh, over)
-        answer = self.run(entries.READ, fresh, ticket, LIFE_MS, "1", "", over or "")
+        kind, expected = super().read(fill_token, fresh, over)
+        answer = self.run(entries.READ, fresh, fill_token, LIFE_MS, "1", "", over or "")
         assert answer[0].decode() == kind
         self._assert_counted(answer, standing)
         if kind == "load":
@@ -68,11 +68,11 @@ class BothRedis(model.Redis):
             assert state_of(fields) == expected
         return kind, expected
 
-    def read_root(self, ticket: int, fresh: int) -> Any:
+    def read_root(self, fill_token: int, fresh: int) -> Any:
         standing = set(self.fences)
-        kind, generation = super().read_root(ticket, fresh)
+        kind, generation = super().read_root(fill_token, fresh)
         self.client.delete(self.root_key)
-        answer = self.run(entries.READ, fresh, ticket, LIFE_MS, "1", "", "", root=True)
+        answer = self.run(entries.READ, fresh, fill_token, LIFE_MS, "1", "", "", root=True)
         assert answer[0].decode() == kind
         self._assert_counted(answer, standing)
         if kind == "load":
@@ -86,15 +86,15 @@ class BothRedis(model.Redis):
         if answer[0] != b"hit":
             assert answer[2:] == [expired, b""]
 
-    def fill_root(self, ticket: int, generation: tuple[int, int], fresh: int) -> None:
-        super().fill_root(ticket, generation, fresh)
+    def fill_root(self, fill_token: int, generation: tuple[int, int], fresh: int) -> None:
+        super().fill_root(fill_token, generation, fresh)
         nothing = entry_format.entry_fields(NAMESPACE, Latest(None))
-        self.run(entries.FILL, fresh, ticket, generation_text(generation), "1", *nothing, root=True)
+        self.run(entries.FILL, fresh, fill_token, generation_text(generation), "1", *nothing, root=True)
 
-    def fill(self, ticket: int, generation: tuple[int, int], state: model.State, fresh: int) -> bool:
-        expected = super().fill(ticket, generation, state, fresh)
+    def fill(self, fill_token: int, generation: tuple[int, int], state: model.State, fresh: int) -> bool:
+        expected = super().fill(fill_token, generation, state, fresh)
         fields = entry_format.entry_fields(NAMESPACE, latest_of(state))
-        assert self.run(entries.FILL, fresh, ticket, generation_text(generation), "0", *fields) == expected
+        assert self.run(entries.FILL, fresh, fill_token, generation_text(generation), "0", *fields) == expected
         return expected
 
     def begin(self, token: int, owner: int, fresh: int) -> None:
@@ -106,10 +106,10 @@ class BothRedis(model.Redis):
         self.run(entries.RELEASE, 0, token, thread_only=True)
 
     def commit_put(
-        self, token: int, owner: int, parent: int, new: model.State, channel: int, fresh: int, *, keeps: bool
+        self, token: int, owner: int, parent: int, new: model.State, channel: int, fresh: int, *, retain: bool
     ) -> bool | None:
         standing = set(self.fences)
-        expected = super().commit_put(token, owner, parent, new, channel, fresh, keeps=keeps)
+        expected = super().commit_put(token, owner, parent, new, channel, fresh, retain=retain)
         versions = versions_of(new)
         name = CHANNELS[channel]
         put = Put(
@@ -123,26 +123,26 @@ class BothRedis(model.Redis):
             new_versions={name: versions[name]},
             format=4,
         )
-        arguments = entry_format.advance_arguments(put)
+        arguments = entry_format.put_arguments(put)
         assert arguments is not None
-        self._assert_committed(expected, entries.COMMIT_PUT, fresh, token, owner, keeps, standing, *arguments)
+        self._assert_committed(expected, entries.COMMIT_PUT, fresh, token, owner, retain, standing, *arguments)
         return expected
 
     def commit_writes(
-        self, token: int, owner: int, of: int, slot: int, write: int, fresh: int, *, keeps: bool
+        self, token: int, owner: int, of: int, slot: int, write: int, fresh: int, *, retain: bool
     ) -> bool | None:
         standing = set(self.fences)
-        expected = super().commit_writes(token, owner, of, slot, write, fresh, keeps=keeps)
+        expected = super().commit_writes(token, owner, of, slot, write, fresh, retain=retain)
         put = PutWrites(NAMESPACE, id_of(of), slot == model.REPLACES, (write_of(of, slot, write),))
         arguments = entry_format.writes_arguments(put)
         assert arguments is not None
-        self._assert_committed(expected, entries.COMMIT_WRITES, fresh, token, owner, keeps, standing, *arguments)
+        self._assert_committed(expected, entries.COMMIT_WRITES, fresh, token, owner, retain, standing, *arguments)
         return expected
 
-    def commit_drop(self, token: int, owner: int, fresh: int, *, keeps: bool = False) -> bool | None:
+    def commit_drop(self, token: int, owner: int, fresh: int, *, retain: bool = False) -> bool | None:
         standing = set(self.fences)
-        expected = super().commit_drop(token, owner, fresh, keeps=keeps)
-        self._assert_committed(expected, entries.COMMIT_DROP, fresh, token, owner, keeps, standing)
+        expected = super().commit_drop(token, owner, fresh, retain=retain)
+        self._assert_committed(expected, entries.COMMIT_DROP, fresh, token, owner, retain, standing)
         return expected
 
     def _assert_committed(
@@ -152,15 +152,15 @@ class BothRedis(model.Redis):
         fresh: int,
         token: int,
         owner: int,
-        keeps: bool,
+        retain: bool,
         standing: set[int],
         *arguments: Any,
     ) -> None:
         """COMMIT says how it went, or how many fences were past their deadline; nothing if its own was gone."""
-        released = {token} if not keeps else set()
+        released = {token} if not retain else set()
         expired = len(standing - self.fences.keys() - released)
-        said = self.run(script, fresh, token, f"{owner} keeps" if keeps else owner, *arguments)
-        assert said == (None if expected is None else expected or -expired)
+        reply = self.run(script, fresh, token, f"{owner} keeps" if retain else owner, *arguments)
+        assert reply == (None if expected is None else expected or -expired)
 
     def begin_thread(self, token: int, fresh: int) -> None:
         super().begin_thread(token, fresh)
@@ -185,7 +185,7 @@ class BothRedis(model.Redis):
         self.client.delete(self.keys[2])
 
     def snapshot(self) -> model.Redis:
-        copy = model.Redis(self.on, generation=self.generation, ticket=self.ticket)
+        copy = model.Redis(self.on, generation=self.generation, fill_token=self.fill_token)
         copy.fences = {token: model.Fence(f.owner, f.late) for token, f in self.fences.items()}
         copy.entry = self.entry
         copy.watch, copy.was_empty = self.watch, self.was_empty
@@ -260,7 +260,7 @@ def state_of(fields: dict[bytes, bytes]) -> model.State:
     writes: model.Writes = {}
     for field, value in fields.items():
         if field.startswith(b"w:"):
-            write = entry_format.unpack_write(entry_format.place_of(NAMESPACE, CHECKSUMS), field, value)
+            write = entry_format.unpack_write(entry_format.scope_for(NAMESPACE, CHECKSUMS), field, value)
             writes.setdefault(number_of(write.checkpoint_id), {})[-write.idx] = int(write.blob)
     if entry.record is None:
         return model.State(model.NOTHING, (0, 0), writes)
@@ -316,7 +316,7 @@ def test_a_damaged_entry_is_dropped_by_the_next_commit_and_its_fence_released(
         new_versions={"b": versions_of(model.State(7, (5, 7), {}))["b"]},
         format=4,
     )
-    assert both.run(entries.COMMIT_PUT, 4, 6, 1, *(entry_format.advance_arguments(put) or [])) == 0
+    assert both.run(entries.COMMIT_PUT, 4, 6, 1, *(entry_format.put_arguments(put) or [])) == 0
     assert not client.hexists(both.keys[0], "f:6")
     assert not client.exists(both.keys[1])
 

@@ -73,7 +73,7 @@ def weighted(*choices: tuple[int, Any]) -> st.SearchStrategy[Any]:
 
 
 sample_names = st.one_of(st.sampled_from(COMMON), st.sampled_from(MANY), st.sampled_from(MANY))
-# What JSON itself refuses is left to `test_values.py`: the stock saver leaves rows behind then, ours does not.
+# What JSON itself refuses is left to `test_values.py`: the upstream saver leaves rows behind then, ours does not.
 REFUSED_LATE = tuple(name for name in REFUSED if name != "too long an int")
 odd_names = weighted(*((6, name) for name in MANY), *((1, name) for name in (*RARE, *REFUSED_LATE)))
 places = weighted((5, 0), (2, 1), (1, 2))

@@ -71,7 +71,7 @@ def table(report: list[str]) -> Iterator[dict[tuple[str, str], dict[str, int]]]:
     """Rows that each run left in each table, shown at the end: what a cheaper way of writing would save."""
     counts: dict[tuple[str, str], dict[str, int]] = {}
     yield counts
-    report.append(f"{'rows, the same as with stock':<36}" + "".join(f"{name:>20}" for name in worlds.ROWS))
+    report.append(f"{'rows, the same as with upstream':<36}" + "".join(f"{name:>20}" for name in worlds.ROWS))
     for (case, durability), rows in counts.items():
         report.append(f"{f'{case}, {durability}':<36}" + "".join(f"{rows[name]:>20}" for name in worlds.ROWS))
 
@@ -98,11 +98,11 @@ async def test_same_run_leaves_the_same_rows(
     durability: graphs.Durability,
 ) -> None:
     thread_id = uuid.uuid4().hex
-    stock = await outcome_of(sides.stock, case, durability, thread_id)
+    upstream = await outcome_of(sides.upstream, case, durability, thread_id)
     draws.restart()
     ours = await outcome_of(sides.pods[0], case, durability, thread_id)
 
-    assert difference(stock, ours) is None
+    assert difference(upstream, ours) is None
     rows = [await worlds.rows_of(pool, [thread_id]) for pool in (sides.stock_pool, sides.cached_pool)]
     assert rows[0] == rows[1]
     table[case, durability] = {name: len(found) for name, found in rows[0].items()}
@@ -116,9 +116,9 @@ async def test_thread_goes_on_with_the_stock_saver_and_back(
 ) -> None:
     """Ours can be removed at any time. When it comes back, its entries are dropped: it did not see the writes."""
     thread_id = uuid.uuid4().hex
-    stock = AsyncPostgresSaver(sides.cached_pool)
+    upstream = AsyncPostgresSaver(sides.cached_pool)
     answers = []
-    for savers in ([sides.stock] * 3, [sides.pods[0], stock, sides.pods[1]]):
+    for savers in ([sides.upstream] * 3, [sides.pods[0], upstream, sides.pods[1]]):
         draws.restart()
         answers.append([])
         for saver in savers:

@@ -1,4 +1,4 @@
-"""Every type of value comes back as the stock saver gives it back, whichever tier it came through."""
+"""Every type of value comes back as the upstream saver gives it back, whichever tier it came through."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.integration
 
 
 class Compressed:
-    """A serializer with types of its own, one of which is what the stock saver's tables use for "no value"."""
+    """A serializer with types of its own, one of which is what the upstream saver's tables use for "no value"."""
 
     def __init__(self) -> None:
         self.inner = JsonPlusSerializer()
@@ -112,18 +112,18 @@ async def check_value(sides: worlds.Sides, name: str) -> str:
         return {"configurable": names | ({"checkpoint_id": ids[number]} if number >= 0 else {})}
 
     async def put(number: int) -> None:
-        for saver in (sides.stock, cached):
+        for saver in (sides.upstream, cached):
             await saver.aput(config(number - 1), *put_of(ids, versions, number, value_of(name)))
             value = value_of(name)
             await saver.aput_writes(config(number), [("value", value), ("more", [value])], "task", "path")
             await saver.aput_writes(config(number), [("__interrupt__", value)], "task", "path")
 
     async def check(saver: BaseCheckpointSaver[str], how: str, number: int) -> None:
-        stock = await sides.stock.aget_tuple(config(-1))
-        assert stock is not None
-        assert stock.config["configurable"]["checkpoint_id"] == ids[number]
+        upstream = await sides.upstream.aget_tuple(config(-1))
+        assert upstream is not None
+        assert upstream.config["configurable"]["checkpoint_id"] == ids[number]
         for asked in (config(-1), config(number)):
-            found = difference(stock, await saver.aget_tuple(asked))
+            found = difference(upstream, await saver.aget_tuple(asked))
             assert found is None, f"{how}: {found}"
 
     def counted(counter: str) -> int:
@@ -136,15 +136,15 @@ async def check_value(sides: worlds.Sides, name: str) -> str:
     await check(other, "cold", 0)
     assert counted("fills") == fills + 1
     await check(cached, "filled", 0)
-    advances = counted("advances")
+    entry_updates = counted("entry_updates")
     await put(1)
     await put(2)
-    assert counted("advances") == advances + 6
+    assert counted("entry_updates") == entry_updates + 6
     await check(cached, "advanced", 2)  # which gives up the fence that it has kept
     await check(other, "advanced", 2)
     assert counted("hits") >= hits + 7
-    stock = [item async for item in sides.stock.alist(config(-1))]
-    assert difference(stock, [item async for item in other.alist(config(-1))]) is None
+    upstream = [item async for item in sides.upstream.alist(config(-1))]
+    assert difference(upstream, [item async for item in other.alist(config(-1))]) is None
     return thread_id
 
 
@@ -198,9 +198,9 @@ async def test_serializer_that_makes_text_works_as_far_as_with_stock(sides: worl
             await worlds.outcome(saver.aget_tuple(own)),
         ]
 
-    steps = zip(await apply(sides.stock), await apply(sides.pods[0]), strict=True)
-    for step, (stock, ours) in enumerate(steps):
-        worlds.check_outcomes(stock, ours, f"step {step}")
+    steps = zip(await apply(sides.upstream), await apply(sides.pods[0]), strict=True)
+    for step, (upstream, ours) in enumerate(steps):
+        worlds.check_outcomes(upstream, ours, f"step {step}")
     await sides.check_rows([thread_id])
 
 
@@ -231,24 +231,24 @@ async def test_value_that_cannot_be_stored_fails_as_with_stock_and_leaves_no_oth
         return await saver.aput(child, checkpoint, metadata, new_versions)
 
     outcomes = []
-    for saver in (sides.stock, sides.pods[0]):
+    for saver in (sides.upstream, sides.pods[0]):
         await saver.aput(config, *put_of(ids, versions, 0, ["first"]))
         await saver.aget_tuple(config)
         outcomes.append(await worlds.outcome(bad(saver)))
     worlds.check_outcomes(*outcomes, f"{name} in {where}")
     if "metadata" in where and isinstance(outcomes[0][1], (TypeError, ValueError)):
-        # No JSON: ours finds out before it writes, the stock saver when it has stored the values.
+        # No JSON: ours finds out before it writes, the upstream saver when it has stored the values.
         await sides.forget_values(versions[1])
     await sides.check_rows([thread_id])
-    stock = await sides.stock.aget_tuple(config)
+    upstream = await sides.upstream.aget_tuple(config)
     for saver in sides.pods:
-        assert difference(stock, await saver.aget_tuple(config)) is None
-    for saver in (sides.stock, sides.pods[1]):  # and the thread goes on
+        assert difference(upstream, await saver.aget_tuple(config)) is None
+    for saver in (sides.upstream, sides.pods[1]):  # and the thread goes on
         child: Any = {"configurable": {**config["configurable"], "checkpoint_id": ids[0]}}
         await saver.aput(child, *put_of(ids, versions, 2, ["after"]))
-    stock = await sides.stock.aget_tuple(config)
+    upstream = await sides.upstream.aget_tuple(config)
     for saver in sides.pods:
-        assert difference(stock, await saver.aget_tuple(config)) is None
+        assert difference(upstream, await saver.aget_tuple(config)) is None
     await sides.check_rows([thread_id])
 
 
@@ -258,7 +258,7 @@ ODD_NAMES = ("a\\b", "\\x41", "\\101", "\\\\", "a%sb", "'", '"', "\n", "ü", " "
 @pytest.mark.parametrize("name", ODD_NAMES)
 @pytest.mark.parametrize("what", ["channel", "written channel", "task", "path", "thread", "namespace", "id"])
 async def test_odd_name_is_taken_as_stock_takes_it(sides: worlds.Sides, what: str, name: str) -> None:
-    """The stock saver's SELECT reads names through a cast that takes backslashes for escapes."""
+    """The upstream saver's SELECT reads names through a cast that takes backslashes for escapes."""
     thread_id = uuid.uuid4().hex + (name if what == "thread" else "")
     first, second = (str(uuid6(clock_seq=step)) for step in range(2))
     if what == "id" and name:
@@ -293,9 +293,9 @@ async def test_odd_name_is_taken_as_stock_takes_it(sides: worlds.Sides, what: st
         ]
 
     for own_id, parent in ((first, {}), (second, {"checkpoint_id": first})):
-        stock = await apply(sides.stock, own_id, parent)
+        upstream = await apply(sides.upstream, own_id, parent)
         ours = await apply(sides.pods[0], own_id, parent)
-        for step, (theirs, mine) in enumerate(zip(stock, ours, strict=True)):
+        for step, (theirs, mine) in enumerate(zip(upstream, ours, strict=True)):
             worlds.check_outcomes(theirs, mine, f"{what} {name!r}, step {step}")
     await sides.check_rows([thread_id])
 
@@ -305,7 +305,7 @@ async def test_pending_sends_of_old_formats_are_encoded_once_more_as_stock_does(
     thread_id = uuid.uuid4().hex
     parent, child = (str(uuid6(clock_seq=step)) for step in range(2))
     names = {"thread_id": thread_id, "checkpoint_ns": ""}
-    for saver in (sides.stock, sides.pods[0]):
+    for saver in (sides.upstream, sides.pods[0]):
         for own_id, config in ((parent, names), (child, {**names, "checkpoint_id": parent})):
             checkpoint: Any = {
                 "v": 3,
@@ -319,9 +319,11 @@ async def test_pending_sends_of_old_formats_are_encoded_once_more_as_stock_does(
         writes = [("__pregel_tasks", value_of(name)) for name in SAMPLES]
         await saver.aput_writes({"configurable": {**names, "checkpoint_id": parent}}, writes, "task")
 
-    stock, *cached = [await saver.aget_tuple({"configurable": names}) for saver in (sides.stock, *sides.pods)]
-    for found in (stock, *cached):
+    upstream, *cached = [
+        await saver.aget_tuple({"configurable": names}) for saver in (sides.upstream, *sides.pods)
+    ]
+    for found in (upstream, *cached):
         assert found is not None
         del found.checkpoint["channel_versions"]["__pregel_tasks"]  # random when it has no version to follow
     for ours in cached:
-        assert difference(stock, ours) is None
+        assert difference(upstream, ours) is None

@@ -49,7 +49,7 @@ ROWS = {
     "checkpoint_blobs": "thread_id, checkpoint_ns, channel, version",
     "checkpoint_writes": "thread_id, checkpoint_ns, checkpoint_id, task_id, idx",
 }
-"""The stock saver's tables and their primary keys."""
+"""The upstream saver's tables and their primary keys."""
 
 Saver = BaseCheckpointSaver[str]
 Call = Callable[[Saver], Awaitable[Any]]
@@ -57,9 +57,9 @@ Call = Callable[[Saver], Awaitable[Any]]
 
 @dataclass(repr=False)
 class Sides:
-    """The stock saver on one database; ours, as several pods with one Redis, on another."""
+    """The upstream saver on one database; ours, as several pods with one Redis, on another."""
 
-    stock: AsyncPostgresSaver
+    upstream: AsyncPostgresSaver
     pods: Sequence[CachedPostgresSaver]
     stock_pool: AsyncConnectionPool[Any]
     cached_pool: AsyncConnectionPool[Any]
@@ -79,7 +79,7 @@ class Sides:
         await self.redis.delete(*keys)
 
     async def forget_values(self, version: str) -> None:
-        """Removes the values of one version from the stock saver's database, where no checkpoint names them."""
+        """Removes the values of one version from the upstream saver's database, where no checkpoint names them."""
         async with self.stock_pool.connection() as conn:
             await conn.execute("delete from checkpoint_blobs where version = %s", (version,))
 
@@ -87,11 +87,15 @@ class Sides:
         """Fails unless both databases have the same rows of these threads, byte for byte."""
         for thread_id in threads:
             await self.pods[-1].aflush(thread_id)
-        stock, cached = await asyncio.gather(rows_of(self.stock_pool, threads), rows_of(self.cached_pool, threads))
+        upstream, cached = await asyncio.gather(
+            rows_of(self.stock_pool, threads), rows_of(self.cached_pool, threads)
+        )
         for table in ROWS:
-            missing = [row for row in stock[table] if row not in cached[table]]
-            surplus = [row for row in cached[table] if row not in stock[table]]
-            assert stock[table] == cached[table], f"{table}: only stock has {missing}, only ours has {surplus}"
+            missing = [row for row in upstream[table] if row not in cached[table]]
+            surplus = [row for row in cached[table] if row not in upstream[table]]
+            assert upstream[table] == cached[table], (
+                f"{table}: only upstream has {missing}, only ours has {surplus}"
+            )
 
 
 @asynccontextmanager
@@ -117,8 +121,8 @@ async def open_sides(
         ]
         for pod in pods:
             stack.push_async_callback(pod.aclose)
-        stock = AsyncPostgresSaver(stock_pool, serde=serde)
-        yield Sides(stock, pods, stock_pool, pools[0], clients[0], prefix)
+        upstream = AsyncPostgresSaver(stock_pool, serde=serde)
+        yield Sides(upstream, pods, stock_pool, pools[0], clients[0], prefix)
 
 
 def _pool(url: str) -> AsyncConnectionPool[Any]:
@@ -149,15 +153,19 @@ async def outcome(work: Awaitable[Any]) -> tuple[str, Any]:
         return "raised", exc
 
 
-def check_outcomes(stock: tuple[str, Any], cached: tuple[str, Any], what: object) -> None:
+def check_outcomes(upstream: tuple[str, Any], cached: tuple[str, Any], what: object) -> None:
     """Fails unless both are the same answer or the same type of error."""
-    if stock[0] == cached[0] == "raised":
+    if upstream[0] == cached[0] == "raised":
         # Ours may say more, as a subclass: its ArgumentError is a ValueError.
-        assert isinstance(cached[1], type(stock[1])), f"{what}: stock raised {stock[1]!r}, ours {cached[1]!r}"
+        assert isinstance(cached[1], type(upstream[1])), (
+            f"{what}: upstream raised {upstream[1]!r}, ours {cached[1]!r}"
+        )
         return
-    assert stock[0] == cached[0], f"{what}: stock {stock[0]} {stock[1]!r}, ours {cached[0]} {cached[1]!r}"
-    found = difference(stock[1], cached[1])
-    assert found is None, f"{what}: stock and ours differ: {found}"
+    assert upstream[0] == cached[0], (
+        f"{what}: upstream {upstream[0]} {upstream[1]!r}, ours {cached[0]} {cached[1]!r}"
+    )
+    found = difference(upstream[1], cached[1])
+    assert found is None, f"{what}: upstream and ours differ: {found}"
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ class World:
         self.chains = [
             Chain(
                 Namespace(f"{self.number}/{thread}", ns),
-                lambda version: sides.stock.get_next_version(version, None),
+                lambda version: sides.upstream.get_next_version(version, None),
             )
             for thread, ns in history.places
         ]
@@ -184,17 +192,19 @@ class World:
     # -- the same on both sides --------------------------------------------------------------------------------
 
     async def compare(self, pod: int, call: Call, what: object) -> Any:
-        """Calls the stock saver and a pod; fails unless both answer alike. Returns the answer, or None."""
-        stock, cached = await asyncio.gather(outcome(call(self.sides.stock)), outcome(call(self.sides.pods[pod])))
-        check_outcomes(stock, cached, what)
-        self.sides.counts[f"{type(what).__name__} {stock[0]}"] += 1
-        return stock[1] if stock[0] == "answered" else None
+        """Calls the upstream saver and a pod; fails unless both answer alike. Returns the answer, or None."""
+        upstream, cached = await asyncio.gather(
+            outcome(call(self.sides.upstream)), outcome(call(self.sides.pods[pod]))
+        )
+        check_outcomes(upstream, cached, what)
+        self.sides.counts[f"{type(what).__name__} {upstream[0]}"] += 1
+        return upstream[1] if upstream[0] == "answered" else None
 
     async def read(self, chain: Chain, pod: int, what: object) -> CheckpointTuple | None:
         return await self.compare(pod, lambda saver: saver.aget_tuple(chain.config()), what)  # type: ignore[no-any-return]
 
     async def finish(self) -> None:
-        """Whatever the cache holds now, with everything in it lost, and with it filled again: all as stock."""
+        """Whatever the cache holds now, with everything in it lost, and with it filled again: all as upstream."""
         touched = [chain for chain in self.chains if chain.touched]
         for chain in touched:
             for pod in range(PODS):
@@ -299,19 +309,19 @@ class World:
 
         if superstep.forget:
             await sides.forget(chain.namespace)
-        before = await outcome(sides.stock.aget_tuple(latest))
-        stock = [await outcome(call) for call in calls(sides.stock, sides.stock)]
-        after = await outcome(sides.stock.aget_tuple(latest))
+        before = await outcome(sides.upstream.aget_tuple(latest))
+        upstream = [await outcome(call) for call in calls(sides.upstream, sides.upstream)]
+        after = await outcome(sides.upstream.aget_tuple(latest))
         second = sides.pods[1 - pod] if superstep.split else sides.pods[pod]
         readers = [p.aget_tuple(latest) for p in (sides.pods if superstep.reader else ())]
         cached = [outcome(call) for call in (*readers, *calls(sides.pods[pod], second))]
         answers = await asyncio.gather(*cached)
         for seen in answers[: len(readers)]:
             assert _kind(seen) in (_kind(before), _kind(after)), f"{superstep}: a read beside it gave {seen[1]!r}"
-        for theirs, ours in zip(stock, answers[len(readers) :], strict=True):
+        for theirs, ours in zip(upstream, answers[len(readers) :], strict=True):
             check_outcomes(theirs, ours, superstep)
         sides.counts["Superstep"] += 1
-        if stock[min(superstep.tasks, 1)][0] == "answered":
+        if upstream[min(superstep.tasks, 1)][0] == "answered":
             chain.puts.append(point)
 
     async def _read(self, step: Read) -> None:
@@ -350,8 +360,8 @@ class World:
 
     async def _prune(self, step: Prune) -> None:
         threads = [self.chains[place].namespace.thread_id for place in step.places]
-        if step.strategy == "keep_latest":  # the stock saver refuses these
-            deltas = await delta_threads(self.sides.stock, threads)
+        if step.strategy == "keep_latest":  # the upstream saver refuses these
+            deltas = await delta_threads(self.sides.upstream, threads)
             threads = [thread_id for thread_id in threads if thread_id not in deltas]
         await self.compare(step.pod, lambda saver: saver.aprune(threads, strategy=step.strategy), step)
 

@@ -18,11 +18,11 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores.redis.fences import KEPT_SECONDS
+from langgraph_checkpoint_cached.stores.redis.fences import RETAIN_SECONDS
 
 PATIENT_SECONDS = 10
 """For a call to Redis, where a test is about answers and not about time."""
-CACHED, STOCK = "cached", "stock"
+CACHED, UPSTREAM = "cached", "upstream"
 """What the thread ids start with that each saver writes."""
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ async def fences_left(redis: Redis, prefix: str) -> list[bytes]:
     for _ in range(40):
         if not (found := await fences(redis, prefix)):
             break
-        await asyncio.sleep(KEPT_SECONDS / 10)
+        await asyncio.sleep(RETAIN_SECONDS / 10)
     return found
 
 
@@ -55,29 +55,29 @@ class Tiers:
     prefix: str
     redis: Redis
     pool: AsyncConnectionPool[Any]
-    stock: AsyncPostgresSaver
+    upstream: AsyncPostgresSaver
     saver: CachedPostgresSaver
 
     def another_saver(self) -> CachedPostgresSaver:
         """One more over the same servers, as another process would have it."""
-        return new_saver(self.redis, self.stock, self.prefix)
+        return new_saver(self.redis, self.upstream, self.prefix)
 
     async def run_with_both(self, scenario: Scenario, *, same_rows: bool = True) -> Any:
-        """Returns what the scenario sees with our saver, having seen that it is the same with the stock saver.
+        """Returns what the scenario sees with our saver, having seen that it is the same with the upstream saver.
 
         Args:
             scenario: What to run.
             same_rows: Whether it leaves a definite number of rows.
         """
         seen = await scenario(self.saver, CACHED)
-        assert seen == await scenario(self.stock, STOCK)
+        assert seen == await scenario(self.upstream, UPSTREAM)
         await self.assert_agree()
         if same_rows:
-            assert await self._row_counts(CACHED) == await self._row_counts(STOCK)
+            assert await self._row_counts(CACHED) == await self._row_counts(UPSTREAM)
         return seen
 
     async def assert_agree(self) -> None:
-        """For every namespace that our saver wrote: a first, a warm and another process' read, and the stock
+        """For every namespace that our saver wrote: a first, a warm and another process' read, and the upstream
         saver's, are the same, as are all its older checkpoints. No fence is left, and no key without expiry.
         """
         namespaces = await self._namespaces()
@@ -91,11 +91,11 @@ class Tiers:
             assert await self.redis.pttl(key) > 0, f"{key!r} has no expiry"
 
     async def assert_reads_agree(self, config: RunnableConfig) -> None:
-        """Reads ours between two reads of the stock saver, until nothing was written between those."""
+        """Reads ours between two reads of the upstream saver, until nothing was written between those."""
         while True:
-            before = await self.stock.aget_tuple(config)
+            before = await self.upstream.aget_tuple(config)
             ours = await self.saver.aget_tuple(config)
-            if before == await self.stock.aget_tuple(config):
+            if before == await self.upstream.aget_tuple(config):
                 assert ours == before
                 return
 
@@ -113,13 +113,13 @@ class Tiers:
 
     async def _assert_agree(self, thread_id: str, checkpoint_ns: str) -> None:
         latest: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns}}
-        expected = await self.stock.aget_tuple(latest)
+        expected = await self.upstream.aget_tuple(latest)
         assert await self.saver.aget_tuple(latest) == expected
         for saver in (self.saver, self.another_saver()):
             hits = saver.stats()["hits"]
             assert await saver.aget_tuple(latest) == expected
             assert saver.stats()["hits"] == hits + 1, f"{latest} is not served from Redis: {saver.stats()}"
-        history = [found async for found in self.stock.alist(latest)]
+        history = [found async for found in self.upstream.alist(latest)]
         assert history[0] == expected
         assert [found async for found in self.saver.alist(latest)] == history
         for found in history:
@@ -160,14 +160,14 @@ async def open_tiers(
         Redis.from_url(redis_url) as redis,
         AsyncConnectionPool(postgres_url, open=False, min_size=1, max_size=connections, kwargs=options) as pool,
     ):
-        stock = AsyncPostgresSaver(pool, serde=serde)
-        saver = new_saver(redis, stock, prefix)
-        yield Tiers(postgres_url, redis_url, prefix, redis, pool, stock, saver)
+        upstream = AsyncPostgresSaver(pool, serde=serde)
+        saver = new_saver(redis, upstream, prefix)
+        yield Tiers(postgres_url, redis_url, prefix, redis, pool, upstream, saver)
         await saver.aclose()
 
 
-def new_saver(redis: Redis, stock: AsyncPostgresSaver, prefix: str) -> CachedPostgresSaver:
-    return CachedPostgresSaver(redis, stock, prefix=prefix, redis_timeout=PATIENT_SECONDS)
+def new_saver(redis: Redis, upstream: AsyncPostgresSaver, prefix: str) -> CachedPostgresSaver:
+    return CachedPostgresSaver(redis, upstream, prefix=prefix, redis_timeout=PATIENT_SECONDS)
 
 
 def outline(snapshot: StateSnapshot | None) -> Any:

@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import free_port
 from langgraph_checkpoint_cached.stores.redis.keys import thread_key
-from langgraph_checkpoint_cached.stores.redis.pipelined_connection import _Replies
+from langgraph_checkpoint_cached.stores.redis.pipelined_connection import _ReplyReader
 
 KINDS = ("pool", "single", "pipeline")
 TICKS = 2
@@ -65,7 +65,7 @@ class Events:
         ):
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
         for name in ("exchange", "data_received"):
-            monkeypatch.setattr(_Replies, name, self._counted_at_once(getattr(_Replies, name)))
+            monkeypatch.setattr(_ReplyReader, name, self._counted_at_once(getattr(_ReplyReader, name)))
 
     def at(self, event: int, fire: Callable[[], object] | None) -> None:
         self._left, self._fire = event + 1, fire
@@ -95,8 +95,8 @@ class Events:
 
 
 async def was_cancelled(call: Awaitable[Any], events: Events, moment: int) -> bool:
-    """Cancels the call some turns of the loop after an event, every other time more than once. Whether that was
-    before it ended. Its caller is gone at once.
+    """Cancels the call some event-loop iterations after an event, every other time more than once. Whether that
+    was before it ended. Its caller is gone at once.
     """
     event, ticks = divmod(moment, TICKS)
     loop = asyncio.get_running_loop()
@@ -155,7 +155,7 @@ class World:
     watch: AsyncPostgresSaver
     """Over a connection of its own."""
     client: Redis
-    stock: AsyncPostgresSaver
+    upstream: AsyncPostgresSaver
 
     async def prepare(self, thread: str, *, warm: bool = True) -> None:
         await put(self.watch, thread, FIRST, FIRST)
@@ -164,10 +164,12 @@ class World:
         if warm:
             another = self.another_saver()
             await another.aget_tuple(on_thread(thread))
-            await another.aclose()  # or it is seen when it looks for suspects, every second until it is collected
+            await (
+                another.aclose()
+            )  # or it is seen when it looks for stale threads, every second until it is collected
 
     def saver(self) -> CachedPostgresSaver:
-        return new_saver(self.client, self.stock, self.prefix)
+        return new_saver(self.client, self.upstream, self.prefix)
 
     def another_saver(self) -> CachedPostgresSaver:
         return new_saver(self.redis, self.watch, self.prefix)
@@ -182,7 +184,7 @@ class World:
     async def assert_nothing_is_left(self) -> None:
         """After `aclose`: no task, no connection in use or in the middle of something."""
         assert not working(), f"still running: {working()}"
-        pool = self.stock.conn
+        pool = self.upstream.conn
         conns = [pool]
         if isinstance(pool, AsyncConnectionPool):
             stats = pool.get_stats()
@@ -193,7 +195,7 @@ class World:
             assert conn.info.transaction_status == TransactionStatus.IDLE
             expected = PipelineStatus.ON if self.kind == "pipeline" else PipelineStatus.OFF
             assert conn.pgconn.pipeline_status == expected
-        assert not self.stock.lock.locked()
+        assert not self.upstream.lock.locked()
         assert not self.client.connection_pool._in_use_connections
         for free in self.client.connection_pool._available_connections:
             assert not (free.is_connected and await free.can_read()), "a reply is left for the next caller"
@@ -202,11 +204,11 @@ class World:
         """Another process, of which Redis is there, can tell at once what is the latest."""
         another = self.another_saver()
         if self.redis_is_gone:
-            await another._recovery.void_suspects()  # as it does once a second
+            await another._invalidator.invalidate_stale()  # as it does once a second
         expected = await asyncio.wait_for(self.watch.aget_tuple(on_thread(thread)), PATIENT_SECONDS)
         assert await asyncio.wait_for(another.aget_tuple(on_thread(thread)), PATIENT_SECONDS) == expected
         stats = another.stats()
-        assert not stats["waits"], "a ticket is left"
+        assert not stats["waits"], "a fill lease is left"
         assert not stats["bypasses"], "a fence is left"
         await another.aclose()
         fields = await self.redis.hkeys(thread_key(self.prefix, thread))
@@ -237,6 +239,6 @@ async def open_world(kind: str, url: str, redis_url: str, prefix: str, *, gone: 
         Redis.from_url(redis_url) as redis,
         open_stock("single", url) as watch,
         client_of(redis_url, gone=gone) as client,
-        open_stock(kind, url) as stock,
+        open_stock(kind, url) as upstream,
     ):
-        yield World(kind, gone, prefix, redis, watch, client, stock)
+        yield World(kind, gone, prefix, redis, watch, client, upstream)

@@ -29,7 +29,7 @@ def prefix() -> str:
 async def tiers(
     migrated_database_url: str, redis_url: str, redis_prefix: str, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[Tiers]:
-    """Our saver and the stock one. After the test no task may have failed without anybody noticing."""
+    """Our saver and the upstream one. After the test no task may have failed without anybody noticing."""
     async with open_tiers(migrated_database_url, redis_url, redis_prefix) as tiers:
         yield tiers
     gc.collect()

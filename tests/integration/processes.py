@@ -127,8 +127,8 @@ def run(job: Job) -> Done:
 
 async def _run(job: Job) -> Done:
     if not job.cached:
-        async with AsyncPostgresSaver.from_conn_string(job.postgres_url) as stock:
-            return await _invoke(job, stock)
+        async with AsyncPostgresSaver.from_conn_string(job.postgres_url) as upstream:
+            return await _invoke(job, upstream)
     async with CachedPostgresSaver.from_conn_string(
         job.postgres_url, job.redis_url, prefix=job.prefix, redis_timeout=PATIENT_SECONDS
     ) as saver:

@@ -1,4 +1,4 @@
-"""The rows of a thread in the stock saver's tables, without its name."""
+"""The rows of a thread in the upstream saver's tables, without its name."""
 
 from __future__ import annotations
 

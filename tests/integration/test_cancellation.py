@@ -40,13 +40,13 @@ from langgraph_checkpoint_cached.engine import read_path
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.postgres.schema import MIGRATION_LOCK
 from langgraph_checkpoint_cached.stores.redis.entries import DROP, Load
-from langgraph_checkpoint_cached.utils.background_tasks import Tasks
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
 pytestmark = pytest.mark.integration
 
 MIGRATING = 30 * TICKS
 """Moments after which the servers have been looked at, and tables are being made."""
-BESIDE = Tasks()
+BESIDE = BackgroundTasks()
 """What goes on beside a call."""
 
 
@@ -85,11 +85,11 @@ async def get(saver: Saver, thread: str) -> None:
 
 @asynccontextmanager
 async def loading(other: CachedPostgresSaver, namespace: Namespace) -> AsyncIterator[None]:
-    """Another process has the ticket."""
+    """Another process has the fill lease."""
     entries = other._reader._entries
     assert isinstance(await entries.read(namespace, "foreign"), Load)
     yield
-    await entries.give_back(namespace, "foreign")
+    await entries.release_fill_lease(namespace, "foreign")
 
 
 @asynccontextmanager
@@ -215,9 +215,9 @@ async def test_a_migration_that_is_cancelled_is_done_to_its_end(
         async def run(moment: int) -> bool:
             if (
                 kind == "pipeline"
-            ):  # there the stock saver can make no index, so that only our own table is missing
+            ):  # there the upstream saver can make no index, so that only our own table is missing
                 await world.another_saver().setup()
-                removals = ["drop table checkpoint_cache_suspects"]
+                removals = ["drop table checkpoint_cache_stale_threads"]
             else:
                 removals = ["drop schema public cascade", "create schema public"]
             for statement in removals:
@@ -321,7 +321,7 @@ def test_the_loop_ends(
     async def check(moment: int, before: dict[str, Any], returned: set[str]) -> None:
         async with opened() as world:
             if gone:
-                await world.another_saver()._recovery.void_suspects()
+                await world.another_saver()._invalidator.invalidate_stale()
             for name in names:
                 thread = f"{redis_prefix} {moment} {name}"
                 stored = await world.stored(thread)

@@ -37,17 +37,17 @@ async def checking(tiers: Tiers) -> AsyncIterator[CachedPostgresSaver]:
 @asynccontextmanager
 async def checking_saver(tiers: Tiers, fraction: float = 1) -> AsyncIterator[CachedPostgresSaver]:
     saver = CachedPostgresSaver(
-        tiers.redis, tiers.stock, prefix=tiers.prefix, redis_timeout=PATIENT_SECONDS, check_hits=fraction
+        tiers.redis, tiers.upstream, prefix=tiers.prefix, redis_timeout=PATIENT_SECONDS, check_hits=fraction
     )
     yield saver
-    if isinstance(held := saver._reader._checker._postgres, Held):
+    if isinstance(held := saver._reader._auditor._postgres, Held):
         held.go.set()  # or a test that fails would wait for ever
     await saver.aclose()
 
 
 async def checked(saver: CachedPostgresSaver) -> tuple[float, float]:
     """Checks and disagreements, once those under way are over."""
-    await saver._reader._checker.drain()
+    await saver._reader._auditor.drain()
     return saver.stats()["checks"], saver.stats()["disagreements"]
 
 
@@ -122,7 +122,7 @@ async def test_an_entry_that_is_not_what_postgres_holds_is_counted_logged_and_dr
     with caplog.at_level(logging.ERROR, "langgraph_checkpoint_cached"):
         wrong = await checking.aget_tuple(conversation.config)
         assert await checked(checking) == (2, 1)
-    assert wrong != await tiers.stock.aget_tuple(conversation.config)
+    assert wrong != await tiers.upstream.aget_tuple(conversation.config)
     (line,) = [r.getMessage() for r in caplog.records if r.name == "langgraph_checkpoint_cached"]
     assert "'t'" in line
     assert record.checkpoint_id in line
@@ -137,7 +137,7 @@ async def test_an_entry_that_is_not_what_postgres_holds_is_counted_logged_and_dr
 async def test_what_was_written_past_the_package_is_found(tiers: Tiers, checking: CachedPostgresSaver) -> None:
     conversation = Conversation(tiers.saver)
     await conversation.turns(1)
-    conversation.saver = tiers.stock  # type: ignore[assignment]
+    conversation.saver = tiers.upstream  # type: ignore[assignment]
     await conversation.turn()
     await checking.aget_tuple(conversation.config)
     assert await checked(checking) == (1, 1)
@@ -152,7 +152,7 @@ async def test_an_empty_namespace_is_checked_too(tiers: Tiers, checking: CachedP
     assert checking.stats()["hits"] == 2
     assert (await checked(checking))[1] == 0
     assert checking.stats()["checks"] > 0
-    await tiers.stock.aput(empty, new_checkpoint(), {}, {})
+    await tiers.upstream.aput(empty, new_checkpoint(), {}, {})
     assert await checking.aget_tuple(empty) is None
     assert (await checked(checking))[1] == 1
     assert await checking.aget_tuple(empty) is not None
@@ -177,7 +177,7 @@ class Held:
     """Postgres' answers to a saver's checks, held back until they are let go."""
 
     def __init__(self, saver: CachedPostgresSaver) -> None:
-        self.checker = saver._reader._checker
+        self.checker = saver._reader._auditor
         self.store = self.checker._postgres
         self.asked: list[Namespace] = []
         self.go = asyncio.Event()
@@ -220,7 +220,7 @@ async def test_a_check_says_nothing_while_a_write_is_under_way(
 ) -> None:
     conversation = Conversation(tiers.saver)
     await conversation.turns(2)
-    await tiers.stock.aput_writes(conversation.latest, [("messages", 9)], "a task whose COMMIT is on its way")
+    await tiers.upstream.aput_writes(conversation.latest, [("messages", 9)], "a task whose COMMIT is on its way")
     held = Held(checking)
     await checking.aget_tuple(conversation.config)
     while not held.asked:
@@ -240,7 +240,7 @@ async def test_what_a_process_wrote_that_alone_lost_redis_is_no_disagreement(
             migrated_database_url, redis_url, prefix=redis_prefix, redis_timeout=PATIENT_SECONDS, check_hits=1
         ) as reader,
     ):
-        reader._recovery.watch = lambda: None  # type: ignore[method-assign] # does not happen to look just now
+        reader._invalidator.watch = lambda: None  # type: ignore[method-assign] # does not happen to look just now
         conversation = Conversation(writer)
         await conversation.turns(2)
         await conversation.check(reader)
@@ -302,7 +302,7 @@ async def test_no_more_than_a_few_checks_are_under_way_and_reads_do_not_wait_for
     while len(held.asked) < CHECKS_AT_ONCE_MAX:
         await asyncio.sleep(0)
     await asyncio.gather(*(conversation.check(checking) for _ in range(20)))
-    assert len(held.asked) == CHECKS_AT_ONCE_MAX == len(checking._reader._checker._tasks)
+    assert len(held.asked) == CHECKS_AT_ONCE_MAX == len(checking._reader._auditor._tasks)
     assert checking.stats()["hits"] == 30
     held.go.set()
     assert await checked(checking) == (CHECKS_AT_ONCE_MAX, 0)

@@ -23,7 +23,7 @@ from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.entries import RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.keys import names_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
-from langgraph_checkpoint_cached.stores.redis.transport import Step, Steps
+from langgraph_checkpoint_cached.stores.redis.transport import Step, Transport
 
 pytestmark = pytest.mark.integration
 
@@ -72,21 +72,21 @@ async def test_hits_come_from_every_node(
                 host="127.0.0.1", port=cluster.servers[0].port, decode_responses=kind == "decoding client"
             )
             await stack.enter_async_context(client)
-            stock = await stack.enter_async_context(AsyncPostgresSaver.from_conn_string(migrated_database_url))
-            saver = CachedPostgresSaver(client, stock, prefix=prefix, redis_timeout=PATIENT_SECONDS)
+            upstream = await stack.enter_async_context(AsyncPostgresSaver.from_conn_string(migrated_database_url))
+            saver = CachedPostgresSaver(client, upstream, prefix=prefix, redis_timeout=PATIENT_SECONDS)
         await saver.setup()
         conversations = [Conversation(saver, thread_id) for thread_id in IDS]
         await asyncio.gather(*(conversation.turns(3) for conversation in conversations))
         stats = saver.stats()
         assert (stats["hits"], stats["loads"]) == (2 * THREADS, THREADS)
-        assert (stats["advances"], stats["redis_errors"]) == (4 * THREADS, 0)
+        assert (stats["entry_updates"], stats["redis_errors"]) == (4 * THREADS, 0)
         for node in cluster.primaries:
             assert list(cluster.clients[node].scan_iter(match=f"{prefix}:*"))
         await saver.adelete_thread(IDS[0])
         await saver.aprune(IDS[1:3])
         assert await saver.aget_tuple(conversations[0].config) is None
         await conversations[1].check()
-        await saver._writer._entries.void_all()
+        await saver._writer._entries.invalidate_all()
         loads = saver.stats()["loads"]
         for conversation in conversations[1:]:
             await conversation.check()
@@ -129,10 +129,10 @@ async def test_only_these_commands_are_sent_and_no_service_blocks_them(
                 await saver.aget_tuple(conversation.latest)
                 await saver.aprune([thread_id])
                 await saver.adelete_thread(thread_id)
-            await saver._writer._entries.void_all()
+            await saver._writer._entries.invalidate_all()
             new = Conversation(saver, "new")
             await new.turn()
-            saver._guard._fail(RedisUnavailable("for a probe"))
+            saver._executor._fail(RedisUnavailable("for a probe"))
             await until_hit(new)
             assert saver.stats()["redis_errors"] == 0
             assert saver.stats()["hits"] >= 2 * THREADS
@@ -167,7 +167,7 @@ async def test_steps_for_one_node_share_a_round_trip_and_follow_a_moved_slot(
         return Step(APPEND, [f"{prefix}:{{{thread}}}"], [number], done, True)
 
     async with RedisCluster(host="127.0.0.1", port=cluster.servers[0].port) as client:
-        steps = Steps(client)
+        steps = Transport(client)
         for turn in range(2):
             answers = await steps.run([step(thread, n) for n in range(3) for thread in IDS])
             assert answers == [3 * turn + n for n in (1, 2, 3) for _ in IDS]
@@ -287,6 +287,6 @@ async def test_in_the_middle_of_a_load(
     async with playing(migrated_database_url, cluster.url, prefix, IDS) as (players, report):
         await asyncio.to_thread(fault, cluster, prefix)
         if fault is move_slots:  # one thread is no reason to leave Redis alone
-            assert all(player.saver._guard._breaker.closed for player in players)
+            assert all(player.saver._executor._breaker.closed for player in players)
     assert report.errors == []
     assert report.violations == []

@@ -138,9 +138,9 @@ async def test_many_readers_of_cold_threads_in_several_processes_load_each_once(
     migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:
     values = {}
-    async with AsyncPostgresSaver.from_conn_string(migrated_database_url) as stock:
+    async with AsyncPostgresSaver.from_conn_string(migrated_database_url) as upstream:
         for i in range(THREADS):
-            values[i] = (await write(stock, f"cold-{i}"))[1]
+            values[i] = (await write(upstream, f"cold-{i}"))[1]
     before = await until_steady(lambda: scans_of_checkpoints(migrated_database_url))
     results = await run_processes(PROCESSES, "cold", migrated_database_url, redis_url, redis_prefix)
     after = await until_steady(lambda: scans_of_checkpoints(migrated_database_url))
@@ -163,7 +163,7 @@ async def test_no_process_reads_anything_older_than_what_was_acknowledged(
     for result in results:
         assert result["degraded_reads"] == result["degraded_writes"] == 0
         assert result["hits"] > OPERATIONS / 20, result
-        assert result["advances"] > OPERATIONS / 100, result
+        assert result["entry_updates"] > OPERATIONS / 100, result
 
 
 def stale_reads(events: list[Event]) -> list[str]:

@@ -100,7 +100,7 @@ async def test_a_target_with_something_of_its_own_is_refused_unless_told(tiers: 
     await tiers.saver.acopy_thread("a", "b", overwrite=True)
     assert await rows_of(tiers, "b") == await rows_of(tiers, "a")
     assert await whose(other, "b") == ["a", ""]
-    assert await other.aget_tuple(on_thread("b")) == await tiers.stock.aget_tuple(on_thread("b"))
+    assert await other.aget_tuple(on_thread("b")) == await tiers.upstream.aget_tuple(on_thread("b"))
 
 
 async def test_a_source_without_anything_copies_nothing_and_empties_nothing(tiers: Tiers) -> None:

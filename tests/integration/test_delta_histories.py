@@ -1,4 +1,4 @@
-"""Histories of `DeltaChannel`s out of Redis: what the stock saver says, without a query."""
+"""Histories of `DeltaChannel`s out of Redis: what the upstream saver says, without a query."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def queries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Those of this process that read, but for a look at the tables of suspects and of leases once a second."""
+    """Those of this process that read, but for a look at the tables of stale threads and of leases once a
+    second.
+    """
     found: list[str] = []
     execute = AsyncCursor.execute
 
     async def counted(self: Any, query: Any, *args: Any, **options: Any) -> Any:
         text = str(query)
-        looks = text == leases.FIND_STILL or "checkpoint_cache_suspects" in text
+        looks = text == leases.FIND_STILL or "checkpoint_cache_stale_threads" in text
         if "select" in text.lower() and not looks and "INSERT" not in text:
             found.append(text)
         return await execute(self, query, *args, **options)
@@ -74,16 +76,16 @@ async def test_a_warm_resume_costs_no_query(tiers: Tiers, queries: list[str], du
     assert queries == [], "another process has it too"
     assert other.stats()["history_hits"] == 1
     assert tiers.saver.stats()["history_loads"] <= 2
-    assert (await chat_of(tiers.stock).aget_state(config)).values == result
+    assert (await chat_of(tiers.upstream).aget_state(config)).values == result
     await tiers.assert_agree()
 
 
 async def compare(tiers: Tiers, config: Any, channels: list[str]) -> Any:
     """What both savers say of the latest checkpoint, and two more of ours."""
-    found = await tiers.stock.aget_tuple(config)
+    found = await tiers.upstream.aget_tuple(config)
     if found is None:
         return None
-    expected = await tiers.stock.aget_delta_channel_history(config=found.config, channels=channels)
+    expected = await tiers.upstream.aget_delta_channel_history(config=found.config, channels=channels)
     for saver in (tiers.saver, tiers.another_saver()):
         assert await saver.aget_tuple(config) == found
         for _ in range(2):
@@ -187,7 +189,7 @@ async def test_a_history_that_was_loaded_during_a_write_is_not_kept(
     tiers: Tiers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = await put_chain(tiers.saver, 3)
-    parent = (await tiers.stock.aget_tuple(config)).parent_config  # type: ignore[union-attr]
+    parent = (await tiers.upstream.aget_tuple(config)).parent_config  # type: ignore[union-attr]
     other, load = tiers.another_saver(), tiers.saver._postgres.histories
 
     async def load_then_write(*args: Any) -> Any:
@@ -301,6 +303,6 @@ async def test_no_history_without_channels_or_without_a_checkpoint(tiers: Tiers)
     config = await put_chain(tiers.saver, 2)
     assert await tiers.saver.aget_delta_channel_history(config=config, channels=[]) == {}
     gone = on_thread(CACHED, checkpoint_id=empty_checkpoint()["id"])
-    for saver in (tiers.saver, tiers.stock):
+    for saver in (tiers.saver, tiers.upstream):
         found = await saver.aget_delta_channel_history(config=gone, channels=["a"])
         assert found == {"a": {"writes": []}}

@@ -103,7 +103,7 @@ def test_it_plays_every_scene_on_embedded_servers_and_leaves_nothing(home: Path)
         "log Redis is unusable, going on with Postgres alone",
         "✓ every turn was answered, from Postgres alone",
         "log Redis is usable again",
-        "✓ the latest state of 5 conversations, from Redis: equal to what the stock saver returns",
+        "✓ the latest state of 5 conversations, from Redis: equal to what the upstream saver returns",
         "All 13 checks held",
     ]:
         assert line in output

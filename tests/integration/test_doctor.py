@@ -22,12 +22,12 @@ Ask = Callable[..., Awaitable[tuple[int, Any]]]
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
-def levels(said: Any, check: str) -> list[str]:
-    return [each["level"] for each in said["findings"] if each["check"] == check]
+def levels(reply: Any, check: str) -> list[str]:
+    return [each["level"] for each in reply["findings"] if each["check"] == check]
 
 
-def advice(said: Any, check: str) -> str:
-    return " ".join(each["advice"] for each in said["findings"] if each["check"] == check)
+def advice(reply: Any, check: str) -> str:
+    return " ".join(each["advice"] for each in reply["findings"] if each["check"] == check)
 
 
 def run_sql(url: str, *statements: str) -> None:
@@ -50,14 +50,14 @@ def with_redis(migrated_database_url: str, redis_prefix: str) -> Callable[[str],
 async def test_nothing_is_wrong_where_nothing_is(
     ask_cli: Ask, small_redis: RedisServer, with_redis: Callable[[str], list[str]]
 ) -> None:
-    code, said = await ask_cli("doctor", servers=with_redis(small_redis.url))
-    assert (code, said["counts"]["problem"], said["counts"]["warning"], said["counts"]["unknown"]) == (
+    code, reply = await ask_cli("doctor", servers=with_redis(small_redis.url))
+    assert (code, reply["counts"]["problem"], reply["counts"]["warning"], reply["counts"]["unknown"]) == (
         0,
         0,
         0,
         0,
-    ), said
-    checks = {each["check"] for each in said["findings"]}
+    ), reply
+    checks = {each["check"] for each in reply["findings"]}
     assert checks >= {
         "tables",
         "indexes",
@@ -67,7 +67,7 @@ async def test_nothing_is_wrong_where_nothing_is(
         "clock",
         "round trip",
     }
-    assert all(each["advice"] for each in said["findings"] if each["level"] != "ok")
+    assert all(each["advice"] for each in reply["findings"] if each["level"] != "ok")
 
 
 def test_the_rights_that_it_asks_for_are_those_of_the_readme() -> None:
@@ -79,10 +79,10 @@ def test_the_rights_that_it_asks_for_are_those_of_the_readme() -> None:
 
 
 async def test_an_empty_database_has_no_tables(ask_cli: Ask, database_url: str, cli_servers: list[str]) -> None:
-    code, said = await ask_cli("doctor", servers=["--postgres-uri", database_url, *cli_servers[2:]])
+    code, reply = await ask_cli("doctor", servers=["--postgres-uri", database_url, *cli_servers[2:]])
     assert code == 1
-    assert set(levels(said, "tables")) == {"problem", "warning"}
-    assert "setup()" in advice(said, "tables")
+    assert set(levels(reply, "tables")) == {"problem", "warning"}
+    assert "setup()" in advice(reply, "tables")
 
 
 async def test_tables_that_are_behind_or_broken(ask_cli: Ask, migrated_database_url: str) -> None:
@@ -91,15 +91,15 @@ async def test_tables_that_are_behind_or_broken(ask_cli: Ask, migrated_database_
         "delete from checkpoint_migrations where v = (select max(v) from checkpoint_migrations)",
         "drop index checkpoint_writes_thread_id_idx",
         "update pg_index set indisvalid = false where indexrelid = 'checkpoints_thread_id_idx'::regclass",
-        "drop table checkpoint_cache_suspects",
+        "drop table checkpoint_cache_stale_threads",
     )
-    code, said = await ask_cli("doctor")
+    code, reply = await ask_cli("doctor")
     assert code == 1
-    assert levels(said, "tables") == ["problem", "problem"]
-    assert levels(said, "indexes") == ["problem", "warning"]
-    assert "REINDEX INDEX CONCURRENTLY checkpoints_thread_id_idx" in advice(said, "indexes")
-    assert "CREATE INDEX CONCURRENTLY checkpoint_writes_thread_id_idx" in advice(said, "indexes")
-    assert levels(said, "suspects") == []
+    assert levels(reply, "tables") == ["problem", "problem"]
+    assert levels(reply, "indexes") == ["problem", "warning"]
+    assert "REINDEX INDEX CONCURRENTLY checkpoints_thread_id_idx" in advice(reply, "indexes")
+    assert "CREATE INDEX CONCURRENTLY checkpoint_writes_thread_id_idx" in advice(reply, "indexes")
+    assert levels(reply, "stale_threads") == []
 
 
 @pytest.fixture
@@ -120,12 +120,12 @@ async def test_rights_that_are_missing_are_named(
     for table, rights in RIGHTS.items():
         run_sql(migrated_database_url, f"grant {', '.join(rights)} on {table} to {role}")
     run_sql(migrated_database_url, f"revoke delete on checkpoint_blobs from {role}")
-    code, said = await ask_cli("doctor", servers=servers)
+    code, reply = await ask_cli("doctor", servers=servers)
     assert code == 1
-    assert advice(said, "postgres rights") == f"GRANT DELETE ON checkpoint_blobs TO {role}"
+    assert advice(reply, "postgres rights") == f"GRANT DELETE ON checkpoint_blobs TO {role}"
     run_sql(migrated_database_url, f"grant delete on checkpoint_blobs to {role}")
-    code, said = await ask_cli("doctor", servers=servers)
-    assert (code, levels(said, "postgres rights"), said["counts"]["unknown"]) == (0, ["ok"], 0)
+    code, reply = await ask_cli("doctor", servers=servers)
+    assert (code, levels(reply, "postgres rights"), reply["counts"]["unknown"]) == (0, ["ok"], 0)
 
 
 @pytest.mark.parametrize(("mode", "words"), [("transaction", "not safe"), ("session", "are safe")])
@@ -133,8 +133,8 @@ async def test_a_pooler_and_its_mode_are_found(
     ask_cli: Ask, pgbouncers: Callable[..., str], cli_servers: list[str], mode: str, words: str
 ) -> None:
     servers = ["--postgres-uri", pgbouncers(pool_mode=mode), *cli_servers[2:]]
-    code, said = await ask_cli("doctor", servers=servers)
-    (pooler,) = (each["says"] for each in said["findings"] if each["check"] == "pooler")
+    code, reply = await ask_cli("doctor", servers=servers)
+    (pooler,) = (each["says"] for each in reply["findings"] if each["check"] == "pooler")
     assert code == 0
     assert f"{mode} mode" in pooler
     assert words in pooler
@@ -143,12 +143,12 @@ async def test_a_pooler_and_its_mode_are_found(
 async def test_suspects_that_nobody_voids(ask_cli: Ask, migrated_database_url: str, redis_prefix: str) -> None:
     run_sql(
         migrated_database_url,
-        "insert into checkpoint_cache_suspects (prefix, thread_id, mark, since)"
+        "insert into checkpoint_cache_stale_threads (prefix, thread_id, mark, since)"
         f" values ('{redis_prefix}', 't', 'm', now() - interval '1 hour'), ('other', 't', 'm', now())",
     )
-    code, said = await ask_cli("doctor")
+    code, reply = await ask_cli("doctor")
     assert code == 0
-    (line,) = (each for each in said["findings"] if each["check"] == "suspects")
+    (line,) = (each for each in reply["findings"] if each["check"] == "stale_threads")
     assert line["level"] == "warning"
     assert line["says"].startswith("1 threads, the oldest for ")
 
@@ -173,8 +173,8 @@ async def test_the_policy_of_redis(
     server = redis_servers(*settings)
     if level == "problem":
         fill_redis(server.url)
-    code, said = await ask_cli("doctor", servers=with_redis(server.url))
-    assert levels(said, "redis memory") == [level]
+    code, reply = await ask_cli("doctor", servers=with_redis(server.url))
+    assert levels(reply, "redis memory") == [level]
     assert code == (1 if level == "problem" else 0)
 
 
@@ -187,12 +187,12 @@ async def test_commands_that_the_redis_user_lacks_are_named_and_none_more_are_ne
     url = place._replace(netloc=f"one:word@{place.hostname}:{place.port}").geturl()
     with redis_py.Redis.from_url(small_redis.url) as admin:
         admin.execute_command("ACL", "SETUSER", "one", *rules)
-        code, said = await ask_cli("doctor", servers=with_redis(url))
-        assert (code, levels(said, "redis commands"), said["counts"]["unknown"]) == (0, ["ok"], 0), said
+        code, reply = await ask_cli("doctor", servers=with_redis(url))
+        assert (code, levels(reply, "redis commands"), reply["counts"]["unknown"]) == (0, ["ok"], 0), reply
         admin.execute_command("ACL", "SETUSER", "one", "-hkeys", "-scan")
-        code, said = await ask_cli("doctor", servers=with_redis(url))
+        code, reply = await ask_cli("doctor", servers=with_redis(url))
         assert code == 1
-        (line,) = (each for each in said["findings"] if each["check"] == "redis commands")
+        (line,) = (each for each in reply["findings"] if each["check"] == "redis commands")
         assert line["says"].startswith("refused: HKEYS, SCAN (")
         assert list(admin.scan_iter()) == []
 
@@ -202,28 +202,28 @@ async def test_a_replica_is_no_redis_to_use(
 ) -> None:
     primary = redis_servers()
     replica = redis_servers("--replicaof", "127.0.0.1", str(primary.port))
-    code, said = await ask_cli("doctor", servers=with_redis(replica.url))
+    code, reply = await ask_cli("doctor", servers=with_redis(replica.url))
     assert code == 1
-    assert levels(said, "redis role") == ["problem"]
+    assert levels(reply, "redis role") == ["problem"]
 
 
 async def test_every_primary_of_a_cluster_is_looked_at(
     ask_cli: Ask, cluster: Cluster, with_redis: Callable[[str], list[str]]
 ) -> None:
-    code, said = await ask_cli("doctor", servers=with_redis(cluster.url))
-    assert code == 0, said
-    assert levels(said, "redis commands") == ["ok"] * 3
+    code, reply = await ask_cli("doctor", servers=with_redis(cluster.url))
+    assert code == 0, reply
+    assert levels(reply, "redis commands") == ["ok"] * 3
 
 
 async def test_servers_that_cannot_be_reached_are_problems_without_secrets(
     ask_cli: Ask, cli_servers: list[str], with_redis: Callable[[str], list[str]]
 ) -> None:
     nowhere = "redis://user:secret@127.0.0.1:1/0"
-    code, said = await ask_cli("doctor", servers=with_redis(nowhere))
-    assert (code, levels(said, "redis"), levels(said, "tables")) == (1, ["problem"], ["ok"])
-    assert "secret" not in str(said)
-    code, said = await ask_cli(
+    code, reply = await ask_cli("doctor", servers=with_redis(nowhere))
+    assert (code, levels(reply, "redis"), levels(reply, "tables")) == (1, ["problem"], ["ok"])
+    assert "secret" not in str(reply)
+    code, reply = await ask_cli(
         "doctor", servers=["--postgres-uri", "postgresql://user:secret@127.0.0.1:1/db", *cli_servers[2:]]
     )
-    assert (code, levels(said, "postgres"), levels(said, "redis role")) == (1, ["problem"], ["ok"])
-    assert "secret" not in str(said)
+    assert (code, levels(reply, "postgres"), levels(reply, "redis role")) == (1, ["problem"], ["ok"])
+    assert "secret" not in str(reply)

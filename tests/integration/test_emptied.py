@@ -30,12 +30,12 @@ async def test_what_an_emptied_redis_had_acknowledged_is_read_by_all(
         await behind.aget_tuple(conversation.config)
         await conversation.turn()
         await behind.aflush("t")
-        assert behind._holder is not None
-        flush_all, behind._holder._flush_all = behind._holder._flush_all, _nothing  # type: ignore[method-assign]
+        assert behind._write_behind is not None
+        flush_all, behind._write_behind._flush_all = behind._write_behind._flush_all, _nothing  # type: ignore[method-assign]
         await conversation.turns(2)
-        assert behind.stats()["behind"]
+        assert behind.stats()["unflushed"]
         async for key in redis.scan_iter(match=f"{redis_prefix}*"):
             await redis.delete(key)
-        behind._holder._flush_all = flush_all  # type: ignore[method-assign]
+        behind._write_behind._flush_all = flush_all  # type: ignore[method-assign]
         await conversation.check(another)
         await conversation.check(behind)

@@ -44,7 +44,7 @@ from typing import Annotated, Any, TypedDict
 
 import psycopg
 import pytest
-from agreement import CACHED, STOCK, Saver, Tiers, new_checkpoint, new_saver, on_thread
+from agreement import CACHED, UPSTREAM, Saver, Tiers, new_checkpoint, new_saver, on_thread
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import Checkpoint, CheckpointTuple
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
@@ -107,7 +107,7 @@ async def thread(tiers: Tiers) -> Thread:
     await thread.put(messages=["hello"], other=[0])
     await thread.put(messages=["hello", "you"])
     await tiers.saver.aput_writes(thread.at(), [("messages", ["pending"]), ("other", [1])], "task")
-    assert tiers.saver.stats()["advances"] == 3
+    assert tiers.saver.stats()["entry_updates"] == 3
     return thread
 
 
@@ -141,7 +141,7 @@ async def test_a_checkpoint_and_its_writes_may_come_in_any_order(
     }
     for step in order:
         await steps[step]()
-        assert await tiers.saver.aget_tuple(thread.config) == await tiers.stock.aget_tuple(thread.config)
+        assert await tiers.saver.aget_tuple(thread.config) == await tiers.upstream.aget_tuple(thread.config)
     assert [value for *_, value in (await thread.read()).pending_writes or []] == [["a"], ["b"]]
     await tiers.assert_agree()
 
@@ -223,7 +223,7 @@ async def test_whatever_part_of_an_entry_is_lost_the_thread_is_not(
 ) -> None:
     """checkpoint-redis 0.5.2: a pointer without its document was an empty thread."""
     entry, own = sorted(await tiers.keys(), key=lambda key: key.endswith(b":thread"))
-    expected = await tiers.stock.aget_tuple(thread.config)
+    expected = await tiers.upstream.aget_tuple(thread.config)
     await thread.read()
     if part in ("thread", "both"):
         await tiers.redis.delete(own)
@@ -237,7 +237,7 @@ async def test_whatever_part_of_an_entry_is_lost_the_thread_is_not(
     assert await tiers.saver.aget_tuple(thread.config) == expected
     assert tiers.saver.stats()["hits"] == hits + (part == "v"), "versions are for writing"
     await thread.put(messages=["goes on"])
-    assert await tiers.saver.aget_tuple(thread.config) == await tiers.stock.aget_tuple(thread.config)
+    assert await tiers.saver.aget_tuple(thread.config) == await tiers.upstream.aget_tuple(thread.config)
     await tiers.assert_agree()
 
 
@@ -250,7 +250,7 @@ async def test_checkpoints_that_are_stored_in_any_order_leave_the_highest_as_the
         for turn in order:
             config, checkpoint, new = puts[turn]
             await tiers.saver.aput(config, checkpoint, {"source": "loop"}, new)
-            assert await tiers.saver.aget_tuple(thread.config) == await tiers.stock.aget_tuple(thread.config)
+            assert await tiers.saver.aget_tuple(thread.config) == await tiers.upstream.aget_tuple(thread.config)
         assert (await thread.read()).checkpoint["id"] == puts[2][1]["id"]
     await tiers.assert_agree()
 
@@ -258,9 +258,9 @@ async def test_checkpoints_that_are_stored_in_any_order_leave_the_highest_as_the
 async def test_reads_for_which_there_is_no_connection_are_not_empty(tiers: Tiers, thread: Thread) -> None:
     """AsyncValkeySaver 1.2.6: 54 of 64 concurrent reads came back as empty threads."""
     async with Redis.from_pool(ConnectionPool.from_url(tiers.redis_url, max_connections=2)) as narrow:
-        saver = new_saver(narrow, tiers.stock, tiers.prefix)
+        saver = new_saver(narrow, tiers.upstream, tiers.prefix)
         found = await asyncio.gather(*(saver.aget_tuple(thread.config) for _ in range(64)))
-        assert found == [await tiers.stock.aget_tuple(thread.config)] * 64
+        assert found == [await tiers.upstream.aget_tuple(thread.config)] * 64
         assert saver.stats()["redis_errors"] == 0  # they share a round trip, so two connections are plenty
         await saver.aclose()
 
@@ -276,7 +276,7 @@ async def test_langgraphs_own_types_come_back_as_themselves(tiers: Tiers, thread
     ]
     await tiers.saver.aput_writes(thread.at(), [("sends", value) for value in values], "types")
     await thread.put(sends=values)
-    for read in (thread.read(), tiers.stock.aget_tuple(thread.config)):
+    for read in (thread.read(), tiers.upstream.aget_tuple(thread.config)):
         found = await read
         assert found
         kept = found.checkpoint["channel_values"]["sends"]
@@ -291,7 +291,7 @@ async def test_a_search_finds_what_the_stock_saver_finds(tiers: Tiers, thread: T
         await thread.put(
             {"source": ["input", "loop"][step % 2], "step": step, "own": {"x": step}}, messages=[step]
         )
-    history = [found async for found in tiers.stock.alist(thread.config)]
+    history = [found async for found in tiers.upstream.alist(thread.config)]
     filters: list[dict[str, Any] | None] = [
         None,
         {},
@@ -307,15 +307,15 @@ async def test_a_search_finds_what_the_stock_saver_finds(tiers: Tiers, thread: T
     for wanted, before, config, limit in itertools.product(filters, befores, configs, [None, 1, 3]):
         search: dict[str, Any] = {"filter": wanted, "before": before, "limit": limit}
         ours = [found async for found in tiers.saver.alist(config, **search)]
-        assert ours == [found async for found in tiers.stock.alist(config, **search)]
+        assert ours == [found async for found in tiers.upstream.alist(config, **search)]
         sizes.add(len(ours))
     assert sizes >= {0, 1, 2, 3, len(history)}
 
 
 async def test_put_returns_the_config_of_what_it_stored(tiers: Tiers) -> None:
     """langgraph-redis#64: checkpoint_id was None."""
-    ours, stock = Thread(tiers.saver, CACHED, "ns"), Thread(tiers.stock, STOCK, "ns")
-    for thread in (ours, stock, ours, stock):
+    ours, upstream = Thread(tiers.saver, CACHED, "ns"), Thread(tiers.upstream, UPSTREAM, "ns")
+    for thread in (ours, upstream, ours, upstream):
         stored = await thread.put(messages=["x"])
         assert stored == thread.at()
         found = await thread.saver.aget_tuple(stored)
@@ -348,7 +348,7 @@ async def test_a_pruned_thread_keeps_its_open_questions(tiers: Tiers) -> None:
 async def test_a_cluster_client_is_taken_before_it_is_connected(tiers: Tiers) -> None:
     """langgraph-redis#93: it has no connection_pool."""
     cluster = RedisCluster(host="127.0.0.1", port=1)
-    saver = CachedPostgresSaver(cluster, tiers.stock, prefix=tiers.prefix)
+    saver = CachedPostgresSaver(cluster, tiers.upstream, prefix=tiers.prefix)
     await saver.aclose()
     await cluster.aclose()
 
@@ -356,7 +356,7 @@ async def test_a_cluster_client_is_taken_before_it_is_connected(tiers: Tiers) ->
 async def test_metadata_with_nul_is_stored_as_the_stock_saver_stores_it(tiers: Tiers) -> None:
     """langgraph#1878. It is stripped at the top, and refused by Postgres deeper down."""
     found = []
-    for saver, thread_id in ((tiers.saver, CACHED), (tiers.stock, STOCK)):
+    for saver, thread_id in ((tiers.saver, CACHED), (tiers.upstream, UPSTREAM)):
         thread = Thread(saver, thread_id)
         await saver.aget_tuple(thread.config)
         await thread.put({"source": "loop", "text": "a\0b"}, messages=["\0 here too"])
@@ -385,7 +385,7 @@ async def test_a_checkpoint_of_an_older_release_is_read_as_the_stock_saver_reads
             (CACHED, stored["id"], Jsonb(stored)),
         )
     thread = Thread(tiers.saver)
-    expected = await tiers.stock.aget_tuple(thread.config)
+    expected = await tiers.upstream.aget_tuple(thread.config)
     assert expected
     for _ in range(3):
         assert await thread.read() == expected
@@ -428,8 +428,8 @@ async def test_two_versions_of_this_package_can_run_side_by_side(
             monkeypatch.setattr(entry_format, "FORMAT", 2 * current + 1 - version)
             reader = other if saver is tiers.saver else tiers.saver
             assert await tiers.fences_left() == []
-            assert await reader.aget_tuple(thread.config) == await tiers.stock.aget_tuple(thread.config)
-            assert await reader.aget_tuple(thread.config) == await tiers.stock.aget_tuple(thread.config)
+            assert await reader.aget_tuple(thread.config) == await tiers.upstream.aget_tuple(thread.config)
+            assert await reader.aget_tuple(thread.config) == await tiers.upstream.aget_tuple(thread.config)
     assert other.stats()["damaged"] > 0, "what the other version stored is a miss"
     monkeypatch.undo()
     await tiers.assert_agree()

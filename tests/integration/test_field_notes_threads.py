@@ -86,7 +86,7 @@ async def test_deleting_a_thread_touches_no_other(tiers: Tiers, change: str) -> 
             assert await whose(tiers.saver, thread_id) == expected, f"{thread_id!r} after deleting {deleted!r}"
         assert tiers.saver.stats()["hits"] == hits + len(THREAD_IDS) - 1, "the others are served from Redis still"
     for thread_id in THREAD_IDS:
-        assert await whose(tiers.stock, thread_id) == (None if thread_id in gone else [thread_id, ""])
+        assert await whose(tiers.upstream, thread_id) == (None if thread_id in gone else [thread_id, ""])
 
 
 async def test_deleting_a_thread_deletes_all_its_namespaces(tiers: Tiers) -> None:
@@ -128,9 +128,9 @@ async def test_services_with_prefixes_of_their_own_share_nothing(
 ) -> None:
     """langgraph-redis#187: the pointers to the latest were shared."""
     await put(tiers.saver, "t")
-    async with AsyncPostgresSaver.from_conn_string(database_url) as stock:
-        await stock.setup()
-        others = [new_saver(tiers.redis, stock, f"{redis_prefix}{more}") for more in (":", ":x", "*", "?", "0")]
+    async with AsyncPostgresSaver.from_conn_string(database_url) as upstream:
+        await upstream.setup()
+        others = [new_saver(tiers.redis, upstream, f"{redis_prefix}{more}") for more in (":", ":x", "*", "?", "0")]
         for other in others:
             assert await whose(other, "t") is None
             await other.adelete_thread("t")
@@ -160,7 +160,7 @@ async def behind_proxy(
     """A saver whose one connection to Redis can be made to stall."""
     proxy = proxies(tiers.redis_url)
     async with Redis.from_url(proxy.url, single_connection_client=False, max_connections=1) as redis:
-        saver = CachedPostgresSaver(redis, tiers.stock, prefix=tiers.prefix, redis_timeout=2)
+        saver = CachedPostgresSaver(redis, tiers.upstream, prefix=tiers.prefix, redis_timeout=2)
         yield proxy, saver
         proxy.hear()
         await saver.aclose()
@@ -200,13 +200,13 @@ async def test_reads_that_time_out_leave_no_reply_for_the_next(
         await put(tiers.saver, user)
     async with Redis.from_url(proxy.url) as redis:
         for user, other in zip(users, reversed(users), strict=True):
-            saver = CachedPostgresSaver(redis, tiers.stock, prefix=tiers.prefix, redis_timeout=0.5)
+            saver = CachedPostgresSaver(redis, tiers.upstream, prefix=tiers.prefix, redis_timeout=0.5)
             assert await whose(saver, user) == [user, ""]
             proxy.mute()
             assert await whose(saver, user) == [user, ""], "from Postgres"
             assert saver.stats()["degraded_reads"] == 1
             proxy.hear()
-            fresh = new_saver(redis, tiers.stock, tiers.prefix)
+            fresh = new_saver(redis, tiers.upstream, tiers.prefix)
             assert await whose(fresh, other) == [other, ""]
             assert fresh.stats()["hits"] == 1
             await saver.aclose()

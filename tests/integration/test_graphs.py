@@ -1,4 +1,4 @@
-"""Graphs of every usual shape, run with our saver and with the stock one: nobody can tell the difference."""
+"""Graphs of every usual shape, run with our saver and with the upstream one: nobody can tell the difference."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def chat(saver: Saver) -> Any:
     return builder.compile(checkpointer=saver)
 
 
-def said(turn: int) -> dict[str, Any]:
+def reply(turn: int) -> dict[str, Any]:
     return {"messages": [HumanMessage(f"thing {turn}", id=f"human-{turn}")]}
 
 
@@ -75,7 +75,7 @@ def said(turn: int) -> dict[str, Any]:
 async def test_a_conversation_goes_on_from_turn_to_turn(tiers: Tiers, durability: str) -> None:
     async def conversation(saver: Saver, thread: str) -> Any:
         graph, config = chat(saver), on_thread(thread)
-        answers = [await graph.ainvoke(said(turn), config, durability=durability) for turn in range(TURNS)]
+        answers = [await graph.ainvoke(reply(turn), config, durability=durability) for turn in range(TURNS)]
         return answers, await outlines(graph, config)
 
     answers, _ = await tiers.run_with_both(conversation)
@@ -86,10 +86,10 @@ async def test_a_conversation_goes_on_from_turn_to_turn(tiers: Tiers, durability
 async def test_only_the_first_turn_of_a_conversation_loads_from_postgres(tiers: Tiers) -> None:
     graph = chat(tiers.saver)
     for turn in range(TURNS):
-        await graph.ainvoke(said(turn), on_thread(CACHED))
+        await graph.ainvoke(reply(turn), on_thread(CACHED))
     stats = tiers.saver.stats()
     assert (stats["loads"], stats["hits"], stats["bypasses"]) == (1, TURNS - 1, 0)
-    assert stats["advances"] == stats["writes"] > 0, "every write moved the entry along"
+    assert stats["entry_updates"] == stats["writes"] > 0, "every write moved the entry along"
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.517356836493, 0.0, 2.2206268043944988e-05], ids=str)
@@ -101,10 +101,10 @@ async def test_every_version_that_can_be_drawn_moves_the_entry_along(
     monkeypatch.setattr(random, "random", lambda: fraction if next(draws) % 2 else 0.2512345678901234)
     graph = chat(tiers.saver)
     for turn in range(TURNS):
-        await graph.ainvoke(said(turn), on_thread(CACHED))
+        await graph.ainvoke(reply(turn), on_thread(CACHED))
     stats = tiers.saver.stats()
     assert stats["loads"] == 1
-    assert stats["advances"] == stats["writes"] > 0
+    assert stats["entry_updates"] == stats["writes"] > 0
 
 
 @pytest.mark.parametrize("mode", ["values", "updates", "tasks"])
@@ -116,7 +116,7 @@ async def test_a_streamed_run_says_the_same(tiers: Tiers, mode: str) -> None:
         graph, config = chat(saver), on_thread(thread)
         turns = []
         for turn in range(TURNS):
-            events = graph.astream(said(turn), config, stream_mode=mode)
+            events = graph.astream(reply(turn), config, stream_mode=mode)
             turns.append([without_ids(event) async for event in events])
         return turns
 
@@ -127,7 +127,7 @@ async def test_a_streamed_run_says_the_same(tiers: Tiers, mode: str) -> None:
 async def test_a_stream_that_is_left_early_can_be_gone_on_with(tiers: Tiers) -> None:
     async def left_and_resumed(saver: Saver, thread: str) -> Any:
         graph, config = chat(saver), on_thread(thread)
-        stream = graph.astream(said(0), config, stream_mode="updates", durability="sync")
+        stream = graph.astream(reply(0), config, stream_mode="updates", durability="sync")
         first = await anext(stream)
         await stream.aclose()
         return first, await graph.ainvoke(None, config), outline(await graph.aget_state(config))
@@ -146,7 +146,7 @@ async def test_many_threads_of_one_process_do_not_mix(tiers: Tiers) -> None:
         async def one(number: int) -> Any:
             config = on_thread(f"{prefix}-{number}")
             for turn in range(2):
-                await graph.ainvoke(said(100 * number + turn), config)
+                await graph.ainvoke(reply(100 * number + turn), config)
             return outline(await graph.aget_state(config))
 
         return await asyncio.gather(*(one(number) for number in range(threads)))

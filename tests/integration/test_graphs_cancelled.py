@@ -159,7 +159,9 @@ async def test_a_write_whose_caller_is_cancelled_is_stored_and_served(tiers: Tie
 
 
 async def test_reads_that_are_cancelled_leave_the_right_to_load_to_others(tiers: Tiers) -> None:
-    await graph_of(tiers.stock, gate := Gate()).aupdate_state(on_thread(CACHED), {"trail": ["x"]}, as_node="first")
+    await graph_of(tiers.upstream, gate := Gate()).aupdate_state(
+        on_thread(CACHED), {"trail": ["x"]}, as_node="first"
+    )
     assert not gate.entered.is_set()
     config = on_thread(CACHED)
     async with await psycopg.AsyncConnection.connect(tiers.postgres_url) as conn:
@@ -174,7 +176,7 @@ async def test_reads_that_are_cancelled_leave_the_right_to_load_to_others(tiers:
             await eventually(waiting)
         for read in reads:
             await cancel(read)
-    expected = await tiers.stock.aget_tuple(config)
+    expected = await tiers.upstream.aget_tuple(config)
     assert await asyncio.wait_for(tiers.saver.aget_tuple(config), 10) == expected
     stats = tiers.saver.stats()
     assert stats["loads"] == stats["fills"] == 1, "the load went on without those who had asked for it"

@@ -12,7 +12,7 @@ from typing import Any
 
 import processes
 import pytest
-from agreement import CACHED, STOCK, Tiers, on_thread, outline
+from agreement import CACHED, UPSTREAM, Tiers, on_thread, outline
 from langgraph.types import Command
 from processes import Done, Job
 
@@ -30,7 +30,7 @@ def two_processes() -> Iterator[list[ProcessPoolExecutor]]:
 
 @pytest.fixture
 def play(tiers: Tiers, two_processes: list[ProcessPoolExecutor]) -> Play:
-    """Plays a script on a graph with our saver and with the stock one; what the script returns is the same.
+    """Plays a script on a graph with our saver and with the upstream one; what the script returns is the same.
 
     The script is given a function that invokes the graph, in one process and the other by turns.
     """
@@ -58,7 +58,7 @@ def play(tiers: Tiers, two_processes: list[ProcessPoolExecutor]) -> Play:
             return await script(turn)
 
         seen = await play_with(CACHED)
-        assert seen == await play_with(STOCK)
+        assert seen == await play_with(UPSTREAM)
         assert len(pids) >= 2
         await tiers.assert_agree()
         return seen

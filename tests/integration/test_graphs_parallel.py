@@ -131,7 +131,7 @@ async def test_a_sibling_of_a_node_that_failed_is_not_run_again(tiers: Tiers) ->
             return {"results": ["bad, at last"]}
 
         async def siblings_stored() -> bool:
-            found = await tiers.stock.aget_tuple(on_thread(thread))
+            found = await tiers.upstream.aget_tuple(on_thread(thread))
             writes = found.pending_writes if found else None
             return sum(channel == "results" for _, channel, _ in writes or []) == siblings
 

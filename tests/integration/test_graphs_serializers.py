@@ -111,9 +111,9 @@ async def test_an_entry_that_was_encrypted_with_another_key_is_an_error_as_it_is
     tiers.saver.serde = encrypted
     await graph_of(tiers.saver).ainvoke({"notes": [], "hidden": [[SECRET]]}, on_thread(CACHED))
     await tiers.saver.aget_tuple(on_thread(CACHED))
-    tiers.saver.serde = tiers.stock.serde = other
+    tiers.saver.serde = tiers.upstream.serde = other
     hits = tiers.saver.stats()["hits"]
-    assert await seen(tiers.saver) == await seen(tiers.stock)
+    assert await seen(tiers.saver) == await seen(tiers.upstream)
     assert tiers.saver.stats()["hits"] == hits + 1
 
 
@@ -126,18 +126,18 @@ async def test_the_allowlist_decides_what_is_made_of_bytes_from_redis(
         here = [(Note.__module__, "Note")]
         both = [*here, (Note.__module__, "Elsewhere")]
         for allowed in (None, here, both):
-            ours, stock = (s.with_allowlist(allowed) if allowed else s for s in (tiers.saver, tiers.stock))
+            ours, upstream = (s.with_allowlist(allowed) if allowed else s for s in (tiers.saver, tiers.upstream))
             await ours.aget_tuple(on_thread(CACHED))
             hits = tiers.saver.stats()["hits"]
             found = await ours.aget_tuple(on_thread(CACHED))
             assert tiers.saver.stats()["hits"] == hits + 1, "copies share their counters, and this was a hit"
-            assert found == await stock.aget_tuple(on_thread(CACHED))
+            assert found == await upstream.aget_tuple(on_thread(CACHED))
             assert found
             values = found.checkpoint["channel_values"]
             assert isinstance(values["notes"][0], Note) == bool(allowed)
             assert isinstance(values["hidden"][0][0], Elsewhere) == (allowed is both)
             history = [item async for item in ours.alist(on_thread(CACHED))]
-            assert history == [item async for item in stock.alist(on_thread(CACHED))]
+            assert history == [item async for item in upstream.alist(on_thread(CACHED))]
 
 
 STRICT_PROGRAM = """
@@ -157,7 +157,7 @@ async def main():
         assert not isinstance(state.values["hidden"][0][0], Elsewhere), state.values
         plain = await tiers.saver.aget_tuple(on_thread(CACHED))
         assert tiers.saver.stats()["hits"] == hits + 2
-        assert plain == await tiers.stock.aget_tuple(on_thread(CACHED))
+        assert plain == await tiers.upstream.aget_tuple(on_thread(CACHED))
         assert not isinstance(plain.checkpoint["channel_values"]["notes"][0], Note)
         assert (await graph.ainvoke(Command(resume="yes"), on_thread(CACHED)))["notes"][-1] == Note("yes")
         await tiers.assert_agree()

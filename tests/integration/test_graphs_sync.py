@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from agreement import CACHED, PATIENT_SECONDS, STOCK, Saver, Tiers, on_thread, outline
+from agreement import CACHED, PATIENT_SECONDS, UPSTREAM, Saver, Tiers, on_thread, outline
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.func import entrypoint, task
 from langgraph.graph import START, StateGraph
@@ -58,13 +58,13 @@ def sync_saver(migrated_database_url: str, redis_url: str, redis_prefix: str) ->
 def test_a_script_without_a_loop(sync_saver: SyncCachedPostgresSaver, migrated_database_url: str) -> None:
     seen, history = conversation(sync_saver, CACHED)
     stats = sync_saver.stats()
-    with PostgresSaver.from_conn_string(migrated_database_url) as stock:
-        assert (seen, history) == conversation(stock, STOCK)
-        for config in (on_thread(CACHED), list(stock.list(on_thread(CACHED)))[-1].config):
-            assert sync_saver.get_tuple(config) == stock.get_tuple(config)
-        assert list(sync_saver.list(on_thread(CACHED))) == list(stock.list(on_thread(CACHED)))
+    with PostgresSaver.from_conn_string(migrated_database_url) as upstream:
+        assert (seen, history) == conversation(upstream, UPSTREAM)
+        for config in (on_thread(CACHED), list(upstream.list(on_thread(CACHED)))[-1].config):
+            assert sync_saver.get_tuple(config) == upstream.get_tuple(config)
+        assert list(sync_saver.list(on_thread(CACHED))) == list(upstream.list(on_thread(CACHED)))
     assert stats["hits"] > TURNS
-    assert stats["advances"] > 0
+    assert stats["entry_updates"] > 0
 
 
 def test_threads_of_a_script_share_a_saver(sync_saver: SyncCachedPostgresSaver) -> None:

@@ -25,7 +25,7 @@ from langgraph_checkpoint_cached.engine import write_through
 from langgraph_checkpoint_cached.records import Latest, Namespace
 from langgraph_checkpoint_cached.stores.postgres import store as postgres_store
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
-from langgraph_checkpoint_cached.stores.redis.transport import Step, Steps
+from langgraph_checkpoint_cached.stores.redis.transport import Step, Transport
 
 pytestmark = pytest.mark.integration
 
@@ -77,9 +77,9 @@ async def saver(
     url = request.getfixturevalue("pgbouncer_url") if pooled else migrated_database_url
     async with (
         Redis.from_url(redis_url) as redis,
-        (pool if pooled else KINDS[request.param])(url) as stock,
+        (pool if pooled else KINDS[request.param])(url) as upstream,
     ):
-        saver = CachedPostgresSaver(redis, stock, prefix=redis_prefix, redis_timeout=PATIENT_SECONDS)
+        saver = CachedPostgresSaver(redis, upstream, prefix=redis_prefix, redis_timeout=PATIENT_SECONDS)
         yield saver
         await saver.aclose()
 
@@ -115,7 +115,7 @@ async def test_writes_that_wait_share_a_transaction(
     assert await transactions(migrated_database_url, threads) <= 6
     for thread_id in threads:
         found = await saver.aget_tuple(config_of(thread_id))
-        assert found == await saver._stock.aget_tuple(config_of(thread_id))
+        assert found == await saver._upstream.aget_tuple(config_of(thread_id))
         assert found is not None
         assert found.checkpoint["channel_values"] == {"value": [thread_id, 2], "other": {"a": 1}}
 
@@ -174,7 +174,7 @@ async def test_writes_of_one_row_keep_their_order(saver: CachedPostgresSaver) ->
             for write in writes:
                 await write
         found = await saver.aget_tuple(config_of(thread_id))
-        assert found == await saver._stock.aget_tuple(config_of(thread_id))
+        assert found == await saver._upstream.aget_tuple(config_of(thread_id))
         assert found is not None
         assert sorted(found.pending_writes or ()) == [("task", "__error__", 3), ("task", "value", 0)]
 
@@ -190,7 +190,7 @@ async def test_a_caller_that_is_cancelled_neither_undoes_nor_loses_what_was_take
     assert [task.cancelled() for task in tasks] == [True, False] * 4
     await saver.aclose()
     for number in range(8):
-        found = await saver._stock.aget_tuple(config_of(f"t{number}"))
+        found = await saver._upstream.aget_tuple(config_of(f"t{number}"))
         assert found is not None
         assert found.checkpoint["channel_values"]["value"] == number
         assert await saver.aget_tuple(config_of(f"t{number}")) == found
@@ -211,7 +211,7 @@ async def test_misses_that_wait_are_loaded_with_one_query(
     monkeypatch.setattr(saver._postgres, "_latest", counted)
     assert await saver._redis.flushall()
     found = await asyncio.gather(*(saver.aget_tuple(config_of(t)) for t in threads))
-    assert found == [await saver._stock.aget_tuple(config_of(t)) for t in threads]
+    assert found == [await saver._upstream.aget_tuple(config_of(t)) for t in threads]
     assert [t for t, one in zip(threads, found, strict=True) if one is None] == threads[::4]
     assert sum(queries) == 40
     assert len(queries) <= 2 * postgres_store.QUERIES_AT_ONCE_MAX
@@ -232,7 +232,7 @@ async def test_one_bad_load_fails_alone(saver: CachedPostgresSaver) -> None:
 async def test_more_than_may_wait_is_refused_and_nothing_of_it_written(
     saver: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saver._writer._groups, "_waiting_max", 5)
+    monkeypatch.setattr(saver._writer._queue, "_waiting_max", 5)
     operations = [put(saver, config_of(f"t{i}"), i) for i in range(20)]
     answers = await asyncio.gather(*operations, return_exceptions=True)
     refused = [i for i, answer in enumerate(answers) if isinstance(answer, OverloadedError)]
@@ -263,7 +263,7 @@ async def test_steps_are_done_in_order_and_an_error_is_its_own_step_s(
 ) -> None:
     key = f"{redis_prefix}list"
     async with Redis.from_url(redis_url, **options) as redis:
-        steps = Steps(redis)
+        steps = Transport(redis)
         for _ in range(2):
             answers = await steps.run([step(APPEND, key, 1), step(GET, key), step(APPEND, key, b"\xff")])
             assert "WRONGTYPE" in str(answers.pop(1))
@@ -275,7 +275,7 @@ async def test_a_server_that_lost_its_scripts_gets_them_again_unless_it_is_too_l
     redis_url: str, redis_prefix: str
 ) -> None:
     async with Redis.from_url(redis_url) as redis:
-        steps = Steps(redis)
+        steps = Transport(redis)
         one, other = f"{redis_prefix}one", f"{redis_prefix}other"
         assert await steps.run([step(APPEND, one, number, in_order=True) for number in (1, 2)]) == [1, 2]
         await redis.script_flush()
@@ -323,4 +323,4 @@ async def test_a_turn_of_a_graph_asks_postgres_nothing_beside_its_transactions(
             await app.ainvoke({"messages": [HumanMessage("?")]}, config_of("t"), durability="sync")
             assert postgres_store.ASK_FOR_VALUES not in executed
             assert len(executed) <= 7, turn  # 3 nodes, so 5 checkpoints; alone, if the writes come late, more
-        assert saver.stats()["advances"] == saver.stats()["writes"]
+        assert saver.stats()["entry_updates"] == saver.stats()["writes"]

@@ -20,10 +20,10 @@ from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.redis import pipelined_connection as held_module
-from langgraph_checkpoint_cached.stores.redis.executor import SHARE_MIN, Guard, NotDone
-from langgraph_checkpoint_cached.stores.redis.pipelined_connection import POOL_MIN, HeldConnection
+from langgraph_checkpoint_cached.stores.redis.executor import SHARE_MIN, NotDone, ScriptExecutor
+from langgraph_checkpoint_cached.stores.redis.pipelined_connection import POOL_MIN, PipelinedConnection
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
-from langgraph_checkpoint_cached.stores.redis.transport import Step, Steps
+from langgraph_checkpoint_cached.stores.redis.transport import Step, Transport
 
 EXISTS = Script("return redis.call('EXISTS', KEYS[1])")
 APPEND = Script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
@@ -32,16 +32,16 @@ pytestmark = pytest.mark.integration
 
 
 @asynccontextmanager
-async def held_on(url: str, **options: Any) -> AsyncIterator[tuple[HeldConnection, Redis]]:
+async def held_on(url: str, **options: Any) -> AsyncIterator[tuple[PipelinedConnection, Redis]]:
     async with Redis.from_url(url, **options) as client:
-        held = HeldConnection(client.connection_pool)
+        held = PipelinedConnection(client.connection_pool)
         try:
             yield held, client
         finally:
             await held.close()
 
 
-async def own_id(held: HeldConnection) -> int:
+async def own_id(held: PipelinedConnection) -> int:
     (answer,) = await held.exchange([("CLIENT", "ID")])
     assert isinstance(answer, int)
     return answer
@@ -118,8 +118,8 @@ async def test_all_who_wait_are_told_when_it_is_lost(redis_url: str, proxies: Ca
         first = await own_id(held)
         waiting = await begun_on_mute(proxy, *(own_id(held) for _ in range(3)))
         proxy.cut()
-        told = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
-        assert [type(each) for each in told] == [RedisConnectionError] * 3
+        ack = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+        assert [type(each) for each in ack] == [RedisConnectionError] * 3
         proxy.hear()
         assert await own_id(held) != first
 
@@ -154,14 +154,14 @@ async def test_a_group_that_is_late_ends_with_its_own_connection(
     async with held_on(proxy.url) as (held, _):
         await own_id(held)
         proxy.mute()
-        told: list[Any] = []
-        abort = held.send([("ECHO", b"late")], told.append)
+        ack: list[Any] = []
+        abort = held.send([("ECHO", b"late")], ack.append)
         assert held._replies is not None
         held._replies._transport.close()  # as by whoever closes the pool, while something is on its way
         proxy.hear()
         second = await own_id(held)
-        assert len(told) == 1
-        assert isinstance(told[0], RedisConnectionError)
+        assert len(ack) == 1
+        assert isinstance(ack[0], RedisConnectionError)
         abort(TimeoutError())
         assert await own_id(held) == second
 
@@ -188,9 +188,9 @@ async def test_all_savers_on_a_client_share_one_and_forgotten_ones_keep_no_more(
 ) -> None:
     async with (
         Redis.from_url(redis_url, max_connections=POOL_MIN) as client,
-        AsyncPostgresSaver.from_conn_string(migrated_database_url) as stock,
+        AsyncPostgresSaver.from_conn_string(migrated_database_url) as upstream,
     ):
-        savers = [CachedPostgresSaver(client, stock, prefix=redis_prefix) for _ in range(3 * POOL_MIN)]
+        savers = [CachedPostgresSaver(client, upstream, prefix=redis_prefix) for _ in range(3 * POOL_MIN)]
         conversation = Conversation(savers[0])
         await conversation.turn()
         await conversation.check(*savers)
@@ -198,10 +198,10 @@ async def test_all_savers_on_a_client_share_one_and_forgotten_ones_keep_no_more(
         for saver in savers:
             await saver.aclose()
         assert not client.connection_pool._in_use_connections
-        forgotten = CachedPostgresSaver(client, stock, prefix=redis_prefix)
+        forgotten = CachedPostgresSaver(client, upstream, prefix=redis_prefix)
         await Conversation(forgotten, "other").turn()
         del forgotten
-        await conversation.check(CachedPostgresSaver(client, stock, prefix=redis_prefix))
+        await conversation.check(CachedPostgresSaver(client, upstream, prefix=redis_prefix))
         assert len(client.connection_pool._in_use_connections) == 1
 
 
@@ -237,7 +237,7 @@ async def test_a_call_that_outlasts_the_saver_keeps_none(redis_url: str, redis_p
     """It had taken another one, which nobody gave back."""
     async with Redis.from_url(redis_url) as client:
         pool = client.connection_pool
-        steps = Steps(client)
+        steps = Transport(client)
         step = Step(EXISTS, (f"{redis_prefix}:key",), (), asyncio.get_running_loop().create_future())
         assert await steps.run([step]) == [0]
         assert len(pool._in_use_connections) == 1
@@ -246,8 +246,8 @@ async def test_a_call_that_outlasts_the_saver_keeps_none(redis_url: str, redis_p
         late += [asyncio.ensure_future(steps.run([step])) for _ in range(3)]
         await closing
         assert await steps.run([step]) == [0]
-        said = await asyncio.gather(*late, return_exceptions=True)
-        assert all(each == [0] or isinstance(each, RedisConnectionError) for each in said), said
+        reply = await asyncio.gather(*late, return_exceptions=True)
+        assert all(each == [0] or isinstance(each, RedisConnectionError) for each in reply), reply
         assert not pool._in_use_connections
 
 
@@ -263,10 +263,10 @@ async def test_a_call_that_outlasts_the_saver_keeps_none(redis_url: str, redis_p
 )
 async def test_which_clients_spare_one(redis_url: str, options: dict[str, Any], is_held: bool) -> None:
     async with Redis.from_url(redis_url, **options) as client:
-        steps = Steps(client)
+        steps = Transport(client)
         asked = Step(EXISTS, ["k"], [], asyncio.get_running_loop().create_future())
         await steps.run([asked])
-        assert steps.may_send([asked]) is is_held
+        assert steps.can_send([asked]) is is_held
 
 
 @pytest.mark.parametrize("connections", [POOL_MIN, POOL_MIN - 1])
@@ -300,56 +300,56 @@ async def test_a_primary_that_became_a_replica_is_left_for_the_new_one(
 async def test_steps_of_a_thread_are_done_in_order_though_the_scripts_are_lost_while_groups_are_under_way(
     redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, make_up = asyncio.Event(), Steps.make_up
+    go_on, retry_after_noscript = asyncio.Event(), Transport.retry_after_noscript
 
     async def late(*args: Any, **options: Any) -> None:
         await go_on.wait()
-        await make_up(*args, **options)
+        await retry_after_noscript(*args, **options)
 
-    monkeypatch.setattr(Steps, "make_up", late)
+    monkeypatch.setattr(Transport, "retry_after_noscript", late)
     async with Redis.from_url(redis_url) as client:
-        guard = Guard(client, redis_prefix, PATIENT_SECONDS, Stats(), asyncio.get_running_loop())
+        executor = ScriptExecutor(client, redis_prefix, PATIENT_SECONDS, Stats(), asyncio.get_running_loop())
         thread, other = f"{redis_prefix}thread", f"{redis_prefix}other"
 
         def group(number: int) -> list[asyncio.Future[Any]]:
             """One that is sent at once: a step of the thread, and as many of another as that takes."""
-            steps = [guard.submit(APPEND, [thread], [str(number)], in_order=True)]
-            return steps + [guard.submit(EXISTS, [other], []) for _ in range(SHARE_MIN - 1)]
+            steps = [executor.submit(APPEND, [thread], [str(number)], in_order=True)]
+            return steps + [executor.submit(EXISTS, [other], []) for _ in range(SHARE_MIN - 1)]
 
         for number in range(0, 60, 6):
             go_on.set()
             await asyncio.gather(*group(number))  # after which the scripts are known to be there
             await client.script_flush()
-            said = [*group(number + 1), *group(number + 2)]
-            answers = await asyncio.gather(*said, return_exceptions=True)
+            reply = [*group(number + 1), *group(number + 2)]
+            answers = await asyncio.gather(*reply, return_exceptions=True)
             assert isinstance(answers.pop(0), NotDone), "the next of its thread was on the way already"
             assert all(isinstance(each, int) for each in answers)
             await asyncio.gather(*group(number + 3))
             await client.script_flush()
             go_on.clear()
-            said = group(number + 4)
-            while not guard._is_making_up:
+            reply = group(number + 4)
+            while not executor._is_retrying:
                 await asyncio.sleep(0)
             await client.script_load(APPEND.text)
-            said += group(number + 5)
+            reply += group(number + 5)
             await client.ping()
             go_on.set()
-            await asyncio.gather(*said)
+            await asyncio.gather(*reply)
         done = [number for number in range(60) if number % 6 != 1]
         assert [int(each) for each in await client.lrange(thread, 0, -1)] == done
-        await guard.drain()
-        await guard.close()
+        await executor.drain()
+        await executor.close()
 
 
 async def test_steps_that_were_refused_are_answered_though_the_loop_ends_before_they_are_made_up(
     redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Redis.from_url(redis_url) as client:
-        guard = Guard(client, redis_prefix, 1.0, Stats(), asyncio.get_running_loop())
+        executor = ScriptExecutor(client, redis_prefix, 1.0, Stats(), asyncio.get_running_loop())
         for _ in range(2):
-            assert await guard.submit(EXISTS, [redis_prefix], []) == 0
+            assert await executor.submit(EXISTS, [redis_prefix], []) == 0
         await client.script_flush()
-        start = guard._tasks.start
+        start = executor._tasks.start
 
         def start_and_cancel(work: Any) -> asyncio.Task[Any]:
             task = start(work)
@@ -357,9 +357,9 @@ async def test_steps_that_were_refused_are_answered_though_the_loop_ends_before_
             return task
 
         with monkeypatch.context() as patch:
-            patch.setattr(guard._tasks, "start", start_and_cancel)
+            patch.setattr(executor._tasks, "start", start_and_cancel)
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(guard.submit(EXISTS, [redis_prefix], []), 5)
-        assert await guard.submit(EXISTS, [redis_prefix], []) == 0
-        await guard.drain()
-        await guard.close()
+                await asyncio.wait_for(executor.submit(EXISTS, [redis_prefix], []), 5)
+        assert await executor.submit(EXISTS, [redis_prefix], []) == 0
+        await executor.drain()
+        await executor.close()

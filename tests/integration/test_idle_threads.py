@@ -49,7 +49,7 @@ async def put(saver: Any, thread_id: str, hours_ago: float, checkpoint_ns: str =
 async def there(tiers: Tiers, *thread_ids: str) -> set[str]:
     """Those that both tiers have."""
     ours = {t for t in thread_ids if await tiers.saver.aget_tuple(on_thread(t))}
-    assert ours == {t for t in thread_ids if await tiers.stock.aget_tuple(on_thread(t))}
+    assert ours == {t for t in thread_ids if await tiers.upstream.aget_tuple(on_thread(t))}
     return ours
 
 
@@ -163,7 +163,7 @@ async def test_a_thread_that_has_just_become_active_is_kept_whole(
         if name == "delete_idle" and "a" in parameters["threads"]:
             assert found[0]["not_idle"] == ["a"]
         elif name == "delete_idle" and "b" in parameters["threads"]:
-            await put(tiers.stock, "b", 0)
+            await put(tiers.upstream, "b", 0)
         return found
 
     monkeypatch.setattr(thread_maintenance, "page_of_threads", page_then_write)
@@ -214,10 +214,10 @@ async def test_without_redis_threads_go_all_the_same_and_nobody_is_served_them(t
         assert (await alone.adelete_idle_threads(24 * HOUR)).threads == 1
         await alone.adelete_for_runs(["none"])
         assert await count_of(tiers, "old") == NONE
-    other = tiers.another_saver()  # which looks at the table of suspects first
+    other = tiers.another_saver()  # which looks at the table of stale threads first
     assert await other.aget_tuple(on_thread("old")) is None
     assert await other.aget_tuple(on_thread("copy"))
-    assert other.stats()["suspects"] == 2
+    assert other.stats()["stale_threads"] == 2
 
 
 def test_all_of_it_without_an_event_loop(migrated_database_url: str, redis_url: str, redis_prefix: str) -> None:

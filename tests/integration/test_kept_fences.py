@@ -50,7 +50,7 @@ async def pods(
 @pytest.fixture
 def long_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fences outlast the test, unless somebody gives them up."""
-    monkeypatch.setattr(fences, "KEPT_SECONDS", 60.0)
+    monkeypatch.setattr(fences, "RETAIN_SECONDS", 60.0)
 
 
 def times_begun(saver: CachedPostgresSaver) -> list[str]:
@@ -70,7 +70,7 @@ def times_begun(saver: CachedPostgresSaver) -> list[str]:
 async def test_writes_in_a_row_take_one_fence_which_is_released_after_them(
     pods: Pods, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fences, "KEPT_SECONDS", 1.0)
+    monkeypatch.setattr(fences, "RETAIN_SECONDS", 1.0)
     taken = times_begun(pods.writer)
     for _ in range(5):
         await pods.conversation.turn()
@@ -131,9 +131,9 @@ async def test_a_deleted_thread_is_gone_while_a_fence_of_it_stands(pods: Pods, l
 
 async def test_after_an_outage_a_fence_from_before_it_is_not_used(pods: Pods, long_kept: None) -> None:
     await pods.conversation.turn()
-    pods.writer._guard.distrust()
+    pods.writer._executor.suspend()
     await pods.conversation.turn()  # Redis is not asked
-    while not pods.writer._guard.is_usable:
+    while not pods.writer._executor.is_usable:
         await pods.conversation.check()
     taken = times_begun(pods.writer)
     await pods.conversation.turn()

@@ -79,9 +79,9 @@ async def test_a_late_append_of_a_lease_that_was_given_up_changes_nothing(
     async with open_saver(*where) as writer, open_saver(*where, mode="write_through") as other:
         conversation = await begun(writer)
         await writer.aflush()
-        await other.aget_tuple(conversation.config)  # from now on it looks for suspects
+        await other.aget_tuple(conversation.config)  # from now on it looks for stale threads
         on_the_way: list[Any] = []
-        submit = writer._guard.submit
+        submit = writer._executor.submit
 
         def cut(script: Any, keys: Any, arguments: Any, **options: Any) -> asyncio.Future[Any]:
             if options.get("durable"):
@@ -91,20 +91,20 @@ async def test_a_late_append_of_a_lease_that_was_given_up_changes_nothing(
             failed.exception()
             return failed
 
-        writer._guard.submit = cut  # type: ignore[method-assign]
+        writer._executor.submit = cut  # type: ignore[method-assign]
         await writer.aput_writes(conversation.latest, [("__interrupt__", "older")], "task 2")
         await eventually(lambda: _voided(other))
         await other.aget_tuple(conversation.config)
         await other.aput_writes(conversation.latest, [("__interrupt__", "newer")], "task 2")
-        await other._guard.submit(*on_the_way[0], in_order=True)  # it arrives
-        writer._guard.submit = submit  # type: ignore[method-assign]
+        await other._executor.submit(*on_the_way[0], in_order=True)  # it arrives
+        writer._executor.submit = submit  # type: ignore[method-assign]
         found = await other.aget_tuple(conversation.config)
         assert found is not None
         assert ("task 2", "__interrupt__", "newer") in (found.pending_writes or [])
 
 
 async def _voided(saver: CachedPostgresSaver) -> bool:
-    return saver.stats()["suspects"] > 0
+    return saver.stats()["stale_threads"] > 0
 
 
 async def test_a_late_open_does_not_take_away_the_journal_of_the_next_lease(
@@ -117,24 +117,24 @@ async def test_a_late_open_does_not_take_away_the_journal_of_the_next_lease(
         open_saver(*where, mode="write_through") as reader,
     ):
         conversation = Conversation(writer)
-        assert late._holder is not None
-        assert writer._holder is not None
+        assert late._write_behind is not None
+        assert writer._write_behind is not None
         on_the_way: list[Any] = []
-        opened = late._holder._journal.open
+        opened = late._write_behind._journal.open
 
         async def without_answer(*arguments: Any) -> str:
             on_the_way.append(arguments)
             raise RedisUnavailable("no answer")
 
-        monkeypatch.setattr(late._holder._journal, "open", without_answer)
-        assert await late._holder._lease("t") is None
+        monkeypatch.setattr(late._write_behind._journal, "open", without_answer)
+        assert await late._write_behind._lease("t") is None
         await writer.aget_tuple(conversation.config)
         with monkeypatch.context() as patch:
-            patch.setattr(writer._holder._postgres, "replay", _is_slow)
+            patch.setattr(writer._write_behind._postgres, "replay", _is_slow)
             await conversation.turn()
             await conversation.turn()
             assert writer.stats()["appends"] == 4
-            assert await opened(*on_the_way[0]) == "voided"
+            assert await opened(*on_the_way[0]) == "invalidated"
         assert await listed(reader, conversation) == 2
 
 
@@ -155,9 +155,9 @@ async def test_a_table_that_is_made_later_is_known_before_it_is_used(
             assert writer.stats()["appends"] == 0  # not yet
             await eventually(lambda: _appends(conversation))
             assert first._postgres.leases.usable
-            assert writer._holder is not None
+            assert writer._write_behind is not None
             with monkeypatch.context() as patch:
-                patch.setattr(writer._holder, "_flush_all", _nothing)
+                patch.setattr(writer._write_behind, "_flush_all", _nothing)
                 await conversation.turn()
                 await conversation.check(first)
                 monkeypatch.undo()
@@ -208,7 +208,7 @@ async def test_a_clock_that_is_set_back_hides_no_lease(
         table = saver._postgres.leases
         assert list(await table.after("")) == list(await table.still("", 5.0)) == ["t"]
         await saver.aflush()
-        assert saver.stats()["behind"] == 0
+        assert saver.stats()["unflushed"] == 0
 
 
 def have_leases_wait(
@@ -270,12 +270,12 @@ async def test_a_journal_of_which_redis_did_not_hear_the_end_is_removed_by_other
     async with open_saver(*where, mode="write_through") as other:
         async with open_saver(*where) as writer:
             conversation = await begun(writer)
-            assert writer._holder is not None
-            monkeypatch.setattr(writer._holder._journal, "close", _fails)
-            monkeypatch.setattr(writer._settler, "tidy", _fails)
+            assert writer._write_behind is not None
+            monkeypatch.setattr(writer._write_behind._journal, "close", _fails)
+            monkeypatch.setattr(writer._replayer, "remove_ended_journals", _fails)
             await eventually(lambda: _has_no_lease(writer))
         assert await redis.exists(journal_key(redis_prefix, "t"))
-        await other.aget_tuple(conversation.config)  # from now on it looks for suspects
+        await other.aget_tuple(conversation.config)  # from now on it looks for stale threads
         await eventually(lambda: _is_gone(redis, journal_key(redis_prefix, "t")))
 
 
@@ -287,12 +287,12 @@ async def test_so_is_that_of_a_thread_whose_deleter_died(
     async with open_saver(*where, mode="write_through") as other:
         async with open_saver(*where) as writer, open_saver(*where, mode="write_through") as deleter:
             conversation = await begun(writer)
-            assert writer._holder is not None
-            monkeypatch.setattr(writer._holder, "_flush_all", _nothing)
-            monkeypatch.setattr(writer._holder, "_end_idle", _nothing)
-            monkeypatch.setattr(writer._holder, "close", _nothing)
-            monkeypatch.setattr(writer._settler, "tidy", _fails)
-            monkeypatch.setattr(deleter._settler, "tidy", _fails)
+            assert writer._write_behind is not None
+            monkeypatch.setattr(writer._write_behind, "_flush_all", _nothing)
+            monkeypatch.setattr(writer._write_behind, "_end_idle", _nothing)
+            monkeypatch.setattr(writer._write_behind, "close", _nothing)
+            monkeypatch.setattr(writer._replayer, "remove_ended_journals", _fails)
+            monkeypatch.setattr(deleter._replayer, "remove_ended_journals", _fails)
             monkeypatch.setattr(deleter._writer, "_end_thread", _nothing_of_it)
             monkeypatch.setattr(deleter._writer._journal, "close", _fails)
             await deleter.adelete_thread("t")
@@ -314,7 +314,7 @@ async def test_so_is_an_empty_one_if_the_next_lease_is_not_to_be_had(
         await writer.aget_tuple(conversation.config)
 
         async def void() -> None:
-            await other._recovery._entries.void_threads({"t": ()})
+            await other._invalidator._entries.invalidate_threads({"t": ()})
 
         have_leases_wait(monkeypatch, writer, void)
         await conversation.turn()

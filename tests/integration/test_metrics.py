@@ -39,7 +39,7 @@ async def test_each_call_is_timed_by_how_it_ended(tiers: Tiers) -> None:
     assert times(tiers.saver)["postgres_load"] == 1
     assert times(tiers.saver)["redis_exchange"] >= 8
 
-    history = [found async for found in tiers.stock.alist(conversation.config)]
+    history = [found async for found in tiers.upstream.alist(conversation.config)]
     await tiers.saver.aget_tuple(history[-1].config)
     await tiers.saver.aget_tuple(history[0].config)
     assert (times(tiers.saver)["get_bypass"], times(tiers.saver)["get_hit"]) == (1, 3)
@@ -92,11 +92,11 @@ async def test_openings_and_suspects_are_seen_while_redis_is_away(
         conversation = Conversation(saver)
         await conversation.turns(1)
         assert saver.stats()["redis_usable"] == 1
-        assert saver.stats()["breaker_openings"] == saver.stats()["suspects_own"] == 0
+        assert saver.stats()["breaker_openings"] == saver.stats()["unreported_stale_threads"] == 0
         proxy.stop()
         await conversation.turns(2)
         stats = saver.stats()
-        assert (stats["redis_usable"], stats["breaker_openings"], stats["suspects_own"]) == (0, 1, 1)
+        assert (stats["redis_usable"], stats["breaker_openings"], stats["unreported_stale_threads"]) == (0, 1, 1)
         assert stats["get_degraded_count"] == stats["degraded_reads"] == 2
 
 
@@ -129,7 +129,7 @@ async def test_the_dict_and_opentelemetry_say_the_same_of_either_saver(
     await conversation.turns(2)
     (stats, found) = await asyncio.to_thread(in_a_script)
     for label, expected in (("sync", stats), ("async", tiers.saver.stats())):
-        for name in ("hits", "loads", "writes", "advances", "groups", "redis_usable", "disagreements"):
+        for name in ("hits", "loads", "writes", "entry_updates", "groups", "redis_usable", "disagreements"):
             assert found[label, name] == expected[name]
         assert found[label, "group.writes"] == expected["group_writes"]
     assert stats["hits"] > 0

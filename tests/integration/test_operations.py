@@ -58,9 +58,9 @@ async def test_inspect_shows_both_tiers_and_changes_nothing(
 ) -> None:
     await tiers.redis.pexpire(namespace_key(tiers.prefix, Namespace("t")), 100_000)
     before = {key: await tiers.redis.hgetall(key) for key in await tiers.keys() if not key.endswith(b"names")}
-    code, said = await ask_cli("inspect", "t")
+    code, reply = await ask_cli("inspect", "t")
     assert code == 0
-    (one,) = said["namespaces"]
+    (one,) = reply["namespaces"]
     latest = conversation.latest["configurable"]["checkpoint_id"]
     assert one["agreement"] == "agree"
     assert one["redis"]["checkpoint_id"] == one["postgres"]["latest"] == latest
@@ -68,9 +68,9 @@ async def test_inspect_shows_both_tiers_and_changes_nothing(
     assert one["postgres"]["checkpoints"] == 3
     assert 0 < one["redis"]["life_seconds"] <= 100
     assert one["redis"]["size_bytes"] > 300
-    assert (said["fences"], said["suspect_seconds"], said["generation_stands"]) == ([], None, True)
+    assert (reply["fences"], reply["suspect_seconds"], reply["generation_stands"]) == ([], None, True)
     assert {key: await tiers.redis.hgetall(key) for key in before} == before
-    assert "xxx" not in json.dumps(said)
+    assert "xxx" not in json.dumps(reply)
 
 
 async def test_inspect_shows_fences_suspects_tickets_and_differences(
@@ -78,57 +78,60 @@ async def test_inspect_shows_fences_suspects_tickets_and_differences(
 ) -> None:
     entries = tiers.saver._reader._entries
     await entries.begin(Namespace("t"), "token of a fence")
-    code, said = await ask_cli("inspect", "t")
-    (fence,) = said["fences"]
+    code, reply = await ask_cli("inspect", "t")
+    (fence,) = reply["fences"]
     assert (fence["token"], fence["namespace"]) == ("token of a fence", "")
     assert 0 < fence["seconds_left"] <= 30
-    assert said["namespaces"][0]["agreement"] == "being written"
+    assert reply["namespaces"][0]["agreement"] == "being written"
     await entries.end_thread("t", "token of a fence")
-    await entries.read(Namespace("t"), "ticket")
-    code, said = await ask_cli("inspect", "t")
+    await entries.read(Namespace("t"), "fill_token")
+    code, reply = await ask_cli("inspect", "t")
     assert code == 0
-    assert said["namespaces"][0]["agreement"] == "not cached"
-    assert said["namespaces"][0]["redis"]["ticket"]["token"] == "ticket"
-    await entries.give_back(Namespace("t"), "ticket")
+    assert reply["namespaces"][0]["agreement"] == "not cached"
+    assert reply["namespaces"][0]["redis"]["fill_token"]["token"] == "fill_token"
+    await entries.release_fill_lease(Namespace("t"), "fill_token")
 
     await conversation.check()
-    conversation.saver = tiers.stock  # type: ignore[assignment]
+    conversation.saver = tiers.upstream  # type: ignore[assignment]
     await conversation.turn()
-    code, said = await ask_cli("inspect", "t")
-    assert (code, said["namespaces"][0]["agreement"]) == (1, "differ")
+    code, reply = await ask_cli("inspect", "t")
+    assert (code, reply["namespaces"][0]["agreement"]) == (1, "differ")
     async with await psycopg.AsyncConnection.connect(migrated_database_url) as conn:
         await conn.execute(
-            "insert into checkpoint_cache_suspects (prefix, thread_id, mark, since)"
+            "insert into checkpoint_cache_stale_threads (prefix, thread_id, mark, since)"
             " values (%s, 't', 'm', now() - interval '1 minute')",
             (tiers.prefix,),
         )
-    code, said = await ask_cli("inspect", "t")
-    assert 60 <= said["suspect_seconds"] < 120
+    code, reply = await ask_cli("inspect", "t")
+    assert 60 <= reply["suspect_seconds"] < 120
 
 
 async def test_inspect_shows_all_namespaces_or_one(tiers: Tiers, conversation: Conversation, ask_cli: Ask) -> None:
     for name in ("sub:1", "sub:2"):
         await tiers.saver.aput(on_thread("t", checkpoint_ns=name), new_checkpoint(), {}, {})
         await tiers.saver.aget_tuple(on_thread("t", checkpoint_ns=name))
-    _, said = await ask_cli("inspect", "t")
-    assert [(each["checkpoint_ns"], each["agreement"]) for each in said["namespaces"]] == [
+    _, reply = await ask_cli("inspect", "t")
+    assert [(each["checkpoint_ns"], each["agreement"]) for each in reply["namespaces"]] == [
         ("", "agree"),
         ("sub:2", "agree"),
         ("sub:1", "agree"),
     ]
-    _, said = await ask_cli("inspect", "t", "--namespace", "sub:1")
-    assert [each["checkpoint_ns"] for each in said["namespaces"]] == ["sub:1"]
+    _, reply = await ask_cli("inspect", "t", "--namespace", "sub:1")
+    assert [each["checkpoint_ns"] for each in reply["namespaces"]] == ["sub:1"]
     assert (await ask_cli("inspect", "another"))[0] == 1
 
 
 async def test_inspect_without_redis_shows_postgres(
     conversation: Conversation, ask_cli: Ask, without_redis: list[str]
 ) -> None:
-    code, said = await ask_cli("inspect", "t", servers=without_redis)
+    code, reply = await ask_cli("inspect", "t", servers=without_redis)
     assert code == 1
-    assert said["redis_error"]
-    assert (said["namespaces"][0]["agreement"], said["namespaces"][0]["postgres"]["checkpoints"]) == ("unknown", 3)
-    assert "secret" not in str(said)
+    assert reply["redis_error"]
+    assert (reply["namespaces"][0]["agreement"], reply["namespaces"][0]["postgres"]["checkpoints"]) == (
+        "unknown",
+        3,
+    )
+    assert "secret" not in str(reply)
 
 
 # -- warm and invalidate ---------------------------------------------------------------------------------------
@@ -139,28 +142,28 @@ async def test_warm_loads_threads_that_are_then_hits(tiers: Tiers, ask_cli: Ask)
     for each in conversations:
         await each.turn()
     assert await tiers.fences_left() == []
-    code, said = await ask_cli("warm", "--newest", "3")
-    assert (code, said["counts"]["loaded"]) == (0, 3)
+    code, reply = await ask_cli("warm", "--newest", "3")
+    assert (code, reply["counts"]["loaded"]) == (0, 3)
     for each in conversations[2:]:
         hits = tiers.saver.stats()["hits"]
         await each.check()
         assert tiers.saver.stats()["hits"] == hits + 1
-    code, said = await ask_cli("warm", "t0", "t4", "missing", "--ttl", "77")
+    code, reply = await ask_cli("warm", "t0", "t4", "missing", "--ttl", "77")
     assert code == 1
-    assert (said["counts"]["loaded"], said["counts"]["warm"], said["missing"]) == (1, 1, ["missing"])
+    assert (reply["counts"]["loaded"], reply["counts"]["warm"], reply["missing"]) == (1, 1, ["missing"])
     assert 0 < await tiers.redis.pttl(namespace_key(tiers.prefix, Namespace("t0"))) <= 77_000
     assert await tiers.redis.pttl(namespace_key(tiers.prefix, Namespace("t4"))) > 77_000, "a life is not cut short"
 
 
 async def test_invalidate_voids_what_redis_holds(tiers: Tiers, conversation: Conversation, ask_cli: Ask) -> None:
-    conversation.saver = tiers.stock  # type: ignore[assignment]
+    conversation.saver = tiers.upstream  # type: ignore[assignment]
     await conversation.turn()
-    assert await ask_cli("invalidate", "t") == (0, {"voided": 1})
+    assert await ask_cli("invalidate", "t") == (0, {"invalidated": 1})
     await conversation.check(tiers.saver)
     for number in range(300):
         await tiers.saver.aget_tuple(on_thread(f"t{number}"))
     await conversation.turn()
-    assert await ask_cli("invalidate", "--all") == (0, {"voided": 301})
+    assert await ask_cli("invalidate", "--all") == (0, {"invalidated": 301})
     await conversation.check(tiers.saver)
 
 
@@ -169,22 +172,22 @@ async def test_a_load_that_began_before_invalidate_does_not_come_back(
 ) -> None:
     entries, namespace = tiers.saver._reader._entries, Namespace("t")
     await entries.end_thread("t", "no token")
-    load = await entries.read(namespace, "ticket")
+    load = await entries.read(namespace, "fill_token")
     old = await tiers.saver._postgres.latest(namespace)
-    conversation.saver = tiers.stock  # type: ignore[assignment]
+    conversation.saver = tiers.upstream  # type: ignore[assignment]
     await conversation.turn()
     assert (await ask_cli("invalidate", "t"))[0] == 0
-    assert not await entries.fill(namespace, "ticket", load, old)  # type: ignore[arg-type]
+    assert not await entries.fill(namespace, "fill_token", load, old)  # type: ignore[arg-type]
     await conversation.check(tiers.saver)
 
 
 async def test_invalidate_without_redis_leaves_it_to_the_savers(
     tiers: Tiers, conversation: Conversation, ask_cli: Ask, without_redis: list[str]
 ) -> None:
-    conversation.saver = tiers.stock  # type: ignore[assignment]
+    conversation.saver = tiers.upstream  # type: ignore[assignment]
     await conversation.turn()
-    assert await ask_cli("invalidate", "t", servers=without_redis) == (1, {"voided": 0, "suspects": 1})
-    await tiers.saver._recovery.void_table()
+    assert await ask_cli("invalidate", "t", servers=without_redis) == (1, {"invalidated": 0, "stale_threads": 1})
+    await tiers.saver._invalidator.invalidate_recorded()
     await conversation.check(tiers.saver)
 
 
@@ -197,23 +200,23 @@ async def test_prune_copy_and_retention_do_as_the_saver_does(
 ) -> None:
     servers: dict[str, Any] = {} if redis else {"servers": without_redis}
     assert (await ask_cli("copy", "t", "copy", **servers))[0] == 0
-    copied = [each.checkpoint async for each in tiers.stock.alist(on_thread("copy"))]
-    assert copied == [each.checkpoint async for each in tiers.stock.alist(on_thread("t"))]
+    copied = [each.checkpoint async for each in tiers.upstream.alist(on_thread("copy"))]
+    assert copied == [each.checkpoint async for each in tiers.upstream.alist(on_thread("t"))]
     assert await ask_cli("prune", "copy", "--strategy", "keep_latest", **servers) == (0, {"pruned": 1})
-    assert len([each async for each in tiers.stock.alist(on_thread("copy"))]) == 1
+    assert len([each async for each in tiers.upstream.alist(on_thread("copy"))]) == 1
 
-    old = Conversation(tiers.stock, "old")  # type: ignore[arg-type]
+    old = Conversation(tiers.upstream, "old")  # type: ignore[arg-type]
     checkpoint = new_checkpoint(id=old_id(days=40))
-    await tiers.stock.aput(on_thread("old", checkpoint_ns=""), checkpoint, {}, {})
-    code, said = await ask_cli("retention", "--idle-for", "30d", "--dry-run", **servers)
-    assert (code, said["threads"], said["checkpoints"]) == (0, 1, 1)
-    assert await tiers.stock.aget_tuple(old.config) is not None
-    code, said = await ask_cli("retention", "--idle-for", "30d", **servers)
-    assert (code, said["threads"], said["looked_at"]) == (0, 1, 3)
-    assert await tiers.stock.aget_tuple(old.config) is None
+    await tiers.upstream.aput(on_thread("old", checkpoint_ns=""), checkpoint, {}, {})
+    code, reply = await ask_cli("retention", "--idle-for", "30d", "--dry-run", **servers)
+    assert (code, reply["threads"], reply["checkpoints"]) == (0, 1, 1)
+    assert await tiers.upstream.aget_tuple(old.config) is not None
+    code, reply = await ask_cli("retention", "--idle-for", "30d", **servers)
+    assert (code, reply["threads"], reply["looked_at"]) == (0, 1, 3)
+    assert await tiers.upstream.aget_tuple(old.config) is None
     assert await ask_cli("prune", "copy", "t", "--strategy", "delete", **servers) == (0, {"pruned": 2})
     if not redis:
-        await tiers.saver._recovery.void_table()
+        await tiers.saver._invalidator.invalidate_recorded()
     assert await tiers.saver.aget_tuple(on_thread("t")) is None
 
 
@@ -252,7 +255,7 @@ async def test_hits_and_misses_can_be_told_from_what_the_server_counts(
 
     server = redis_servers()
     async with Redis.from_url(server.url) as redis:
-        saver = CachedPostgresSaver(redis, tiers.stock, prefix=tiers.prefix, redis_timeout=10)
+        saver = CachedPostgresSaver(redis, tiers.upstream, prefix=tiers.prefix, redis_timeout=10)
         nodes = await nodes_of(redis, tiers.prefix)
         before = await RedisCounts.read(nodes)
         conversations = [Conversation(saver, f"t{number}") for number in range(20)]
@@ -287,7 +290,7 @@ async def test_tail_says_a_line_a_time_and_survives_an_outage(
     assert len(lines) >= 8
     assert any(line["redis_error"] for line in lines)
     assert any(line["hits_per_second"] is not None for line in lines)
-    assert lines[-1]["suspects"] == 0
+    assert lines[-1]["stale_threads"] == 0
     assert await run_cli(["tail", "--seconds", "0.3", "--every", "0.1", *servers]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].split()[:2] == ["time", "hits/s"]
@@ -384,11 +387,11 @@ async def test_every_command_has_words_for_people_and_json(
     assert not out.startswith("{")
     if command[0] == "tail":
         return  # one object a line
-    code, said = await ask_cli(*command)
-    assert code == (1 if command[0] == "inspect" and not said["namespaces"] else 0)
-    assert isinstance(said, dict)
+    code, reply = await ask_cli(*command)
+    assert code == (1 if command[0] == "inspect" and not reply["namespaces"] else 0)
+    assert isinstance(reply, dict)
 
 
 async def test_the_thread_key_of_an_unknown_thread_is_void_too(tiers: Tiers, ask_cli: Ask) -> None:
-    assert await ask_cli("invalidate", "never seen") == (0, {"voided": 1})
+    assert await ask_cli("invalidate", "never seen") == (0, {"invalidated": 1})
     assert await tiers.redis.pttl(thread_key(tiers.prefix, "never seen")) > 0

@@ -45,14 +45,14 @@ async def behind(
         proxy.stop()
         for each in conversations:
             await each.turn()
-        assert saver.stats()["behind"] == 2 * threads
+        assert saver.stats()["unflushed"] == 2 * threads
         yield conversations
         proxy.start()
         await saver.aflush()
 
 
 async def in_postgres(tiers: Tiers, conversation: Conversation) -> bool:
-    found = await tiers.stock.aget_tuple(conversation.config)
+    found = await tiers.upstream.aget_tuple(conversation.config)
     return found is not None and found.config == conversation.latest and bool(found.pending_writes)
 
 
@@ -61,14 +61,14 @@ async def test_flush_has_postgres_follow_on_threads_or_on_all(
 ) -> None:
     async with behind(tiers, proxies, redis_url, threads=5) as conversations:
         assert not any([await in_postgres(tiers, each) for each in conversations])
-        code, said = await ask_cli("flush", "t0", "t3", "not there")
-        assert (code, said["threads"], said["writes"], said["behind"], said["lost"]) == (0, 2, 4, 0, 0)
+        code, reply = await ask_cli("flush", "t0", "t3", "not there")
+        assert (code, reply["threads"], reply["writes"], reply["unflushed"], reply["lost"]) == (0, 2, 4, 0, 0)
         assert [await in_postgres(tiers, each) for each in conversations] == [True, False, False, True, False]
-        code, said = await ask_cli("flush", "--all")
-        assert (code, said["threads"], said["writes"]) == (0, 5, 6)
+        code, reply = await ask_cli("flush", "--all")
+        assert (code, reply["threads"], reply["writes"]) == (0, 5, 6)
         assert all([await in_postgres(tiers, each) for each in conversations])
-        code, said = await ask_cli("flush", "--all")
-        assert (code, said["writes"]) == (0, 0)
+        code, reply = await ask_cli("flush", "--all")
+        assert (code, reply["writes"]) == (0, 0)
 
 
 async def test_flush_removes_journals_that_nobody_needs(
@@ -93,7 +93,7 @@ async def test_flush_without_redis_says_that_postgres_is_behind(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(journal_replayer, "SETTLE_SECONDS_MAX", 0.5)
+    monkeypatch.setattr(journal_replayer, "FLUSH_SECONDS_MAX", 0.5)
     nowhere = [*cli_servers[:3], "redis://user:secret@127.0.0.1:1/0", *cli_servers[4:], "--timeout", "1"]
     async with behind(tiers, proxies, redis_url) as (conversation,):
         capsys.readouterr()
@@ -104,7 +104,7 @@ async def test_flush_without_redis_says_that_postgres_is_behind(
         assert line.startswith("langgraph-cached flush: the latest writes of thread 't0' are not in Postgres")
         assert "secret" not in err
         assert await run_cli(["invalidate", "t0", *nowhere, "--json"]) == 1
-        assert json.loads(capsys.readouterr().out) == {"voided": 0, "suspects": 1}
+        assert json.loads(capsys.readouterr().out) == {"invalidated": 0, "stale_threads": 1}
         assert await run_cli(["inspect", "t0", *nowhere]) == 1
         assert "entry 2 of its journal: Redis may be ahead" in capsys.readouterr().out
         assert not await in_postgres(tiers, conversation)
@@ -126,16 +126,16 @@ async def test_what_redis_has_lost_with_its_process_is_told(
             (tiers.prefix,),
         )
     servers = [*cli_servers[:3], server.url, *cli_servers[4:]]
-    code, said = await ask_cli("inspect", "t", servers=servers)
-    assert (code, said["namespaces"][0]["agreement"]) == (1, "behind")
-    assert (said["lease"]["known"], said["lease"]["position"], said["lease"]["ahead"]) == (False, 7, None)
-    code, said = await ask_cli("doctor", servers=servers)
-    assert [each["level"] for each in said["findings"] if each["check"] == "leases"] == ["warning"]
-    code, said = await ask_cli("flush", "t", servers=servers)
-    assert (code, said["lost"]) == (1, 1)
+    code, reply = await ask_cli("inspect", "t", servers=servers)
+    assert (code, reply["namespaces"][0]["agreement"]) == (1, "unflushed")
+    assert (reply["lease"]["known"], reply["lease"]["position"], reply["lease"]["ahead"]) == (False, 7, None)
+    code, reply = await ask_cli("doctor", servers=servers)
+    assert [each["level"] for each in reply["findings"] if each["check"] == "leases"] == ["warning"]
+    code, reply = await ask_cli("flush", "t", servers=servers)
+    assert (code, reply["lost"]) == (1, 1)
     assert (await ask_cli("flush", "--all", servers=servers)) == (
         0,
-        {"threads": 0, "writes": 0, "behind": 0, "lost": 0, "errors": {}},
+        {"threads": 0, "writes": 0, "unflushed": 0, "lost": 0, "errors": {}},
     )
 
 
@@ -149,8 +149,8 @@ async def test_inspect_says_which_tier_is_ahead_and_has_postgres_follow(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async with behind(tiers, proxies, redis_url) as (conversation,):
-        code, said = await ask_cli("inspect", "t0")
-        lease, (one,) = said["lease"], said["namespaces"]
+        code, reply = await ask_cli("inspect", "t0")
+        lease, (one,) = reply["lease"], reply["namespaces"]
         assert (code, one["agreement"]) == (0, "agree")
         assert one["redis"]["checkpoint_id"] == one["postgres"]["latest"]
         assert (lease["known"], lease["position"], lease["last"], lease["ahead"]) == (True, 2, 4, 2)
@@ -164,8 +164,8 @@ async def test_inspect_says_which_tier_is_ahead_and_has_postgres_follow(
         await run_cli(["inspect", "t0", *cli_servers])
         assert "neither tier was ahead" in capsys.readouterr().out
     await ask_cli("prune", "t0", "--strategy", "delete")
-    _, said = await ask_cli("inspect", "t0")
-    assert said["lease"] is None
+    _, reply = await ask_cli("inspect", "t0")
+    assert reply["lease"] is None
 
 
 async def test_the_newest_are_warmed_and_voided_threads_have_all_that_was_acknowledged(
@@ -173,8 +173,8 @@ async def test_the_newest_are_warmed_and_voided_threads_have_all_that_was_acknow
 ) -> None:
     async with behind(tiers, proxies, redis_url, threads=3) as conversations:
         await conversations[0].turn()  # the newest, as far as Redis knows
-        code, said = await ask_cli("warm", "--newest", "1")
-        assert (code, said["counts"]["warm"]) == (0, 1)
+        code, reply = await ask_cli("warm", "--newest", "1")
+        assert (code, reply["counts"]["warm"]) == (0, 1)
         assert await in_postgres(tiers, conversations[0])
         await conversations[1].turn()
         assert (await ask_cli("invalidate", "t1"))[0] == 0
@@ -191,7 +191,7 @@ async def test_what_is_behind_is_copied_to_another_saver(
     async with behind(tiers, proxies, redis_url, threads=3) as conversations:
         target = InMemorySaver()
         copied = await copy_all(tiers.saver, target)
-        assert (copied.is_complete, copied.threads, copied.checkpoints, copied.writes) == (True, 3, 6, 6)
+        assert (copied.is_flushed, copied.threads, copied.checkpoints, copied.writes) == (True, 3, 6, 6)
         for each in conversations:
             found = await target.aget_tuple(each.config)
             assert found is not None
@@ -202,10 +202,10 @@ async def test_verify_finds_nothing_wrong_with_what_is_ahead(
     tiers: Tiers, proxies: Callable[[str], Proxy], redis_url: str, ask_cli: Ask
 ) -> None:
     async with behind(tiers, proxies, redis_url, threads=3):
-        code, said = await ask_cli("verify")
+        code, reply = await ask_cli("verify")
         assert code == 0
-        assert {name: count > 0 for name, count in said["counts"].items() if count} == {"same": True}
-        assert said["counts"]["same"] >= 3
+        assert {name: count > 0 for name, count in reply["counts"].items() if count} == {"same": True}
+        assert reply["counts"]["same"] >= 3
 
 
 # -- doctor ----------------------------------------------------------------------------------------------------
@@ -227,8 +227,8 @@ async def test_the_policy_of_redis_is_another_matter_for_those_who_write_behind(
     usual = "warning" if policy == "noeviction" else "ok"
 
     async def found(check: str, *arguments: str) -> tuple[int, list[Any]]:
-        code, said = await ask_cli("doctor", *arguments, servers=servers)
-        return code, [each for each in said["findings"] if each["check"] == check]
+        code, reply = await ask_cli("doctor", *arguments, servers=servers)
+        return code, [each for each in reply["findings"] if each["check"] == check]
 
     code, (memory,) = await found("redis memory")
     assert (code, memory["level"]) == (0, usual)
@@ -255,8 +255,8 @@ async def test_what_redis_does_to_keep_what_it_alone_has_is_told(
     servers = [*cli_servers[:3], server.url, *cli_servers[4:]]
 
     async def durability() -> Any:
-        _, said = await ask_cli("doctor", "--write-behind", servers=servers)
-        (found,) = (each for each in said["findings"] if each["check"] == "redis durability")
+        _, reply = await ask_cli("doctor", "--write-behind", servers=servers)
+        (found,) = (each for each in reply["findings"] if each["check"] == "redis durability")
         return found
 
     found = await durability()
@@ -281,8 +281,8 @@ async def test_a_table_of_leases_that_is_missing_is_a_problem_for_those_who_writ
     with psycopg.connect(migrated_database_url) as conn:
         conn.execute("drop table checkpoint_cache_leases")
     for arguments, level in (((), "warning"), (("--write-behind",), "problem")):
-        _, said = await ask_cli("doctor", *arguments)
-        assert next(each["level"] for each in said["findings"] if each["check"] == "tables") == level
+        _, reply = await ask_cli("doctor", *arguments)
+        assert next(each["level"] for each in reply["findings"] if each["check"] == "tables") == level
 
 
 # -- tail ------------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ async def test_hits_and_misses_can_be_told_where_somebody_writes_behind(
     monkeypatch.setattr(write_behind, "LINGER_SECONDS", 0.05)
     server = redis_servers()
     async with Redis.from_url(server.url) as redis:
-        saver = CachedPostgresSaver(redis, tiers.stock, prefix=tiers.prefix, **PATIENT)  # type: ignore[arg-type]
+        saver = CachedPostgresSaver(redis, tiers.upstream, prefix=tiers.prefix, **PATIENT)  # type: ignore[arg-type]
         nodes = await nodes_of(redis, tiers.prefix)
         before = await RedisCounts.read(nodes)
         conversations = [Conversation(saver, f"t{number}") for number in range(20)]

@@ -47,7 +47,7 @@ async def test_connections_use_prepared_statements_directly_and_none_behind_a_po
     """https://github.com/langchain-ai/langgraph/issues/6705"""
     for url, threshold in ((migrated_database_url, 0), (pgbouncer_url, None)):
         async with CachedPostgresSaver.from_conn_string(url, redis_url, prefix=redis_prefix) as saver:
-            pool: Any = saver._stock.conn
+            pool: Any = saver._upstream.conn
             async with pool.connection() as conn:
                 assert conn.prepare_threshold == threshold
 
@@ -88,7 +88,7 @@ async def test_operations_on_a_pool_run_side_by_side(
         blocked = asyncio.ensure_future(saver.adelete_thread("t"))
         await until(lambda: waiting_for_a_lock(migrated_database_url))
         other: Any = {"configurable": {"thread_id": "other", "checkpoint_ns": ""}}
-        await asyncio.wait_for(put(saver, 1, other), 10)  # the stock saver's lock would keep it waiting
+        await asyncio.wait_for(put(saver, 1, other), 10)  # the upstream saver's lock would keep it waiting
         assert not blocked.done()
         await blocker.rollback()
         await blocked
@@ -116,7 +116,7 @@ async def test_a_connection_that_died_while_idle_is_replaced_before_use(
     """https://github.com/langchain-ai/langgraph/issues/5675
 
     All of them have, as after a restart of Postgres: one that is found dead is enough to replace them. Two are
-    found where the saver looks for suspects in the moment of the write.
+    found where the saver looks for stale threads in the moment of the write.
     """
     monkeypatch.setattr(pool, "CHECK_AFTER_IDLE_SECONDS", 0.0)
     dead: list[Any] = []
@@ -173,10 +173,10 @@ async def test_a_write_whose_outcome_is_unknown_keeps_its_fence_and_no_stale_ent
             proxy.deafen()
         monkeypatch.setattr(entries, "FENCE_MS", 2000)
         write = asyncio.ensure_future(put(saver, ["third"], first))
-        async with AsyncPostgresSaver.from_conn_string(migrated_database_url) as stock:
+        async with AsyncPostgresSaver.from_conn_string(migrated_database_url) as upstream:
 
             async def arrived() -> bool:
-                found = await stock.aget_tuple(CONFIG)
+                found = await upstream.aget_tuple(CONFIG)
                 assert found is not None
                 return bool(found.checkpoint["channel_values"]["value"] == ["third"])
 
@@ -206,19 +206,19 @@ async def test_a_write_that_postgres_refuses_raises_what_the_stock_saver_raises_
 ) -> None:
     async with (
         CachedPostgresSaver.from_conn_string(migrated_database_url, redis_url, prefix=redis_prefix) as saver,
-        AsyncPostgresSaver.from_conn_string(migrated_database_url) as stock,
+        AsyncPostgresSaver.from_conn_string(migrated_database_url) as upstream,
     ):
         stored = await put(saver, 1)
         for bad in (float("nan"), "\0", "\ud800"):
             made, versions = checkpoint(saver, bad)
             with pytest.raises(Exception) as expected:  # noqa: PT011
-                await stock.aput(stored, made, {}, versions)
+                await upstream.aput(stored, made, {}, versions)
             with pytest.raises(type(expected.value)):
                 await saver.aput(stored, made, {}, versions)
             assert await value_of(saver) == 1
             with pytest.raises(psycopg.DataError):
                 await saver.aput_writes(stored, [("value", 1), ("nul\0", 2)], "task")
-            found, by_stock = await saver.aget_tuple(CONFIG), await stock.aget_tuple(CONFIG)
+            found, by_stock = await saver.aget_tuple(CONFIG), await upstream.aget_tuple(CONFIG)
             assert found == by_stock
         assert await fences_left(redis, redis_prefix) == []
 
@@ -269,12 +269,12 @@ async def test_clients_of_the_caller_are_not_closed(
 ) -> None:
     """https://github.com/redis-developer/langgraph-redis/issues/93"""
     async with (
-        AsyncPostgresSaver.from_conn_string(migrated_database_url) as stock,
+        AsyncPostgresSaver.from_conn_string(migrated_database_url) as upstream,
         Redis.from_url(redis_url) as client,
     ):
-        saver = CachedPostgresSaver(client, stock, prefix=redis_prefix)
+        saver = CachedPostgresSaver(client, upstream, prefix=redis_prefix)
         await put(saver, 1)
         await saver.aclose()
         assert await client.ping()
-        assert (await stock.aget_tuple(CONFIG)) is not None
+        assert (await upstream.aget_tuple(CONFIG)) is not None
         assert await value_of(saver) == 1

@@ -1,4 +1,4 @@
-"""Whatever happens to Postgres, callers see what the stock saver would raise, or nothing where trying again is
+"""Whatever happens to Postgres, callers see what the upstream saver would raise, or nothing where trying again is
 safe; what was acknowledged is there, and no fence is left of what was not."""
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ async def test_a_pool_without_a_free_connection_is_an_error_of_the_pool(
     async with open_place(
         migrated_database_url, redis_url, redis_prefix, redis, pool_max_size=1, pool_timeout=0.2
     ) as place:
-        pool: Any = place.saver._stock.conn
+        pool: Any = place.saver._upstream.conn
         async with pool.connection():
             with pytest.raises(PoolTimeout):
                 await place.put()
@@ -245,7 +245,7 @@ async def test_connections_that_are_killed_under_load_cost_errors_and_no_acknowl
         return True
 
     await eventually(works_again)
-    pool: Any = place.saver._stock.conn
+    pool: Any = place.saver._upstream.conn
 
     async def all_are_given_back() -> bool:
         stats = pool.get_stats()

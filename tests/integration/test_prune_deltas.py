@@ -6,7 +6,7 @@ import operator
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from agreement import CACHED, STOCK, Tiers, on_thread, outline
+from agreement import CACHED, UPSTREAM, Tiers, on_thread, outline
 from langgraph.channels.delta import DeltaChannel
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, Overwrite, interrupt
@@ -46,8 +46,8 @@ def graph_of(saver: Any) -> Any:
         return {"often": [f"a {turn}"]}
 
     def b(state: State) -> Any:
-        said = interrupt("well?") if len(state["seldom"]) % 5 == 3 else "nothing"
-        return {"seldom": [f"b {said}"], "often": [f"b {len(state['often'])}"], "trail": ["b"]}
+        reply = interrupt("well?") if len(state["seldom"]) % 5 == 3 else "nothing"
+        return {"seldom": [f"b {reply}"], "often": [f"b {len(state['often'])}"], "trail": ["b"]}
 
     builder.add_node("a", a)
     builder.add_node("b", b)
@@ -131,15 +131,15 @@ async def test_what_is_kept_ends_at_the_last_snapshot(tiers: Tiers) -> None:
 
 
 async def test_threads_without_deltas_are_left_as_the_stock_saver_leaves_them(tiers: Tiers) -> None:
-    """Together with one that the stock saver refuses."""
+    """Together with one that the upstream saver refuses."""
     await turn(graph_of(tiers.saver), "delta", 0, "sync")
     await with_history(tiers.saver, CACHED)
-    await tiers.saver.acopy_thread(CACHED, STOCK)
+    await tiers.saver.acopy_thread(CACHED, UPSTREAM)
     with pytest.raises(NotImplementedError):
-        await tiers.stock.aprune([STOCK, "delta"])
-    await tiers.stock.aprune([STOCK])
+        await tiers.upstream.aprune([UPSTREAM, "delta"])
+    await tiers.upstream.aprune([UPSTREAM])
     await tiers.saver.aprune([CACHED, "delta", "none"])
-    assert await rows_of(tiers, CACHED) == await rows_of(tiers, STOCK)
+    assert await rows_of(tiers, CACHED) == await rows_of(tiers, UPSTREAM)
 
 
 @pytest.mark.parametrize("checkpointer", [True, None])
@@ -158,11 +158,11 @@ async def test_without_a_delta_our_own_statements_leave_what_the_stock_saver_lea
     graph = outer.compile(checkpointer=tiers.saver)
     for _ in range(4):
         await graph.ainvoke({"trail": ["turn"]}, on_thread(CACHED))
-        await tiers.saver.acopy_thread(CACHED, STOCK, overwrite=True)
+        await tiers.saver.acopy_thread(CACHED, UPSTREAM, overwrite=True)
         await tiers.saver.acopy_thread(CACHED, "own", overwrite=True)
-        await tiers.stock.aprune([STOCK])
+        await tiers.upstream.aprune([UPSTREAM])
         await tiers.saver._threads._keep_latest("own")
-        assert await rows_of(tiers, "own") == await rows_of(tiers, STOCK)
+        assert await rows_of(tiers, "own") == await rows_of(tiers, UPSTREAM)
 
 
 class _Plain(TypedDict):

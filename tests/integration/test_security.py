@@ -70,20 +70,20 @@ async def use_everything(saver: CachedPostgresSaver) -> None:
     await saver.aprune(["t"])
     assert await saver.aget_tuple(on_thread("t")) is not None
     assert await saver.aget_tuple(config) is not None
-    table = saver._postgres.suspects
+    table = saver._postgres.stale_threads
     for _ in range(2):
         await table.add(["t"])
-    saver._recovery._too_many = True
-    await saver._guard._probe()
-    saver._guard._settled_at = 0.0
-    assert not saver._recovery._too_many
+    saver._invalidator._too_many = True
+    await saver._executor._probe()
+    saver._executor._serving_from = 0.0
+    assert not saver._invalidator._too_many
     assert table.usable
     assert await table.after(None) == []
     assert await saver.aget_tuple(on_thread("t")) is not None
     await saver.adelete_thread("t")
     assert await saver.aget_tuple(on_thread("t")) is None
     await write_behind(saver)
-    intents: IntentCache[str] = IntentCache(saver._redis, prefix=saver._guard.probe_key.partition(":")[0])
+    intents: IntentCache[str] = IntentCache(saver._redis, prefix=saver._executor.probe_key.partition(":")[0])
     for ask in (intents.get_or_classify, intents.get_or_classify, intents.refresh):
         assert await ask("message", _classify) == "intent"
     assert await intents.invalidate("message")
@@ -91,23 +91,25 @@ async def use_everything(saver: CachedPostgresSaver) -> None:
 
 async def write_behind(saver: CachedPostgresSaver) -> None:
     """Writes behind, and has `saver` replay what another process wrote."""
-    prefix = saver._guard.probe_key.partition(":")[0]
-    behind = CachedPostgresSaver(saver._redis, saver._stock, prefix=prefix, mode="write_behind", redis_timeout=10)
-    behind._guard._breaker.fail = saver._guard._breaker.fail  # type: ignore[method-assign]
-    holder = behind._holder
-    assert holder is not None
+    prefix = saver._executor.probe_key.partition(":")[0]
+    behind = CachedPostgresSaver(
+        saver._redis, saver._upstream, prefix=prefix, mode="write_behind", redis_timeout=10
+    )
+    behind._executor._breaker.fail = saver._executor._breaker.fail  # type: ignore[method-assign]
+    queue = behind._write_behind
+    assert queue is not None
     try:
-        config: Any = on_thread("behind", checkpoint_ns="")
+        config: Any = on_thread("unflushed", checkpoint_ns="")
         assert await behind.aget_tuple(config) is None
         for _ in range(2):
             config = await behind.aput(config, new_checkpoint(), {}, {})
-            await saver.aflush("behind")
+            await saver.aflush("unflushed")
         assert behind.stats()["appends"] == 2
         await behind.aflush()
     finally:
         await behind.aclose()
     with contextlib.suppress(RedisUnavailable):  # what is denied is in the log
-        await holder._journal.close("never written behind", "token", 0)
+        await queue._journal.close("never written behind", "token", 0)
 
 
 async def _classify(message: str) -> str:
@@ -141,7 +143,7 @@ async def denied(
     admin.acl_log_reset()
     async with redis, open_saver(postgres_url, redis, prefix) as saver:
         # When a call is denied, hardly any is made any more: but for this.
-        saver._guard._breaker.fail = lambda: False  # type: ignore[method-assign]
+        saver._executor._breaker.fail = lambda: False  # type: ignore[method-assign]
         with contextlib.suppress(AssertionError):
             await use_everything(saver)
     return {entry["object"] for entry in admin.acl_log() if entry["username"] == user} - IGNORED_BY_CLIENT
@@ -172,7 +174,7 @@ async def test_the_documented_rights_are_enough(
         stats = saver.stats()
     assert {e["object"] for e in redis_admin.acl_log() if e["username"] == redis_prefix} <= IGNORED_BY_CLIENT
     assert stats["redis_errors"] == stats["degraded_reads"] == stats["degraded_writes"] == 0
-    assert min(stats["hits"], stats["advances"], stats["fills"]) > 0
+    assert min(stats["hits"], stats["entry_updates"], stats["fills"]) > 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -339,11 +341,11 @@ REDIS_URLS = (
 )
 
 
-def told(error: BaseException | None) -> str:
+def ack(error: BaseException | None) -> str:
     """All that an error says, with what it came of."""
     if error is None:
         return ""
-    return "\n".join([repr(error), str(error), told(error.__cause__), told(error.__context__)])
+    return "\n".join([repr(error), str(error), ack(error.__cause__), ack(error.__context__)])
 
 
 @pytest.mark.parametrize(
@@ -377,7 +379,7 @@ async def test_no_password_is_logged_or_raised(
         error = exc
     logged = "\n".join(logging.Formatter().format(record) for record in caplog.records)
     assert error is not None or "unusable" in logged
-    assert CANARY not in told(error)
+    assert CANARY not in ack(error)
     assert CANARY not in logged
 
 

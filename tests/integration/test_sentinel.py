@@ -35,8 +35,8 @@ async def test_hits_come_from_the_primary(
             stack.push_async_callback(sentinel.aclose)
             client = sentinel.master_for(SERVICE, decode_responses=kind == "decoding client")
             await stack.enter_async_context(client)
-            stock = await stack.enter_async_context(AsyncPostgresSaver.from_conn_string(migrated_database_url))
-            saver = CachedPostgresSaver(client, stock, prefix=prefix, redis_timeout=PATIENT_SECONDS)
+            upstream = await stack.enter_async_context(AsyncPostgresSaver.from_conn_string(migrated_database_url))
+            saver = CachedPostgresSaver(client, upstream, prefix=prefix, redis_timeout=PATIENT_SECONDS)
         await saver.setup()
         conversations = [Conversation(saver, thread_id) for thread_id in IDS]
         await asyncio.gather(*(conversation.turns(3) for conversation in conversations))

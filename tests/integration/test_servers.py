@@ -157,7 +157,7 @@ def test_postgres_runs_where_only_root_can_read_the_wheel(tmp_path: Path, monkey
 def test_servers_end_with_the_process_that_started_them(redis_servers: RedisServers) -> None:
     redis_servers()  # or skip
     script = """
-from langgraph_checkpoint_cached.embedded import *
+from langgraph_checkpoint_cached.demo.embedded import *
 servers = RedisServer(), PostgresServer()
 for server in servers:
     server.start()

@@ -49,10 +49,10 @@ async def assert_set_up(url: str, redis: Redis, prefix: str) -> None:
         return not rows(url, "select 1 from pg_locks where locktype = 'advisory'")
 
     await eventually(no_lock_is_left)
-    async with AsyncPostgresSaver.from_conn_string(url) as stock:
-        saver = new_saver(redis, stock, prefix)
+    async with AsyncPostgresSaver.from_conn_string(url) as upstream:
+        saver = new_saver(redis, upstream, prefix)
         stored = await saver.aput(on_thread(CACHED, checkpoint_ns=""), new_checkpoint(), {}, {})
-        assert await saver.aget_tuple(stored) == await stock.aget_tuple(stored) is not None
+        assert await saver.aget_tuple(stored) == await upstream.aget_tuple(stored) is not None
 
 
 async def set_up(url: str, redis_url: str, prefix: str, **options: Any) -> None:
@@ -94,8 +94,8 @@ async def test_a_pool_of_any_size_will_do(
 
 async def test_a_single_connection_will_do(database_url: str, redis: Redis, redis_prefix: str) -> None:
     async def one() -> None:
-        async with AsyncPostgresSaver.from_conn_string(database_url) as stock:
-            saver = new_saver(redis, stock, redis_prefix)
+        async with AsyncPostgresSaver.from_conn_string(database_url) as upstream:
+            saver = new_saver(redis, upstream, redis_prefix)
             await asyncio.wait_for(saver.setup(), SETUP_SECONDS_MAX)
             await asyncio.wait_for(saver.setup(), SETUP_SECONDS_MAX)
 
@@ -107,15 +107,15 @@ async def test_pipeline_mode_can_set_up_as_little_as_the_stock_saver_can(
     database_url: str, redis: Redis, redis_prefix: str
 ) -> None:
     """Some migrations cannot run in a pipeline, whose commands are one transaction."""
-    for use in (lambda stock: stock, lambda stock: new_saver(redis, stock, redis_prefix)):
-        async with AsyncPostgresSaver.from_conn_string(database_url, pipeline=True) as stock:
+    for use in (lambda upstream: upstream, lambda upstream: new_saver(redis, upstream, redis_prefix)):
+        async with AsyncPostgresSaver.from_conn_string(database_url, pipeline=True) as upstream:
             with pytest.raises(psycopg.errors.ActiveSqlTransaction):
-                await asyncio.wait_for(use(stock).setup(), SETUP_SECONDS_MAX)
+                await asyncio.wait_for(use(upstream).setup(), SETUP_SECONDS_MAX)
         assert rows(database_url, "select 1 from pg_tables where schemaname = 'public'") == []
-    async with AsyncPostgresSaver.from_conn_string(database_url) as stock:
-        await stock.setup()
-    async with AsyncPostgresSaver.from_conn_string(database_url, pipeline=True) as stock:
-        await asyncio.wait_for(new_saver(redis, stock, redis_prefix).setup(), SETUP_SECONDS_MAX)
+    async with AsyncPostgresSaver.from_conn_string(database_url) as upstream:
+        await upstream.setup()
+    async with AsyncPostgresSaver.from_conn_string(database_url, pipeline=True) as upstream:
+        await asyncio.wait_for(new_saver(redis, upstream, redis_prefix).setup(), SETUP_SECONDS_MAX)
     await assert_set_up(database_url, redis, redis_prefix)
 
 
@@ -176,9 +176,9 @@ async def test_where_all_is_set_up_no_right_to_create_is_needed(
 ) -> None:
     grants = ("select, insert, update, delete on all tables in schema public",)
     with role(migrated_database_url, *grants) as url:
-        async with AsyncPostgresSaver.from_conn_string(url) as stock:
+        async with AsyncPostgresSaver.from_conn_string(url) as upstream:
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                await stock.setup()
+                await upstream.setup()
         await set_up(url, redis_url, redis_prefix)
         await assert_set_up(url, redis, redis_prefix)
 
@@ -196,9 +196,9 @@ async def test_where_all_is_set_up_nothing_is_written(
     migrated_database_url: str, redis_url: str, redis: Redis, redis_prefix: str
 ) -> None:
     read_only = f"{migrated_database_url}?options={quote('-c default_transaction_read_only=on')}"
-    async with AsyncPostgresSaver.from_conn_string(read_only) as stock:
+    async with AsyncPostgresSaver.from_conn_string(read_only) as upstream:
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-            await stock.setup()
+            await upstream.setup()
     await set_up(read_only, redis_url, redis_prefix)
 
 
@@ -206,7 +206,7 @@ async def test_where_all_is_set_up_nothing_is_written(
 async def test_a_database_that_was_left_half_migrated_is_finished(
     database_url: str, redis_url: str, redis: Redis, redis_prefix: str, done: int
 ) -> None:
-    """`done` migrations were run by the stock saver; 0: it had only made the table of them."""
+    """`done` migrations were run by the upstream saver; 0: it had only made the table of them."""
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute(MIGRATIONS[0])
         for version in range(done):
@@ -233,8 +233,8 @@ async def test_a_schema_of_choice_has_tables_of_its_own(
         stale_threads.TABLE,
         leases.TABLE,
     }
-    async with AsyncPostgresSaver.from_conn_string(url) as stock:
-        saver = new_saver(redis, stock, redis_prefix)
+    async with AsyncPostgresSaver.from_conn_string(url) as upstream:
+        saver = new_saver(redis, upstream, redis_prefix)
         stored = await saver.aput(on_thread(CACHED, checkpoint_ns=""), new_checkpoint(), {}, {})
         assert await saver.aget_tuple(stored)
     assert rows(migrated_database_url, "select 1 from public.checkpoints") == []

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from langgraph_checkpoint_cached import CachedPostgresSaver, IntentCache
 from langgraph_checkpoint_cached.records import Latest, Namespace
 from langgraph_checkpoint_cached.stores.redis import entry_format
-from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Seal, seal_with
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity, integrity_for
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
 
 pytestmark = pytest.mark.integration
@@ -37,7 +37,7 @@ class Recorder(JsonPlusSerializer):
 def saver_of(tiers: Tiers, *keys: Any, serde: Any = None) -> CachedPostgresSaver:
     return CachedPostgresSaver(
         tiers.redis,
-        tiers.stock,
+        tiers.upstream,
         prefix=tiers.prefix,
         redis_timeout=PATIENT_SECONDS,
         signing_keys=keys or None,
@@ -64,14 +64,14 @@ async def talk(saver: CachedPostgresSaver, thread_id: str, turns: int = 2) -> An
 
 async def assert_hit(saver: CachedPostgresSaver, tiers: Tiers, thread_id: str = CACHED) -> None:
     hits = saver.stats()["hits"]
-    assert await saver.aget_tuple(on_thread(thread_id)) == await tiers.stock.aget_tuple(on_thread(thread_id))
+    assert await saver.aget_tuple(on_thread(thread_id)) == await tiers.upstream.aget_tuple(on_thread(thread_id))
     assert saver.stats()["hits"] == hits + 1, saver.stats()
 
 
 async def assert_refused(saver: CachedPostgresSaver, tiers: Tiers, thread_id: str = CACHED) -> None:
     """Answered by Postgres, and the entry is gone."""
     before = saver.stats()
-    assert await saver.aget_tuple(on_thread(thread_id)) == await tiers.stock.aget_tuple(on_thread(thread_id))
+    assert await saver.aget_tuple(on_thread(thread_id)) == await tiers.upstream.aget_tuple(on_thread(thread_id))
     after = saver.stats()
     assert (after["hits"], after["damaged"]) == (before["hits"], before["damaged"] + 1)
     assert not await tiers.redis.exists(key_of(tiers, thread_id))
@@ -95,7 +95,7 @@ async def test_signed_entries_are_served_to_who_has_the_key(tiers: Tiers, how: s
     for reader in (saver, other):
         await assert_hit(reader, tiers)
         assert reader.stats()["damaged"] == 0
-    assert saver.stats()["advances"] > 0
+    assert saver.stats()["entry_updates"] > 0
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ async def test_no_part_of_another_place_or_version_is_taken(tiers: Tiers, keys: 
     await assert_refused(saver, tiers)
 
 
-@pytest.mark.parametrize("forger", [CHECKSUMS, seal_with([FOREIGN])])
-async def test_nothing_that_a_stranger_wrote_is_decoded(tiers: Tiers, forger: Seal) -> None:
+@pytest.mark.parametrize("forger", [CHECKSUMS, integrity_for([FOREIGN])])
+async def test_nothing_that_a_stranger_wrote_is_decoded(tiers: Tiers, forger: Integrity) -> None:
     """The stranger knows all of this package, and the state of the thread, but no key."""
     serde = Recorder()
     saver = saver_of(tiers, NEW, serde=serde)
@@ -165,7 +165,7 @@ async def test_nothing_that_a_stranger_wrote_is_decoded(tiers: Tiers, forger: Se
     assert serde.loaded
     assert FORGED[1] not in serde.loaded
     # The test can fail: who has the key is believed.
-    genuine = entry_format.entry_fields(namespace, Latest(forged), seal_with([NEW]))
+    genuine = entry_format.entry_fields(namespace, Latest(forged), integrity_for([NEW]))
     await saver.aget_tuple(on_thread(CACHED))
     await _put_there(tiers, dict(zip(genuine[::2], genuine[1::2], strict=True)))
     await saver.aget_tuple(on_thread(CACHED))
@@ -184,7 +184,7 @@ async def test_a_channel_map_that_was_tampered_with_leaves_no_old_value_behind(t
     """It steers the script of the next put: told that a version is unchanged, that keeps the value it has."""
     saver = saver_of(tiers, NEW)
     config = await talk(saver, CACHED)
-    held = (await tiers.stock.aget_tuple(config)).checkpoint["channel_versions"]  # type: ignore[union-attr]
+    held = (await tiers.upstream.aget_tuple(config)).checkpoint["channel_versions"]  # type: ignore[union-attr]
     version = saver.get_next_version(held["messages"], None)  # type: ignore[arg-type]
     lie = entry_format._pack_versions({**held, "messages": version})
     await tiers.redis.hset(key_of(tiers), "v", lie)  # type: ignore[arg-type,misc]

@@ -20,12 +20,12 @@ from proxy import Proxy
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.engine.invalidation import LOOKED_SECONDS_MAX
+from langgraph_checkpoint_cached.engine.invalidation import FRESH_SECONDS_MAX
 from langgraph_checkpoint_cached.stores.postgres.stale_threads import (
-    SUSPECTS_AT_ONCE_MAX,
+    STALE_THREADS_AT_ONCE_MAX,
     TABLE,
-    Suspect,
-    SuspectTable,
+    StaleThread,
+    StaleThreadTable,
 )
 
 pytestmark = pytest.mark.integration
@@ -44,13 +44,13 @@ class Alone:
             return [value for (value,) in cursor.fetchall()] if cursor.description else []
 
     async def reader_is_told(self) -> None:
-        """The other process reads what was written, and no suspect is left."""
+        """The other process reads what was written, and no stale thread is left."""
 
-        async def told() -> bool:
+        async def ack() -> bool:
             found = await self.reader.aget_tuple(self.conversation.config)
             return (found and found.config) == self.conversation.latest and not self.rows()
 
-        await eventually(told)
+        await eventually(ack)
         await self.conversation.check(self.reader)
 
 
@@ -78,20 +78,20 @@ async def test_the_others_are_told_of_what_was_written_without_redis(alone: Alon
     await alone.conversation.turns(3)
     assert alone.writer.stats()["degraded_writes"] == 6
     await alone.reader_is_told()
-    assert alone.reader.stats()["suspects"] >= 1
+    assert alone.reader.stats()["stale_threads"] >= 1
 
 
 async def test_they_are_told_when_the_writer_has_died(alone: Alone, migrated_database_url: str) -> None:
     alone.proxy.stop()
     await alone.conversation.turn()
-    alone.writer._recovery._own.clear()  # what it remembered is gone with it
+    alone.writer._invalidator._own.clear()  # what it remembered is gone with it
     await alone.reader_is_told()
 
 
 async def test_a_process_that_starts_is_told_before_its_first_read(
     alone: Alone, migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:
-    await alone.reader.aclose()  # who would void it
+    await alone.reader.aclose()  # who would invalidate it
     alone.proxy.stop()
     await alone.conversation.turn()
     async with open_saver(migrated_database_url, redis_url, prefix=redis_prefix) as new:
@@ -100,12 +100,12 @@ async def test_a_process_that_starts_is_told_before_its_first_read(
 
 
 async def test_a_process_that_stood_still_is_told_before_its_next_read(alone: Alone) -> None:
-    recovery = alone.reader._recovery
+    recovery = alone.reader._invalidator
     assert recovery._timer is not None
     recovery._timer.cancel()
     alone.proxy.stop()
     await alone.conversation.turn()
-    recovery._looked_at -= LOOKED_SECONDS_MAX
+    recovery._polled_at -= FRESH_SECONDS_MAX
     await alone.conversation.check(alone.reader)
     assert alone.rows() == []
 
@@ -118,7 +118,7 @@ async def test_a_postgres_that_does_not_answer_keeps_no_read_waiting_for_long(
         await alone.conversation.check(saver)
         hits = saver.stats()["hits"]
         proxy.deafen()
-        saver._recovery._looked_at -= LOOKED_SECONDS_MAX
+        saver._invalidator._polled_at -= FRESH_SECONDS_MAX
         await asyncio.wait_for(alone.conversation.check(saver), 10)
         assert saver.stats()["hits"] == hits + 1
         proxy.cut()
@@ -142,10 +142,10 @@ async def test_they_are_told_of_a_prune(alone: Alone, strategy: str) -> None:
     expected = await alone.writer.aget_tuple(alone.conversation.config)
     assert (expected is None) == (strategy == "delete")
 
-    async def told() -> bool:
+    async def ack() -> bool:
         return await alone.reader.aget_tuple(alone.conversation.config) == expected and not alone.rows()
 
-    await eventually(told)
+    await eventually(ack)
 
 
 async def test_a_commit_without_an_answer_is_told_too(alone: Alone) -> None:
@@ -184,14 +184,14 @@ async def test_a_bad_write_does_not_keep_others_of_its_group_from_being_suspects
 
 
 async def test_many_suspects_are_gone_through_in_pages(alone: Alone, redis_prefix: str) -> None:
-    count = 2 * SUSPECTS_AT_ONCE_MAX + 1
+    count = 2 * STALE_THREADS_AT_ONCE_MAX + 1
     with psycopg.connect(alone.url, autocommit=True) as conn:
         conn.execute(
             f"insert into {TABLE} select %s, 'thread ' || i, 'mark' from generate_series(1, %s) i",
             (redis_prefix, count),
         )
     await eventually(lambda: none_left(alone))
-    assert alone.reader.stats()["suspects"] + alone.writer.stats()["suspects"] >= count
+    assert alone.reader.stats()["stale_threads"] + alone.writer.stats()["stale_threads"] >= count
 
 
 async def none_left(alone: Alone) -> bool:
@@ -210,9 +210,9 @@ async def test_suspects_of_another_prefix_are_left_to_those_who_use_it(alone: Al
 
 
 @asynccontextmanager
-async def table_of(url: str) -> AsyncIterator[SuspectTable]:
-    async with AsyncPostgresSaver.from_conn_string(url) as stock:
-        yield SuspectTable(stock._cursor, "p")
+async def table_of(url: str) -> AsyncIterator[StaleThreadTable]:
+    async with AsyncPostgresSaver.from_conn_string(url) as upstream:
+        yield StaleThreadTable(upstream._cursor, "p")
 
 
 async def test_a_suspect_that_was_renewed_since_it_was_seen_stays(migrated_database_url: str) -> None:
@@ -225,7 +225,7 @@ async def test_a_suspect_that_was_renewed_since_it_was_seen_stays(migrated_datab
         assert left.thread_id == "b"
         assert left not in seen
         assert await table.after("b") == []
-        await table.remove([left, Suspect("none", "such")])
+        await table.remove([left, StaleThread("none", "such")])
         assert await table.after(None) == []
 
 
@@ -269,9 +269,9 @@ async def test_setup_creates_the_table_where_the_stock_savers_are_already(alone:
 
 
 async def test_a_saver_that_is_forgotten_looks_for_suspects_no_more(alone: Alone) -> None:
-    saver = CachedPostgresSaver(alone.reader._redis, alone.reader._stock)
+    saver = CachedPostgresSaver(alone.reader._redis, alone.reader._upstream)
     await saver.aget_tuple(alone.conversation.config)
-    recovery = weakref.ref(saver._recovery)
+    recovery = weakref.ref(saver._invalidator)
     del saver
 
     async def gone() -> bool:

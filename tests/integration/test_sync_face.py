@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from agreement import CACHED, PATIENT_SECONDS, STOCK, Tiers, eventually, new_checkpoint, new_saver, on_thread
+from agreement import CACHED, PATIENT_SECONDS, UPSTREAM, Tiers, eventually, new_checkpoint, new_saver, on_thread
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.rows import dict_row
@@ -54,7 +54,7 @@ def same_thread_names(answer: Any) -> Any:
         return checkpoint, answer.metadata, answer.pending_writes
     if isinstance(answer, list):
         return [same_thread_names(item) for item in answer]
-    return str(answer).replace(CACHED, STOCK)
+    return str(answer).replace(CACHED, UPSTREAM)
 
 
 OUR_CALLS: dict[str, Callable[[Any, str], Any]] = {
@@ -62,7 +62,7 @@ OUR_CALLS: dict[str, Callable[[Any, str], Any]] = {
     "delete_for_runs": lambda saver, thread: saver.delete_for_runs(["a run"]),
     "delete_idle_threads": lambda saver, thread: saver.delete_idle_threads(1),
 }
-"""What the stock saver has not."""
+"""What the upstream saver has not."""
 
 
 async def test_every_sync_method_answers_from_another_thread_as_the_stock_saver(tiers: Tiers) -> None:
@@ -71,19 +71,19 @@ async def test_every_sync_method_answers_from_another_thread_as_the_stock_saver(
         return [*answers, saver.get_tuple(on_thread(thread))]
 
     ours = await asyncio.to_thread(call_all, tiers.saver, CACHED)
-    stock = await asyncio.to_thread(call_all, tiers.stock, STOCK)
-    assert ours == stock
+    upstream = await asyncio.to_thread(call_all, tiers.upstream, UPSTREAM)
+    assert ours == upstream
     assert ours[-1] is None, "deleted"
 
 
 @pytest.mark.parametrize("method", {**SYNC_CALLS, **OUR_CALLS})
 async def test_a_sync_method_on_the_loops_own_thread_says_so(tiers: Tiers, method: str) -> None:
-    """The stock saver waits for itself for ever, in most methods: langgraph#7857."""
+    """The upstream saver waits for itself for ever, in most methods: langgraph#7857."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no coroutine is made that nobody awaits
         with pytest.raises(WrongThreadError, match=f"a{method}") as caught:
             {**SYNC_CALLS, **OUR_CALLS}[method](tiers.saver, CACHED)
-    assert isinstance(caught.value, asyncio.InvalidStateError), "what the stock saver raises, where it does"
+    assert isinstance(caught.value, asyncio.InvalidStateError), "what the upstream saver raises, where it does"
     assert await asyncio.wait_for(tiers.saver.aget_tuple(CONFIG), PATIENT_SECONDS) is None
 
 
@@ -111,7 +111,7 @@ async def test_an_async_method_on_another_loop_says_so(tiers: Tiers) -> None:
                     asyncio.run(run())
 
     await asyncio.to_thread(on_another_loop)
-    assert await tiers.stock.aget_tuple(CONFIG) is None, "nothing was written"
+    assert await tiers.upstream.aget_tuple(CONFIG) is None, "nothing was written"
 
 
 @pytest.fixture(params=["single_connection", "pipeline_mode", "pool_of_one"])
@@ -129,19 +129,19 @@ async def narrow_saver(
                 timeout=PATIENT_SECONDS,
                 kwargs={"autocommit": True, "row_factory": dict_row},
             )
-            stock = AsyncPostgresSaver(await stack.enter_async_context(pool))
+            upstream = AsyncPostgresSaver(await stack.enter_async_context(pool))
         else:
             pipeline = request.param == "pipeline_mode"
             opening = AsyncPostgresSaver.from_conn_string(migrated_database_url, pipeline=pipeline)
-            stock = await stack.enter_async_context(opening)
-        saver = new_saver(redis, stock, redis_prefix)
+            upstream = await stack.enter_async_context(opening)
+        saver = new_saver(redis, upstream, redis_prefix)
         for number in range(5):
             await saver.aput(CONFIG, new_checkpoint(id=str(number)), METADATA, {})
         yield saver
 
 
 async def test_a_sync_list_that_is_left_early_holds_nothing(narrow_saver: CachedPostgresSaver) -> None:
-    """The stock saver keeps its lock for ever, and LangGraph does leave: checkpoint-postgres 3.2.0."""
+    """The upstream saver keeps its lock for ever, and LangGraph does leave: checkpoint-postgres 3.2.0."""
     listing = await asyncio.to_thread(narrow_saver.list, CONFIG)
     first = await asyncio.to_thread(next, listing)
     assert first.checkpoint["id"] == "4"
@@ -183,7 +183,7 @@ async def test_other_calls_may_come_between_the_items_of_a_list(narrow_saver: Ca
 
 async def test_a_saver_can_be_built_where_no_loop_runs(tiers: Tiers) -> None:
     """Others could not: langgraph-redis#179."""
-    saver = await asyncio.to_thread(new_saver, tiers.redis, tiers.stock, tiers.prefix)
+    saver = await asyncio.to_thread(new_saver, tiers.redis, tiers.upstream, tiers.prefix)
     stored = await saver.aput(CONFIG, new_checkpoint(), METADATA, {})
     assert await saver.aget_tuple(stored) == await asyncio.to_thread(saver.get_tuple, stored)
 

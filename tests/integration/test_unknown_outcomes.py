@@ -46,7 +46,7 @@ async def test_a_write_that_had_no_fence_and_whose_outcome_is_unknown_is_served_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(entries, "FENCE_MS", round(FENCE_SECONDS * 1000))
-    monkeypatch.setattr(fences, "SECONDS_TO_SPARE", FENCE_SECONDS / 2)
+    monkeypatch.setattr(fences, "FENCE_MARGIN_SECONDS", FENCE_SECONDS / 2)
     redis_proxy, postgres_proxy = proxies(redis_url), proxies(migrated_database_url)
     async with AsyncExitStack() as stack:
 

@@ -33,7 +33,7 @@ async def cached(saver: CachedPostgresSaver, *thread_ids: str) -> list[Conversat
 
 
 async def write_past(tiers: Tiers, conversation: Conversation) -> None:
-    conversation.saver = tiers.stock  # type: ignore[assignment]
+    conversation.saver = tiers.upstream  # type: ignore[assignment]
     await conversation.turn()
     conversation.saver = tiers.saver
 
@@ -41,12 +41,12 @@ async def write_past(tiers: Tiers, conversation: Conversation) -> None:
 async def test_nothing_is_found_where_all_agree(tiers: Tiers, ask_cli: Ask) -> None:
     assert await ask_cli("verify") == (0, {"counts": dict.fromkeys(ask_counts(), 0), "findings": []})
     await cached(tiers.saver, *(f"t{number}" for number in range(20)), "ünïcode {x} *", "", LONG)
-    code, said = await ask_cli("verify")
-    assert (code, said["counts"]["same"], said["findings"]) == (0, 23, [])
-    code, said = await ask_cli("verify", "--sample", "5")
-    assert (code, said["counts"]["same"]) == (0, 5)
-    code, said = await ask_cli("verify", "t1", LONG)
-    assert (code, said["counts"]["same"]) == (0, 2)
+    code, reply = await ask_cli("verify")
+    assert (code, reply["counts"]["same"], reply["findings"]) == (0, 23, [])
+    code, reply = await ask_cli("verify", "--sample", "5")
+    assert (code, reply["counts"]["same"]) == (0, 5)
+    code, reply = await ask_cli("verify", "t1", LONG)
+    assert (code, reply["counts"]["same"]) == (0, 2)
 
 
 def ask_counts() -> list[str]:
@@ -57,39 +57,39 @@ async def test_what_differs_is_found_all_of_it_and_dropped_on_request(tiers: Tie
     conversations = await cached(tiers.saver, "written past", "deleted past", "good", LONG)
     await write_past(tiers, conversations[0])
     await write_past(tiers, conversations[3])
-    await tiers.stock.adelete_thread("deleted past")
-    code, said = await ask_cli("verify")
+    await tiers.upstream.adelete_thread("deleted past")
+    code, reply = await ask_cli("verify")
     assert code == 1
-    assert {each["thread_id"] for each in said["findings"]} == {"written past", "deleted past", LONG}
-    assert said["counts"]["differs"] == 3
-    assert said["counts"]["same"] == 1
-    assert not any(each["repaired"] for each in said["findings"])
-    (one,) = (each for each in said["findings"] if each["thread_id"] == "written past")
+    assert {each["thread_id"] for each in reply["findings"]} == {"written past", "deleted past", LONG}
+    assert reply["counts"]["differs"] == 3
+    assert reply["counts"]["same"] == 1
+    assert not any(each["repaired"] for each in reply["findings"])
+    (one,) = (each for each in reply["findings"] if each["thread_id"] == "written past")
     assert one["in_postgres"] == conversations[0].latest["configurable"]["checkpoint_id"]
 
-    code, said = await ask_cli("verify", "--repair")
+    code, reply = await ask_cli("verify", "--repair")
     assert code == 1
-    assert all(each["repaired"] for each in said["findings"])
+    assert all(each["repaired"] for each in reply["findings"])
     await conversations[0].check()
     assert await tiers.saver.aget_tuple(on_thread("deleted past")) is None
-    code, said = await ask_cli("verify")
-    assert (code, said["counts"]["differs"]) == (0, 0)
+    code, reply = await ask_cli("verify")
+    assert (code, reply["counts"]["differs"]) == (0, 0)
 
 
 async def test_a_namespace_that_redis_takes_for_empty_is_compared_too(tiers: Tiers, ask_cli: Ask) -> None:
     assert await tiers.saver.aget_tuple(on_thread("t")) is None  # the thread has nothing: Redis notes it
-    await tiers.stock.aput(on_thread("t", checkpoint_ns="sub"), new_checkpoint(), {}, {})
-    code, said = await ask_cli("verify")
+    await tiers.upstream.aput(on_thread("t", checkpoint_ns="sub"), new_checkpoint(), {}, {})
+    code, reply = await ask_cli("verify")
     assert code == 1
-    assert [(each["checkpoint_ns"], each["in_redis"]) for each in said["findings"]] == [("sub", None)]
+    assert [(each["checkpoint_ns"], each["in_redis"]) for each in reply["findings"]] == [("sub", None)]
 
 
 async def test_a_damaged_entry_is_reported_and_left_to_the_savers(tiers: Tiers, ask_cli: Ask) -> None:
     (conversation,) = await cached(tiers.saver, "t")
     key = namespace_key(tiers.prefix, Namespace("t"))
     await tiers.redis.hset(key, "h", b"damaged")  # type: ignore[misc]
-    code, said = await ask_cli("verify", "--repair")
-    assert (code, said["counts"]["damaged"]) == (1, 1)
+    code, reply = await ask_cli("verify", "--repair")
+    assert (code, reply["counts"]["damaged"]) == (1, 1)
     assert await tiers.redis.exists(key)
     await conversation.check()
 
@@ -99,13 +99,13 @@ async def test_signed_entries_need_their_key(
 ) -> None:
     key = "a signing key of sufficient length"
     monkeypatch.setenv("CHECKPOINT_KEY", key)
-    signing = CachedPostgresSaver(tiers.redis, tiers.stock, prefix=tiers.prefix, signing_keys=[key])
+    signing = CachedPostgresSaver(tiers.redis, tiers.upstream, prefix=tiers.prefix, signing_keys=[key])
     await cached(signing, "t", LONG)
     await signing.aclose()
-    code, said = await ask_cli("verify")
-    assert (code, said["counts"]["damaged"]) == (1, 2)
-    code, said = await ask_cli("verify", "--signing-key-env", "CHECKPOINT_KEY")
-    assert (code, said["counts"]["same"]) == (0, 2)
+    code, reply = await ask_cli("verify")
+    assert (code, reply["counts"]["damaged"]) == (1, 2)
+    code, reply = await ask_cli("verify", "--signing-key-env", "CHECKPOINT_KEY")
+    assert (code, reply["counts"]["same"]) == (0, 2)
 
 
 async def test_reads_of_verify_do_not_keep_entries_alive(tiers: Tiers, ask_cli: Ask) -> None:
@@ -121,11 +121,11 @@ async def test_a_suspect_is_voided_not_reported(tiers: Tiers, ask_cli: Ask, migr
     await write_past(tiers, conversation)
     async with await psycopg.AsyncConnection.connect(migrated_database_url) as conn:
         await conn.execute(
-            "insert into checkpoint_cache_suspects (prefix, thread_id, mark) values (%s, 't', 'm')",
+            "insert into checkpoint_cache_stale_threads (prefix, thread_id, mark) values (%s, 't', 'm')",
             (tiers.prefix,),
         )
-    code, said = await ask_cli("verify")
-    assert (code, said["counts"]["differs"]) == (0, 0)
+    code, reply = await ask_cli("verify")
+    assert (code, reply["counts"]["differs"]) == (0, 0)
     await conversation.check()
 
 
@@ -161,16 +161,16 @@ async def test_under_load_exactly_what_was_seeded_is_found(tiers: Tiers, ask_cli
     compared = 0
     try:
         for _ in range(8):
-            code, said = await ask_cli("verify")
-            assert (code, said["findings"]) == (0, []), said
-            compared += said["counts"]["same"]
+            code, reply = await ask_cli("verify")
+            assert (code, reply["findings"]) == (0, []), reply
+            compared += reply["counts"]["same"]
         for conversation in seeded[:3]:
             await write_past(tiers, conversation)
-        code, said = await ask_cli("verify", "--repair")
+        code, reply = await ask_cli("verify", "--repair")
         assert code == 1
-        assert sorted(each["thread_id"] for each in said["findings"]) == ["seeded 0", "seeded 1", "seeded 2"]
-        code, said = await ask_cli("verify")
-        assert (code, said["findings"]) == (0, []), said
+        assert sorted(each["thread_id"] for each in reply["findings"]) == ["seeded 0", "seeded 1", "seeded 2"]
+        code, reply = await ask_cli("verify")
+        assert (code, reply["findings"]) == (0, []), reply
     finally:
         on = False
         await load

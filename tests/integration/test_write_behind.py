@@ -46,8 +46,8 @@ def checkpoints(postgres_url: str) -> int:
 
 
 async def stock_latest(postgres_url: str, config: Any) -> CheckpointTuple | None:
-    async with AsyncPostgresSaver.from_conn_string(postgres_url) as stock:
-        return await stock.aget_tuple(config)
+    async with AsyncPostgresSaver.from_conn_string(postgres_url) as upstream:
+        return await upstream.aget_tuple(config)
 
 
 async def start_behind(saver: CachedPostgresSaver, thread_id: str = "t") -> Conversation:
@@ -56,7 +56,7 @@ async def start_behind(saver: CachedPostgresSaver, thread_id: str = "t") -> Conv
     await saver.aget_tuple(conversation.config)
     await conversation.turn()
     assert saver.stats()["appends"] > 0
-    await eventually(lambda: _equals(lambda: saver.stats()["behind"], 0))
+    await eventually(lambda: _equals(lambda: saver.stats()["unflushed"], 0))
     return conversation
 
 
@@ -64,17 +64,17 @@ class Paused:
     """Keeps a holder from flushing by itself, so that a test may look at what Postgres does not have."""
 
     def __init__(self, saver: CachedPostgresSaver) -> None:
-        assert saver._holder is not None
-        self.holder = saver._holder
+        assert saver._write_behind is not None
+        self.write_behind_queue = saver._write_behind
 
     def __enter__(self) -> None:
-        self.flush_all = self.holder._flush_all
-        self.end_idle = self.holder._end_idle
-        self.holder._flush_all = self.holder._end_idle = _nothing  # type: ignore[method-assign]
+        self.flush_all = self.write_behind_queue._flush_all
+        self.end_idle = self.write_behind_queue._end_idle
+        self.write_behind_queue._flush_all = self.write_behind_queue._end_idle = _nothing  # type: ignore[method-assign]
 
     def __exit__(self, *_: object) -> None:
-        self.holder._flush_all, self.holder._end_idle = self.flush_all, self.end_idle  # type: ignore[method-assign]
-        self.holder._wake.set()
+        self.write_behind_queue._flush_all, self.write_behind_queue._end_idle = self.flush_all, self.end_idle  # type: ignore[method-assign]
+        self.write_behind_queue._wake.set()
 
 
 async def _nothing() -> None:
@@ -105,11 +105,11 @@ async def test_what_redis_has_acknowledged_is_read_by_all_and_follows_in_postgre
     with Paused(behind):
         await conversation.turns(3)
         await conversation.check(behind, another)
-        assert behind.stats()["behind"] >= 6
+        assert behind.stats()["unflushed"] >= 6
         assert checkpoints(migrated_database_url) < 4
     await behind.aflush("t")
     assert checkpoints(migrated_database_url) == 4
-    assert behind.stats()["behind"] == 0
+    assert behind.stats()["unflushed"] == 0
     assert await stock_latest(migrated_database_url, conversation.config) == await behind.aget_tuple(
         conversation.config
     )
@@ -162,7 +162,7 @@ async def _copy(saver: CachedPostgresSaver, conversation: Conversation) -> int:
 
 
 async def _after_an_eviction(saver: CachedPostgresSaver, conversation: Conversation) -> int:
-    key = f"{saver._guard.probe_key.removesuffix(':probe')}:{{t}}:ns:"
+    key = f"{saver._executor.probe_key.removesuffix(':probe')}:{{t}}:ns:"
     assert await saver._redis.delete(key) == 1
     await conversation.check(saver)
     return conversation.length
@@ -179,7 +179,7 @@ async def test_whatever_is_read_from_postgres_is_there_first(
     conversation = await start_behind(behind)
     with Paused(behind):
         await conversation.turns(3)
-        assert behind.stats()["behind"] >= 6
+        assert behind.stats()["unflushed"] >= 6
         assert await read(behind if by == "the holder" else another, conversation) == 4
     await conversation.turns(2)
     await conversation.check(behind, another)
@@ -198,8 +198,8 @@ async def test_a_write_through_by_another_process_comes_after_what_was_acknowled
         found = await saver.aget_tuple(conversation.config)
         assert found is not None
         assert ("task", "__resume__", "second") in (found.pending_writes or [])
-    stock = await stock_latest(migrated_database_url, conversation.config)
-    assert stock == await behind.aget_tuple(conversation.config)
+    upstream = await stock_latest(migrated_database_url, conversation.config)
+    assert upstream == await behind.aget_tuple(conversation.config)
 
 
 @pytest.mark.parametrize("how", ["delete", "prune"])
@@ -314,12 +314,12 @@ async def test_others_replay_the_journal_of_a_process_that_is_gone(
 
 def _die(saver: CachedPostgresSaver) -> None:
     """As far as the servers can tell: it forgets all it knew, and does nothing more."""
-    assert saver._holder is not None
-    saver._holder._leases.clear()
-    saver._holder._dirty.clear()
-    if saver._holder._follower is not None:
-        saver._holder._follower.cancel()
-    saver._settler.recover = _nothing  # type: ignore[method-assign]
+    assert saver._write_behind is not None
+    saver._write_behind._leases.clear()
+    saver._write_behind._dirty.clear()
+    if saver._write_behind._flusher is not None:
+        saver._write_behind._flusher.cancel()
+    saver._replayer.recover = _nothing  # type: ignore[method-assign]
 
 
 async def test_losing_redis_alone_loses_nothing(
@@ -396,7 +396,7 @@ async def test_nothing_older_is_read_while_only_an_unreachable_redis_has_it(
     redis_servers: Callable[..., RedisServer],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(journal_replayer, "SETTLE_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(journal_replayer, "FLUSH_SECONDS_MAX", 0.3)
     server = redis_servers("--appendonly", "yes", "--appendfsync", "always")
     async with AsyncExitStack() as stack:
         saver = await stack.enter_async_context(open_saver(migrated_database_url, server.url))
@@ -421,7 +421,7 @@ async def test_nothing_older_is_read_while_only_an_unreachable_redis_has_it(
         await other.adelete_thread("x")
         server.start()
         monkeypatch.setattr(journal_replayer, "ABANDONED_SECONDS", 0.3)
-        monkeypatch.setattr(journal_replayer, "SETTLE_SECONDS_MAX", 10)
+        monkeypatch.setattr(journal_replayer, "FLUSH_SECONDS_MAX", 10)
         conversation.saver = other
         await conversation.check()
         await conversation.turns(2)
@@ -463,11 +463,11 @@ async def test_postgres_is_away_for_a_while(
         conversations = [await start_behind(saver, f"t{i}") for i in range(4)]
         proxy.stop()
         await asyncio.gather(*(conversation.turns(10) for conversation in conversations))
-        assert saver.stats()["behind"] >= 80
+        assert saver.stats()["unflushed"] >= 80
         proxy.start()
 
         async def followed() -> bool:
-            return saver.stats()["behind"] == 0
+            return saver.stats()["unflushed"] == 0
 
         await eventually(followed)
         assert checkpoints(migrated_database_url) == 44
@@ -482,7 +482,7 @@ async def test_at_the_bound_writes_go_through(
     proxies: Callable[[str], Proxy],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(write_behind, "BEHIND_MAX", 10)
+    monkeypatch.setattr(write_behind, "UNFLUSHED_MAX", 10)
     proxy = proxies(migrated_database_url)
     async with open_saver(proxy.url, redis_url, prefix=redis_prefix, pool_timeout=0.5) as saver:
         conversation = await start_behind(saver)
@@ -604,7 +604,7 @@ async def test_a_cancelled_caller_stops_no_write(migrated_database_url: str, beh
         await asyncio.gather(task, return_exceptions=True)
     await conversation.turns(2)
     await behind.aflush()
-    assert behind.stats()["behind"] == 0
+    assert behind.stats()["unflushed"] == 0
     assert await stock_latest(migrated_database_url, conversation.config) == await behind.aget_tuple(
         conversation.config
     )
@@ -635,7 +635,7 @@ async def test_a_namespace_written_behind_is_not_taken_for_empty(
         for _ in range(2):
             await behind.aput(inner, new_checkpoint(), {}, {})
         assert behind.stats()["appends"] >= 1
-        prefix = behind._guard.probe_key.removesuffix(":probe")
+        prefix = behind._executor.probe_key.removesuffix(":probe")
         await behind._redis.delete(f"{prefix}:{{t}}:ns:inner")
         for saver in (behind, another):
             assert await saver.aget_tuple(inner) is not None

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from langgraph_checkpoint_cached import SyncCachedPostgresSaver
-from langgraph_checkpoint_cached.config import check_checkpoint, check_search, checkpoint_id_of, namespace_of
+from langgraph_checkpoint_cached.config import check_checkpoint, check_search, parse_checkpoint_id, parse_namespace
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.ttl import Lifetime, seconds_of
+from langgraph_checkpoint_cached.ttl import Ttl, to_seconds
 
 POSTGRES = "postgresql://localhost/db"
 REDIS = "redis://localhost"
@@ -22,35 +22,35 @@ def config(**configurable: Any) -> dict[str, Any]:
 
 
 def test_a_config_names_a_thread_and_a_namespace() -> None:
-    assert namespace_of(config(thread_id="t")) == Namespace("t", "")
-    assert namespace_of(config(thread_id="t", checkpoint_ns="a|b"), required=True) == Namespace("t", "a|b")
+    assert parse_namespace(config(thread_id="t")) == Namespace("t", "")
+    assert parse_namespace(config(thread_id="t", checkpoint_ns="a|b"), required=True) == Namespace("t", "a|b")
 
 
 @pytest.mark.parametrize("bad", [None, {}, {"configurable": None}, "t"])
 def test_a_config_has_to_be_one(bad: object) -> None:
     with pytest.raises(ArgumentTypeError, match="configurable"):
-        namespace_of(bad)
+        parse_namespace(bad)
 
 
 def test_what_a_config_lacks_is_named() -> None:
     with pytest.raises(ArgumentError, match="thread_id"):
-        namespace_of(config(checkpoint_ns=""))
+        parse_namespace(config(checkpoint_ns=""))
     with pytest.raises(ArgumentError, match="checkpoint_ns"):
-        namespace_of(config(thread_id="t"), required=True)
+        parse_namespace(config(thread_id="t"), required=True)
 
 
 @pytest.mark.parametrize("key", ["thread_id", "checkpoint_ns"])
 @pytest.mark.parametrize("value", [1, None, b"t", ["t"]])
 def test_wrong_types_in_a_config_are_named(key: str, value: object) -> None:
     with pytest.raises(ArgumentTypeError, match=f'"{key}".*{type(value).__name__}'):
-        namespace_of({"configurable": {"thread_id": "t", "checkpoint_ns": "", key: value}})
+        parse_namespace({"configurable": {"thread_id": "t", "checkpoint_ns": "", key: value}})
 
 
 def test_a_checkpoint_id_is_a_str_or_nothing() -> None:
-    assert checkpoint_id_of(config(checkpoint_id="c")) == "c"
-    assert checkpoint_id_of(config()) is checkpoint_id_of(config(checkpoint_id=None)) is None
+    assert parse_checkpoint_id(config(checkpoint_id="c")) == "c"
+    assert parse_checkpoint_id(config()) is parse_checkpoint_id(config(checkpoint_id=None)) is None
     with pytest.raises(ArgumentTypeError, match="checkpoint_id"):
-        checkpoint_id_of(config(checkpoint_id=7))
+        parse_checkpoint_id(config(checkpoint_id=7))
 
 
 @pytest.mark.parametrize(
@@ -85,20 +85,20 @@ def test_a_checkpoint_that_could_not_be_read_again_is_refused(key: str) -> None:
 
 
 def test_seconds_may_be_given_as_a_timedelta() -> None:
-    assert seconds_of(timedelta(minutes=5), "ttl") == seconds_of(300, "ttl") == 300.0
-    assert Lifetime(0.0001).milliseconds == 1
+    assert to_seconds(timedelta(minutes=5), "ttl") == to_seconds(300, "ttl") == 300.0
+    assert Ttl(0.0001).milliseconds == 1
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), timedelta(0)])
 def test_a_time_that_is_not_positive_is_refused(value: Any) -> None:
     with pytest.raises(ArgumentError, match="ttl"):
-        seconds_of(value, "ttl")
+        to_seconds(value, "ttl")
 
 
 @pytest.mark.parametrize("value", ["60", None, True])
 def test_a_time_of_another_type_is_refused(value: Any) -> None:
     with pytest.raises(ArgumentTypeError, match="ttl"):
-        seconds_of(value, "ttl")
+        to_seconds(value, "ttl")
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from contract.memory_store import MemoryStore, VirtualTime
 
 from langgraph_checkpoint_cached.caches.cache_aside import MISS, CacheAside
 from langgraph_checkpoint_cached.caches.stampede_lock import StampedeLock, StoreUnavailable
-from langgraph_checkpoint_cached.ttl import Lifetime
+from langgraph_checkpoint_cached.ttl import Ttl
 
 LEASE_SECONDS = 10.0
 TTL_SECONDS = 60.0
-LIFETIME = Lifetime(TTL_SECONDS)
+LIFETIME = Ttl(TTL_SECONDS)
 PROCESSES = 8
 CALLERS = 5
 STORE_METHODS = ["read", "acquire", "fill", "release"]
@@ -77,7 +77,7 @@ def process(store: MemoryStore, time: VirtualTime) -> Callable[..., CacheAside[A
     """A new cache over the same store: another process, as far as the cache can tell."""
     lock = partial(StampedeLock, lease_seconds=LEASE_SECONDS, clock=time.clock, sleep=time.sleep)
 
-    def start(serializer: Any = None, lifetime: Lifetime = LIFETIME) -> CacheAside[Any]:
+    def start(serializer: Any = None, lifetime: Ttl = LIFETIME) -> CacheAside[Any]:
         return CacheAside(store, serializer or Json(), lifetime, lock=lock)
 
     return start
@@ -220,7 +220,7 @@ async def test_a_value_ends_with_its_lifetime(cache: CacheAside[Any], time: Virt
 async def test_a_sliding_lifetime_starts_anew_with_every_read(
     process: Callable[..., CacheAside[Any]], time: VirtualTime, source: Source
 ) -> None:
-    cache = process(lifetime=Lifetime(TTL_SECONDS, sliding=True))
+    cache = process(lifetime=Ttl(TTL_SECONDS, sliding=True))
     await time.run(cache.get("key", source.load))
     for _ in range(5):
         time.now_seconds += TTL_SECONDS * 0.9
@@ -434,11 +434,11 @@ async def test_who_waited_in_vain_loads_by_itself_and_stores_nothing(
 async def test_who_waits_is_answered_soon_after_the_holder_stored(
     process: Callable[..., CacheAside[Any]], time: VirtualTime, source: Source
 ) -> None:
-    holder = asyncio.create_task(process().get("key", source.load))
+    queue = asyncio.create_task(process().get("key", source.load))
     await time.settle()
     assert await time.run(process().get("key", never)) == "value"
     assert time.now_seconds < 1.25
-    await holder
+    await queue
 
 
 # Errors

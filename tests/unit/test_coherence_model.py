@@ -7,7 +7,7 @@ import pytest
 
 VIOLATED_AT = {
     "fence": 2,
-    "ticket": 111,
+    "fill_token": 111,
     "generation": 174,
     "restart": 646,
     "promotion": 745,
@@ -17,8 +17,8 @@ VIOLATED_AT = {
     "order": 275399,
     "early": 97,
     "confirm": 236,
-    "suspects": 3038,
-    "void-first": 40985,
+    "stale_threads": 3038,
+    "invalidate-first": 40985,
     "marks": 39640,
     "watch": 2,
     "names": 43,

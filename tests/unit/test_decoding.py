@@ -1,4 +1,4 @@
-"""Values come out of their bytes as the stock serializer gives them, and ordinary messages without it."""
+"""Values come out of their bytes as the upstream serializer gives them, and ordinary messages without it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from langgraph.graph.message import add_messages
 from pydantic import BaseModel
 
 from langgraph_checkpoint_cached.serde import fast_loads, messages
-from langgraph_checkpoint_cached.serde.fast_loads import loads_of
+from langgraph_checkpoint_cached.serde.fast_loads import loads_for
 from langgraph_checkpoint_cached.serde.messages import message_classes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
@@ -79,13 +79,13 @@ def outcome(call: Any, *args: Any) -> Any:
 
 
 def assert_same(data: tuple[str, Any], serde: Any = PERMISSIVE) -> None:
-    assert outcome(loads_of(serde), data) == outcome(serde.loads_typed, data)
+    assert outcome(loads_for(serde), data) == outcome(serde.loads_typed, data)
 
 
-def assert_behaves_the_same(ours: BaseMessage, stock: BaseMessage, stock_again: BaseMessage) -> None:
-    assert (ours == stock) is (stock_again == stock)  # NaN is not what it is
-    assert repr(ours) == repr(stock)
-    assert outcome(hash, ours) == outcome(hash, stock)
+def assert_behaves_the_same(ours: BaseMessage, upstream: BaseMessage, stock_again: BaseMessage) -> None:
+    assert (ours == upstream) is (stock_again == upstream)  # NaN is not what it is
+    assert repr(ours) == repr(upstream)
+    assert outcome(hash, ours) == outcome(hash, upstream)
     for do in (
         lambda m: m.model_dump(),
         lambda m: m.model_dump(exclude_unset=True, exclude_defaults=True),
@@ -102,7 +102,7 @@ def assert_behaves_the_same(ours: BaseMessage, stock: BaseMessage, stock_again: 
         lambda m: (setattr(m, "name", "changed"), setattr(m, "unknown", 1), m)[-1],
         lambda m: (m.additional_kwargs.update(a=1), m)[-1],
     ):
-        assert outcome(do, copy.deepcopy(ours)) == outcome(do, copy.deepcopy(stock))
+        assert outcome(do, copy.deepcopy(ours)) == outcome(do, copy.deepcopy(upstream))
 
 
 # --- drawing ---
@@ -228,7 +228,7 @@ def odd_payloads(draw: Any) -> tuple[Any, str]:
 
 
 def packed(payload: Any, name: str, module: str | None = None) -> tuple[str, bytes]:
-    """A payload as the stock serializer writes a message, in a list."""
+    """A payload as the upstream serializer writes a message, in a list."""
     parts = (module or CLASSES[name].__module__, name, payload, "model_validate_json")
     inside = jsonplus._msgpack_enc(parts)
     return "msgpack", ormsgpack.packb([ormsgpack.Ext(EXT_PYDANTIC_V2, inside)])
@@ -239,11 +239,11 @@ def in_order(payload: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def stock_count(monkeypatch: pytest.MonkeyPatch, data: tuple[str, Any]) -> int:
-    """How many of a value's objects are left to the stock hook."""
+    """How many of a value's objects are left to the upstream hook."""
     serde, calls = JsonPlusSerializer(), []
     hook = serde._unpack_ext_hook
-    monkeypatch.setattr(fast_loads, "_stock_hook", lambda _: lambda *args: (calls.append(args), hook(*args))[1])
-    loads_of(serde)(data)
+    monkeypatch.setattr(fast_loads, "_upstream_hook", lambda _: lambda *args: (calls.append(args), hook(*args))[1])
+    loads_for(serde)(data)
     monkeypatch.undo()
     return len(calls)
 
@@ -258,14 +258,14 @@ def test_messages_come_out_as_the_stock_serializer_gives_them(drawn: list[Any]) 
         data = serde.dumps_typed({"in": drawn, "a": (drawn[:1], {"b": [Data(drawn)]})})
         assert_same(data, serde)
     data = PERMISSIVE.dumps_typed(drawn)
-    ours, stock, stock_again = (
-        loads_of(PERMISSIVE)(data),
+    ours, upstream, stock_again = (
+        loads_for(PERMISSIVE)(data),
         PERMISSIVE.loads_typed(data),
         PERMISSIVE.loads_typed(data),
     )
-    for trio in zip(ours, stock, stock_again, strict=True):
+    for trio in zip(ours, upstream, stock_again, strict=True):
         assert_behaves_the_same(*trio)
-    assert PERMISSIVE.dumps_typed(ours) == PERMISSIVE.dumps_typed(stock)
+    assert PERMISSIVE.dumps_typed(ours) == PERMISSIVE.dumps_typed(upstream)
 
 
 @many
@@ -362,12 +362,12 @@ def test_other_kinds_of_bytes_are_the_serializers_own(kind: str) -> None:
 
 def test_restored_messages_share_nothing() -> None:
     data = PERMISSIVE.dumps_typed([HumanMessage("a", id="1"), HumanMessage("b", id="2")])
-    one, other = loads_of(PERMISSIVE)(data)
+    one, other = loads_for(PERMISSIVE)(data)
     one.additional_kwargs["a"] = one.response_metadata["b"] = 1
     one.unknown = 1
     one.model_fields_set.discard("id")
     assert apart(other) == apart(PERMISSIVE.loads_typed(data)[1])
-    assert apart(loads_of(PERMISSIVE)(data)) == apart(PERMISSIVE.loads_typed(data))
+    assert apart(loads_for(PERMISSIVE)(data)) == apart(PERMISSIVE.loads_typed(data))
 
 
 # --- the allowlist ---
@@ -394,7 +394,7 @@ def test_events_and_warnings_are_as_in_the_stock_serializer(
         "HumanMessage",
     )
     reports: list[Any] = []
-    for loads in (serde.loads_typed, loads_of(serde)):
+    for loads in (serde.loads_typed, loads_for(serde)):
         seen: list[Any] = []
         unregister = register_serde_event_listener(seen.append)
         for name in ("unregistered", "blocked", "unreconstructable"):
@@ -436,11 +436,15 @@ def test_only_a_stock_serializer_is_replaced(monkeypatch: pytest.MonkeyPatch) ->
     rehooked._unpack_ext_hook = lambda code, data: "rehooked"
     message = PERMISSIVE.dumps_typed(HumanMessage("a"))
     for serde in (OwnSerializer(), patched, hooked, rehooked, OwnEncrypted(Reversing())):
-        assert loads_of(serde) == serde.loads_typed
-    assert [loads_of(serde)(message) for serde in (patched, hooked, rehooked)] == ["patched", "hooked", "rehooked"]
-    assert loads_of(PERMISSIVE) != PERMISSIVE.loads_typed
+        assert loads_for(serde) == serde.loads_typed
+    assert [loads_for(serde)(message) for serde in (patched, hooked, rehooked)] == [
+        "patched",
+        "hooked",
+        "rehooked",
+    ]
+    assert loads_for(PERMISSIVE) != PERMISSIVE.loads_typed
     monkeypatch.setattr(JsonPlusSerializer, "loads_typed", lambda *_: "class patched")
-    assert loads_of(PERMISSIVE)(message) == "class patched"
+    assert loads_for(PERMISSIVE)(message) == "class patched"
 
 
 def test_an_encrypted_value_is_decrypted_by_its_own_cipher() -> None:
@@ -502,6 +506,6 @@ def test_a_class_that_is_not_as_expected_is_left_to_the_stock_hook(monkeypatch: 
         # A constructor that does more than pass on.
         made = HumanMessage.__init__
         patch.setattr(HumanMessage, "__init__", lambda self, **fields: made(self, **(fields | {"name": "set"})))
-        samples = messages.samples_of(HumanMessage)
-        patch.setattr(messages, "samples_of", lambda _: [sample | {"name": None} for sample in samples])
+        samples = messages.sample_messages(HumanMessage)
+        patch.setattr(messages, "sample_messages", lambda _: [sample | {"name": None} for sample in samples])
         assert find(module, *row[1:]) is None

@@ -1,4 +1,4 @@
-"""Values go into the bytes that the stock serializer makes of them, and ordinary messages without it."""
+"""Values go into the bytes that the upstream serializer makes of them, and ordinary messages without it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from test_decoding import ALL_NAMES, CLASSES, FIELDS, Data, Model, OwnMessage, made, values
 
 from langgraph_checkpoint_cached.serde import fast_dumps
-from langgraph_checkpoint_cached.serde.fast_dumps import dumps_of
+from langgraph_checkpoint_cached.serde.fast_dumps import dumps_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 many = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -76,7 +76,7 @@ def outcome(dumps: Any, value: Any) -> Any:
 
 def assert_same(value: Any) -> None:
     for serde in SERDES:
-        assert outcome(dumps_of(serde), value) == outcome(serde.dumps_typed, value)
+        assert outcome(dumps_for(serde), value) == outcome(serde.dumps_typed, value)
 
 
 @st.composite
@@ -142,16 +142,16 @@ def test_other_values_make_the_same_bytes_or_errors(value: Any) -> None:
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_ordinary_messages_do_not_go_to_the_stock_hook(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    stock = fast_dumps._STOCK_DEFAULT
+    upstream = fast_dumps._UPSTREAM_DEFAULT
     message = CLASSES[name](
         **{field: ORDINARY[field] for field in CLASSES[name].model_fields if field in ORDINARY}
     )
     expected = JsonPlusSerializer().dumps_typed([message])
-    fast_dumps._packers()  # once in a process this compares with the stock hook
-    monkeypatch.setattr(fast_dumps, "_STOCK_DEFAULT", lambda value: (calls.append(value), stock(value))[1])
-    assert dumps_of(JsonPlusSerializer())([message]) == expected
+    fast_dumps._packers()  # once in a process this compares with the upstream hook
+    monkeypatch.setattr(fast_dumps, "_UPSTREAM_DEFAULT", lambda value: (calls.append(value), upstream(value))[1])
+    assert dumps_for(JsonPlusSerializer())([message]) == expected
     assert calls == []
-    assert dumps_of(JsonPlusSerializer())([Model(a=1)])
+    assert dumps_for(JsonPlusSerializer())([Model(a=1)])
     assert len(calls) == 1
 
 
@@ -174,14 +174,14 @@ def test_a_serializer_of_another_kind_encodes_for_itself() -> None:
 
     patched = JsonPlusSerializer()
     patched.dumps_typed = lambda obj: ("patched", b"")  # type: ignore[method-assign]
-    assert dumps_of(Own())([HumanMessage("x")]) == ("own", b"")
-    assert dumps_of(patched)([HumanMessage("x")]) == ("patched", b"")
+    assert dumps_for(Own())([HumanMessage("x")]) == ("own", b"")
+    assert dumps_for(patched)([HumanMessage("x")]) == ("patched", b"")
 
 
 def test_errors_are_the_stock_serializer_s() -> None:
     with pytest.raises(ormsgpack.MsgpackEncodeError):
-        dumps_of(JsonPlusSerializer())([object()])
-    kind, _ = dumps_of(JsonPlusSerializer(pickle_fallback=True))([2**70, ToolMessage("x", tool_call_id="1")])
+        dumps_for(JsonPlusSerializer())([object()])
+    kind, _ = dumps_for(JsonPlusSerializer(pickle_fallback=True))([2**70, ToolMessage("x", tool_call_id="1")])
     assert kind == "pickle"
 
 

@@ -14,21 +14,21 @@ from langgraph_checkpoint_cached.records import Latest, Namespace, Put, PutWrite
 from langgraph_checkpoint_cached.stores.redis import entry_format
 from langgraph_checkpoint_cached.stores.redis.entry_format import (
     DamagedEntry,
-    advance_arguments,
     decode_entry,
+    decode_writes,
     entry_fields,
+    put_arguments,
     put_of,
     write_field,
     writes_arguments,
-    writes_of,
 )
-from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Seal, seal_with
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity, integrity_for
 
 NAMESPACE = Namespace("thread", "ns")
 VERSION = f"{1:032}.0.1234567890123456"
 
 
-SEALS = (CHECKSUMS, seal_with([b"a key of 16 bytes and more"]))
+SEALS = (CHECKSUMS, integrity_for([b"a key of 16 bytes and more"]))
 
 
 def record(**changes: Any) -> Record:
@@ -107,7 +107,7 @@ def test_another_threads_entry_is_not_taken() -> None:
 
 
 @given(st.data(), st.sampled_from(SEALS))
-def test_any_damaged_byte_is_noticed(data: st.DataObject, seal: Seal) -> None:
+def test_any_damaged_byte_is_noticed(data: st.DataObject, seal: Integrity) -> None:
     fields = stored(entry_fields(NAMESPACE, Latest(record()), seal))
     field = data.draw(st.sampled_from(sorted(f for f in fields if f not in (b"i", b"v"))))
     position = data.draw(st.integers(0, len(fields[field]) - 1))
@@ -143,7 +143,7 @@ def entries(draw: st.DrawFn) -> tuple[Namespace, Record]:
 
 
 @given(entries(), st.sampled_from(SEALS))
-def test_every_entry_comes_back_as_it_was(entry: tuple[Namespace, Record], seal: Seal) -> None:
+def test_every_entry_comes_back_as_it_was(entry: tuple[Namespace, Record], seal: Integrity) -> None:
     namespace, held = entry
     found = decode_entry(namespace, stored(entry_fields(namespace, Latest(held), seal)), seal)
     assert found == Latest(held)
@@ -154,7 +154,7 @@ def test_every_entry_comes_back_as_it_was(entry: tuple[Namespace, Record], seal:
 
 @given(entries(), entries(), st.sampled_from(SEALS), st.data())
 def test_no_part_is_taken_from_another_place_or_time(
-    entry: tuple[Namespace, Record], another: tuple[Namespace, Record], seal: Seal, data: st.DataObject
+    entry: tuple[Namespace, Record], another: tuple[Namespace, Record], seal: Integrity, data: st.DataObject
 ) -> None:
     """Whatever is put in place of a part of an entry, either it does not open or it is just what was there."""
     namespace, held = entry
@@ -183,7 +183,7 @@ def test_no_part_is_taken_from_another_place_or_time(
 
 
 @pytest.mark.parametrize("seal", SEALS)
-def test_parts_of_other_threads_namespaces_fields_and_versions_are_refused(seal: Seal) -> None:
+def test_parts_of_other_threads_namespaces_fields_and_versions_are_refused(seal: Integrity) -> None:
     """Each alone, so that nothing else can be what was noticed."""
     fields = stored(entry_fields(NAMESPACE, Latest(record()), seal))
     write = next(f for f in fields if f.startswith(b"w:"))
@@ -219,7 +219,7 @@ def test_a_value_that_was_left_out_is_noticed(channel: bytes) -> None:
 
 def test_a_value_from_an_earlier_put_that_was_left_out_is_noticed() -> None:
     checkpoint = json.dumps({"v": 4, "channel_versions": {"messages": VERSION, "other": "1"}})
-    arguments = advance_arguments(put(checkpoint_json=checkpoint, kept=("other",)))
+    arguments = put_arguments(put(checkpoint_json=checkpoint, kept=("other",)))
     assert arguments is not None
     head, [name, value] = arguments[2], arguments[6:]
     fields = stored(["i", "c2", "h", head, f"c:{name!s}", value])
@@ -260,9 +260,9 @@ def test_an_entry_without_its_id_is_a_miss() -> None:
 
 
 def test_an_entry_is_advanced_by_unique_versions_only() -> None:
-    assert advance_arguments(put()) is not None
+    assert put_arguments(put()) is not None
     for versions in ({"messages": "2"}, {"messages": 2}, {"messages": 2.5}):
-        assert advance_arguments(put(versions=versions, new_versions=versions)) is None
+        assert put_arguments(put(versions=versions, new_versions=versions)) is None
 
 
 def test_every_version_of_the_stock_saver_is_unique() -> None:
@@ -273,26 +273,26 @@ def test_every_version_of_the_stock_saver_is_unique() -> None:
 
 
 def test_an_entry_is_not_advanced_by_versions_that_the_checkpoint_does_not_name() -> None:
-    assert advance_arguments(put(versions={"messages": VERSION.replace("1", "2")})) is None
-    assert advance_arguments(put(versions={})) is None
+    assert put_arguments(put(versions={"messages": VERSION.replace("1", "2")})) is None
+    assert put_arguments(put(versions={})) is None
 
 
 def test_an_entry_is_not_advanced_to_an_old_format_or_a_huge_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert advance_arguments(put(format=3)) is None
+    assert put_arguments(put(format=3)) is None
     monkeypatch.setattr(entry_format, "ENTRY_BYTES_MAX", 50)
-    assert advance_arguments(put()) is None
+    assert put_arguments(put()) is None
     write = Write("c1", "task", 0, "channel", "bytes", b"x" * 100, "")
     assert entry_format.writes_arguments(PutWrites(NAMESPACE, "c1", False, (write,))) is None
 
 
 def test_channels_with_a_new_version_and_no_value_are_told() -> None:
-    arguments = advance_arguments(put(values=()))
+    arguments = put_arguments(put(values=()))
     assert arguments is not None
     assert msgpack.unpackb(arguments[4]) == ["messages"]
 
 
 def test_channels_with_a_value_in_the_checkpoint_itself_are_told() -> None:
-    arguments = advance_arguments(put(inline=("a", "b")))
+    arguments = put_arguments(put(inline=("a", "b")))
     assert arguments is not None
     assert msgpack.unpackb(arguments[5]) == ["a", "b"]
 
@@ -307,7 +307,7 @@ def test_the_script_finds_the_task_path_where_it_looks() -> None:
 
 
 @pytest.mark.parametrize("seal", SEALS)
-def test_the_rows_of_a_checkpoint_can_be_made_of_what_its_advance_was_made_of(seal: Seal) -> None:
+def test_the_rows_of_a_checkpoint_can_be_made_of_what_its_advance_was_made_of(seal: Integrity) -> None:
     """That is all that a journal holds of it."""
     given = put(
         checkpoint_json='{"v": 4, "id": "c2", "b": 1, "a": -0.0}',
@@ -315,7 +315,7 @@ def test_the_rows_of_a_checkpoint_can_be_made_of_what_its_advance_was_made_of(se
         values=(Value("messages", "msgpack", b"\x90"),),
         inline=("n",),
     )
-    arguments = advance_arguments(given, seal)
+    arguments = put_arguments(given, seal)
     assert arguments is not None
     made = put_of(NAMESPACE, [a.encode() if isinstance(a, str) else a for a in arguments], seal)
     assert (made.namespace, made.checkpoint_id, made.parent_id) == (NAMESPACE, "c2", "c1")
@@ -327,18 +327,18 @@ def test_the_rows_of_a_checkpoint_can_be_made_of_what_its_advance_was_made_of(se
 
 @pytest.mark.parametrize("seal", SEALS)
 @pytest.mark.parametrize("replace", [True, False])
-def test_pending_writes_can_be_made_of_what_their_advance_was_made_of(seal: Seal, replace: bool) -> None:
+def test_pending_writes_can_be_made_of_what_their_advance_was_made_of(seal: Integrity, replace: bool) -> None:
     writes = tuple(Write("c1", "task", i, f"channel {i}", "msgpack", b"\xc0", "a/path") for i in range(3))
     given = PutWrites(NAMESPACE, "c1", replace, writes)
     arguments = writes_arguments(given, seal)
     assert arguments is not None
-    assert writes_of(NAMESPACE, [a.encode() if isinstance(a, str) else a for a in arguments], seal) == given
+    assert decode_writes(NAMESPACE, [a.encode() if isinstance(a, str) else a for a in arguments], seal) == given
 
 
 @pytest.mark.parametrize("seal", SEALS)
-def test_a_journal_of_another_place_or_damaged_is_not_replayed(seal: Seal) -> None:
+def test_a_journal_of_another_place_or_damaged_is_not_replayed(seal: Integrity) -> None:
     of_put, of_writes = (
-        advance_arguments(put(), seal),
+        put_arguments(put(), seal),
         writes_arguments(
             PutWrites(NAMESPACE, "c1", False, (Write("c1", "t", 0, "c", "msgpack", b"\xc0", ""),)), seal
         ),
@@ -349,8 +349,8 @@ def test_a_journal_of_another_place_or_damaged_is_not_replayed(seal: Seal) -> No
         with pytest.raises(DamagedEntry):
             put_of(other, of_put, seal)
         with pytest.raises(DamagedEntry):
-            writes_of(other, of_writes, seal)
-    for arguments, decode in ((of_put, put_of), (of_writes, writes_of)):
+            decode_writes(other, of_writes, seal)
+    for arguments, decode in ((of_put, put_of), (of_writes, decode_writes)):
         for i, argument in enumerate(arguments):
             if isinstance(argument, bytes) and len(argument) > 20 and not argument.startswith(b"\x82"):
                 damaged = [*arguments[:i], argument[:-1] + bytes([argument[-1] ^ 1]), *arguments[i + 1 :]]

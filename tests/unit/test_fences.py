@@ -10,7 +10,7 @@ import pytest
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis import fences
 from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
-from langgraph_checkpoint_cached.stores.redis.fences import KEPT_SECONDS, SECONDS_TO_SPARE, Fence, Fences
+from langgraph_checkpoint_cached.stores.redis.fences import FENCE_MARGIN_SECONDS, RETAIN_SECONDS, Fence, Fences
 
 NAMESPACE = Namespace("t")
 
@@ -21,7 +21,7 @@ class Entries:
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []
         self.usable = True
-        self.idle_fence: Any = None
+        self.take_idle_fence: Any = None
 
     def begin(self, namespace: Namespace, token: str) -> asyncio.Future[Any]:
         return self._send("begin", token, b"")
@@ -40,10 +40,10 @@ class Entries:
 
 
 class World:
-    def __init__(self, *, keeps: bool = True) -> None:
+    def __init__(self, *, retain: bool = True) -> None:
         self.entries, self.now = Entries(), 1000.0
         loop = asyncio.get_running_loop()
-        self.fences = Fences(self.entries, loop, keeps=keeps, clock=lambda: self.now)  # type: ignore[arg-type]
+        self.fences = Fences(self.entries, loop, retain=retain, clock=lambda: self.now)  # type: ignore[arg-type]
         self.left: list[tuple[str, str]] = []
         self.fences.left = lambda thread_id, token: self.left.append((thread_id, token))
 
@@ -52,16 +52,16 @@ class World:
 
     def end(self, fence: Fence, *, stood: bool = True) -> bool:
         """COMMIT, answered at once: whether it kept the fence."""
-        keeps = self.fences.ends(fence)
+        retain = self.fences.ends(fence)
         self.fences.ended(fence, stood=stood)
-        return keeps
+        return retain
 
     def give_up(self) -> str | None:
         """What a read releases first."""
-        found = self.entries.idle_fence(NAMESPACE)
+        found = self.entries.take_idle_fence(NAMESPACE)
         return found and found[0]
 
-    async def released(self, seconds: float = KEPT_SECONDS) -> list[str]:
+    async def released(self, seconds: float = RETAIN_SECONDS) -> list[str]:
         """What was released once this time has passed."""
         self.now += seconds
         self.fences._release_old()
@@ -81,8 +81,8 @@ async def test_the_next_write_finds_the_fence_standing() -> None:
     assert (second, world.begun) == (first, [first.token])
     assert await world.released() == []
     assert world.end(second)
-    assert await world.released(KEPT_SECONDS / 2) == []
-    assert await world.released(KEPT_SECONDS / 2) == [first.token]
+    assert await world.released(RETAIN_SECONDS / 2) == []
+    assert await world.released(RETAIN_SECONDS / 2) == [first.token]
     assert world.take().token != first.token
 
 
@@ -90,7 +90,7 @@ async def test_it_is_released_without_anybody_asking() -> None:
     world = World()
     fence = world.take()
     world.end(fence)
-    world.now += KEPT_SECONDS
+    world.now += RETAIN_SECONDS
 
     async def released() -> None:
         while ("release", fence.token) not in world.entries.sent:
@@ -112,8 +112,8 @@ def test_a_loop_that_ends_does_not_begin_to_release_it() -> None:
         try:
             await asyncio.sleep(60)
         finally:
-            world.now += KEPT_SECONDS
-            await asyncio.sleep(2 * KEPT_SECONDS)
+            world.now += RETAIN_SECONDS
+            await asyncio.sleep(2 * RETAIN_SECONDS)
 
     stubborn: list[asyncio.Future[None]] = []
     world = asyncio.run(end())
@@ -125,7 +125,7 @@ async def test_one_that_is_kept_while_others_are_used_is_released_in_time() -> N
     busy, fence = world.fences.take(Namespace("busy")), world.take()
     await asyncio.sleep(0)  # none is idle yet
     world.end(fence)
-    world.now += KEPT_SECONDS
+    world.now += RETAIN_SECONDS
 
     async def released() -> None:
         while world.entries.sent[-1][0] != "release":
@@ -135,7 +135,7 @@ async def test_one_that_is_kept_while_others_are_used_is_released_in_time() -> N
     world.end(busy)
     world.fences.release_all()
     world.end(world.take())  # goes on all the same
-    world.now += KEPT_SECONDS
+    world.now += RETAIN_SECONDS
     await asyncio.wait_for(released(), 10)
     world.fences.release_all()
     await asyncio.sleep(0)
@@ -161,7 +161,7 @@ async def test_a_fence_given_up_by_a_read_that_failed_is_released_or_left(usable
     world = World()
     fence = world.take()
     world.end(fence)
-    _, released = world.entries.idle_fence(NAMESPACE)
+    _, released = world.entries.take_idle_fence(NAMESPACE)
     read: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     read.set_exception(RedisUnavailable("a Cluster is moving the thread's slot"))
     world.entries.usable = usable
@@ -171,7 +171,7 @@ async def test_a_fence_given_up_by_a_read_that_failed_is_released_or_left(usable
 
 
 async def test_it_stands_while_another_write_is_under_it() -> None:
-    world = World(keeps=False)
+    world = World(retain=False)
     first, second = world.take(), world.take()
     assert first is second
     assert world.end(first)
@@ -181,7 +181,7 @@ async def test_it_stands_while_another_write_is_under_it() -> None:
 
 
 async def test_of_two_commits_on_the_way_the_first_does_not_leave_the_second_without() -> None:
-    world = World(keeps=False)
+    world = World(retain=False)
     fence = world.take()
     world.take()
     assert world.fences.ends(fence)
@@ -192,9 +192,9 @@ async def test_of_two_commits_on_the_way_the_first_does_not_leave_the_second_wit
     assert await world.released() == [fence.token]
 
 
-@pytest.mark.parametrize("keeps", [True, False])
-async def test_nobody_releases_or_uses_it_once_a_write_under_it_may_go_on(keeps: bool) -> None:
-    world = World(keeps=keeps)
+@pytest.mark.parametrize("retain", [True, False])
+async def test_nobody_releases_or_uses_it_once_a_write_under_it_may_go_on(retain: bool) -> None:
+    world = World(retain=retain)
     fence = world.take()
     world.take()
     world.fences.forget(fence, stays=True)
@@ -251,12 +251,12 @@ async def test_a_release_that_redis_does_not_hear_of_is_left() -> None:
 async def test_one_that_has_little_time_left_is_taken_anew() -> None:
     world = World()
     fence = world.take()
-    fence.is_complete = True
-    world.now += SECONDS_TO_SPARE + 1
+    fence.is_flushed = True
+    world.now += FENCE_MARGIN_SECONDS + 1
     assert await world.fences.begun(fence) is not None
-    assert (world.begun, fence.is_complete) == ([fence.token, fence.token], False)
+    assert (world.begun, fence.is_flushed) == ([fence.token, fence.token], False)
     world.end(fence)
-    world.now += SECONDS_TO_SPARE + 1
+    world.now += FENCE_MARGIN_SECONDS + 1
     other = world.take()
     assert (other is fence, ("release", fence.token) in world.entries.sent) == (False, True)
 
@@ -274,14 +274,14 @@ async def test_a_write_that_was_not_queued_leaves_it_for_the_next() -> None:
     fence = world.take()
     world.fences.withdraw(fence)
     assert world.take() is fence
-    unkept = World(keeps=False)
+    unkept = World(retain=False)
     fence = unkept.take()
     unkept.fences.withdraw(fence)
     assert await unkept.released() == [fence.token]
 
 
 async def test_no_more_than_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fences, "KEPT_MAX", 2)
+    monkeypatch.setattr(fences, "RETAINED_MAX", 2)
     world = World()
     taken = [world.fences.take(Namespace(str(number))) for number in range(4)]
     for fence in taken:

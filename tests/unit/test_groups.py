@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from langgraph_checkpoint_cached.utils.batch_queue import Groups, TooManyWaiting, answer
+from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, QueueFull, answer
 
 
 class Operation:
@@ -32,11 +32,11 @@ class Runner:
             answer(o.done, ValueError(o.name) if o.name.startswith("bad") else o.name.upper())
 
 
-def groups_of(runner: Any, rows_max: int = 100, bytes_max: int = 1000, **more: Any) -> Groups[Operation]:
-    return Groups(runner, rows_max=rows_max, bytes_max=bytes_max, **{"waiting_max": 100, **more})
+def groups_of(runner: Any, rows_max: int = 100, bytes_max: int = 1000, **more: Any) -> BatchQueue[Operation]:
+    return BatchQueue(runner, rows_max=rows_max, bytes_max=bytes_max, **{"waiting_max": 100, **more})
 
 
-def add(groups: Groups[Operation], name: str, size_bytes: int = 0, rows: int = 1) -> asyncio.Future[str]:
+def add(groups: BatchQueue[Operation], name: str, size_bytes: int = 0, rows: int = 1) -> asyncio.Future[str]:
     operation = Operation(name, size_bytes, rows)
     groups.add(operation)
     return operation.done
@@ -82,7 +82,7 @@ async def test_a_full_queue_takes_nothing_more_and_goes_on_with_what_it_has() ->
     await until_running(runner, 1)
     waiting = [add(groups, "b"), add(groups, "c")]
     refused = Operation("d")
-    with pytest.raises(TooManyWaiting, match="2 operations"):
+    with pytest.raises(QueueFull, match="2 operations"):
         groups.add(refused)
     runner.gate.set()
     assert await asyncio.gather(first, *waiting) == ["A", "B", "C"]
@@ -107,7 +107,7 @@ async def test_what_arrives_while_the_first_one_is_prepared_joins_its_group() ->
     assert runner.groups == [["a", "b"]]
 
 
-def shared(runner: Any, share_min: int = 4, **more: Any) -> Groups[Operation]:
+def shared(runner: Any, share_min: int = 4, **more: Any) -> BatchQueue[Operation]:
     """Two groups at once; the key of an operation is the first letter of its name."""
     return groups_of(runner, at_once=2, key=lambda o: o.name[0], share_min=share_min, **more)
 
@@ -198,8 +198,8 @@ async def test_when_the_loop_ends_with_two_under_way_nobody_is_left_waiting() ->
     for task in asyncio.all_tasks():
         if task is not ours:
             task.cancel()
-    said = await asyncio.gather(*answers, return_exceptions=True)
-    assert {type(each) for each in said} == {asyncio.CancelledError}
+    reply = await asyncio.gather(*answers, return_exceptions=True)
+    assert {type(each) for each in reply} == {asyncio.CancelledError}
     await groups.drain()
 
 

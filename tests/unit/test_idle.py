@@ -13,7 +13,7 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph_checkpoint_cached.engine import thread_operations
 from langgraph_checkpoint_cached.engine.thread_operations import batches
 from langgraph_checkpoint_cached.retention import DATED_ID, IdleThreads, first_id_since
-from langgraph_checkpoint_cached.stores.postgres.thread_maintenance import Aged
+from langgraph_checkpoint_cached.stores.postgres.thread_maintenance import ThreadAge
 
 
 def test_ids_sort_by_the_time_they_were_made_at() -> None:
@@ -49,15 +49,15 @@ def test_counts_add_up() -> None:
 def test_a_batch_is_bounded_in_threads_and_in_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thread_operations, "CHECKPOINTS_OF_A_BATCH_MAX", 10)
     page = [
-        Aged("a", "idle", 4),
-        Aged("b", "recent", 0),
-        Aged("c", "idle", 6),
-        Aged("d", "idle", 1),
-        Aged("e", "undated", 0),
-        Aged("f", "idle", 100),
-        Aged("g", "idle", 1),
-        Aged("h", "idle", 1),
-        Aged("i", "idle", 1),
+        ThreadAge("a", "idle", 4),
+        ThreadAge("b", "recent", 0),
+        ThreadAge("c", "idle", 6),
+        ThreadAge("d", "idle", 1),
+        ThreadAge("e", "undated", 0),
+        ThreadAge("f", "idle", 100),
+        ThreadAge("g", "idle", 1),
+        ThreadAge("h", "idle", 1),
+        ThreadAge("i", "idle", 1),
     ]
     assert list(batches(page, 2)) == [["a", "c"], ["d"], ["f"], ["g", "h"], ["i"]]
     assert list(batches([], 2)) == []

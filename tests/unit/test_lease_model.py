@@ -11,9 +11,9 @@ VIOLATED_AT = {
     "position": 24,
     "no-gaps": 22109,
     "token": 129,
-    "incarnation": 950,
+    "server_epoch": 950,
     "known": 1,
-    "holder": 1357,
+    "write_behind_queue": 1357,
     "fence": 289,
     "flush-first": 4,
     "ask-row": 390,
@@ -26,8 +26,8 @@ VIOLATED_AT = {
     "expired-delete": 3854,
     "void": 26,
     "delete-row": 74,
-    "suspect": 133,
-    "tidy": 2283,
+    "stale_thread": 133,
+    "remove_ended_journals": 2283,
 }
 
 

@@ -12,17 +12,17 @@ from langgraph_checkpoint_cached.cli.output import Output, Progress, size, span,
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.records import Latest, Namespace, Record
 from langgraph_checkpoint_cached.stores.redis import entry_format
-from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, seal_with
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, integrity_for
 from langgraph_checkpoint_cached.stores.redis.keys import (
-    name_of,
+    decode_name,
+    encode_name,
     names_key,
     namespace_key,
-    parts_of,
+    parse_key,
     tag_name,
-    text_of,
     thread_key,
 )
-from langgraph_checkpoint_cached.utils.concurrency import each_of, for_each
+from langgraph_checkpoint_cached.utils.concurrency import for_each, iterate
 
 NAMES = ["t", "", "a:b", "{x}", "a}b", "100%", "ünïcode \U0001f600", "a*[?]", "x" * 300, "!", "\udcff", "~.-_"]
 
@@ -32,21 +32,21 @@ NAMES = ["t", "", "a:b", "{x}", "a}b", "100%", "ünïcode \U0001f600", "a*[?]", 
 def test_a_key_tells_its_names(thread_id: str, checkpoint_ns: str) -> None:
     for prefix in ("langgraph", "a:b", "a.c*"):
         key = namespace_key(prefix, Namespace(thread_id, checkpoint_ns))
-        assert parts_of(prefix, key) == (tag_name(thread_id), "ns", name_of(checkpoint_ns))
-        assert parts_of(prefix, thread_key(prefix, thread_id)) == (tag_name(thread_id), "thread", "")
-        assert parts_of(prefix, names_key(prefix, thread_id)) == (tag_name(thread_id), "names", "")
-        assert parts_of(f"{prefix}x", key) is None
-    assert text_of(name_of(checkpoint_ns)) == (None if len(checkpoint_ns) == 300 else checkpoint_ns)
+        assert parse_key(prefix, key) == (tag_name(thread_id), "ns", encode_name(checkpoint_ns))
+        assert parse_key(prefix, thread_key(prefix, thread_id)) == (tag_name(thread_id), "thread", "")
+        assert parse_key(prefix, names_key(prefix, thread_id)) == (tag_name(thread_id), "names", "")
+        assert parse_key(f"{prefix}x", key) is None
+    assert decode_name(encode_name(checkpoint_ns)) == (None if len(checkpoint_ns) == 300 else checkpoint_ns)
 
 
 @pytest.mark.parametrize(
     "key", ["p", "p:probe", "p:{t}", "p:{t}:other", "p:{t}:thread:x", "p:{t}:ns", "q:{t}:thread"]
 )
 def test_other_keys_tell_nothing(key: str) -> None:
-    assert parts_of("p", key) is None
+    assert parse_key("p", key) is None
 
 
-@pytest.mark.parametrize("seal", [CHECKSUMS, seal_with(["a key of more than 16 bytes"])])
+@pytest.mark.parametrize("seal", [CHECKSUMS, integrity_for(["a key of more than 16 bytes"])])
 def test_an_entry_says_whose_it_is_and_garbage_does_not(seal: Any) -> None:
     namespace = Namespace("x" * 300, "sub")
     record = Record(namespace, "id", None, b'{"v": 4, "channel_versions": {}}', b"{}", (), ())
@@ -132,9 +132,9 @@ async def test_for_each_does_so_many_at_once_and_ends_at_the_first_error() -> No
             running -= 1
         done += 1
 
-    await for_each(each_of(list(range(40))), work, at_once=4)
+    await for_each(iterate(list(range(40))), work, at_once=4)
     assert (done, most, running) == (40, 4, 0)
     with pytest.raises(LookupError):
-        await for_each(each_of(list(range(1_000))), work, at_once=4)
+        await for_each(iterate(list(range(1_000))), work, at_once=4)
     assert done < 100
     assert running == 0

@@ -73,7 +73,7 @@ async def test_a_sentinel_service() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "reply"),
     [
         ("", "use redis://"),
         ("host:6379", "use redis://"),
@@ -97,8 +97,8 @@ async def test_a_sentinel_service() -> None:
         ("redis+sentinel://a/primary?secret=1", "unknown option"),
     ],
 )
-async def test_a_bad_one_is_answered_with_what_to_write_and_no_secret(url: str, said: str) -> None:
-    with pytest.raises(ArgumentError, match=said) as caught:
+async def test_a_bad_one_is_answered_with_what_to_write_and_no_secret(url: str, reply: str) -> None:
+    with pytest.raises(ArgumentError, match=reply) as caught:
         client_of(url)
     error: BaseException | None = caught.value
     assert "redis_url" in str(error)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from langgraph_checkpoint_cached import IntentCache, SyncCachedPostgresSaver
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
-from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Seal, check_keys, seal_with
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity, check_keys, integrity_for
 
 OLD, NEW = b"an old secret key", "a new secret key ü"
-SEALS = [CHECKSUMS, seal_with([OLD]), seal_with((NEW, OLD))]
+SEALS = [CHECKSUMS, integrity_for([OLD]), integrity_for((NEW, OLD))]
 
 seals = st.sampled_from(SEALS)
 names = st.text(max_size=6)
@@ -25,7 +25,7 @@ parts = st.binary(max_size=6)
 
 
 @given(seals, names, names, parts, st.binary(max_size=200))
-def test_what_was_sealed_opens(seal: Seal, name: str, within: str, part: bytes, body: bytes) -> None:
+def test_what_was_sealed_opens(seal: Integrity, name: str, within: str, part: bytes, body: bytes) -> None:
     opened = seal.of(name, within).open(seal.of(name, within).seal(body, part), part)
     assert opened is not None
     assert opened == body
@@ -33,7 +33,7 @@ def test_what_was_sealed_opens(seal: Seal, name: str, within: str, part: bytes, 
 
 @given(seals, st.data(), st.tuples(names, names, parts), st.binary(max_size=200))
 def test_no_other_part_of_no_other_place_and_no_other_bytes_open(
-    seal: Seal, data: st.DataObject, where: tuple[str, str, bytes], body: bytes
+    seal: Integrity, data: st.DataObject, where: tuple[str, str, bytes], body: bytes
 ) -> None:
     sealed = seal.of(*where[:2]).seal(body, where[2])
     name, within, part = data.draw(st.tuples(names, names, parts).filter(lambda other: other != where))
@@ -48,7 +48,7 @@ def test_no_other_part_of_no_other_place_and_no_other_bytes_open(
 
 
 @pytest.mark.parametrize("seal", SEALS)
-def test_names_that_run_into_each_other_are_different_places(seal: Seal) -> None:
+def test_names_that_run_into_each_other_are_different_places(seal: Integrity) -> None:
     sealed = seal.of("a", "bc").seal(b"body", b"p")
     for name, within, part in (("ab", "c", b"p"), ("abc", "", b"p"), ("", "abc", b"p"), ("bc", "a", b"p")):
         assert seal.of(name, within).open(sealed, part) is None
@@ -57,7 +57,7 @@ def test_names_that_run_into_each_other_are_different_places(seal: Seal) -> None
 
 
 def test_each_key_and_kind_has_seals_of_its_own() -> None:
-    old, new, both = (seal_with(keys) for keys in ([OLD], [NEW], [NEW, OLD]))
+    old, new, both = (integrity_for(keys) for keys in ([OLD], [NEW], [NEW, OLD]))
     sealed = {seal: seal.of("n").seal(b"body", b"p") for seal in (CHECKSUMS, old, new, both)}
     opens = {(by, of) for by in sealed for of in sealed if by.of("n").open(sealed[of], b"p") is not None}
     pairs = {(seal, seal) for seal in sealed}
@@ -66,14 +66,14 @@ def test_each_key_and_kind_has_seals_of_its_own() -> None:
 
 def test_keys_are_rotated_without_a_miss() -> None:
     """Two steps: everybody reads what the new key signs before anybody signs with it."""
-    before, first, second, after = (seal_with(keys) for keys in ([OLD], [OLD, NEW], [NEW, OLD], [NEW]))
+    before, first, second, after = (integrity_for(keys) for keys in ([OLD], [OLD, NEW], [NEW, OLD], [NEW]))
     for side, other in ((before, first), (first, second), (second, first), (first, before)):
         assert other.of("n").open(side.of("n").seal(b"body", b"p"), b"p") == b"body"
     assert after.of("n").open(second.of("n").seal(b"body", b"p"), b"p") == b"body"
 
 
 def test_a_signature_is_not_made_of_public_things_alone() -> None:
-    sealed = seal_with([OLD]).of("n").seal(b"body", b"p")
+    sealed = integrity_for([OLD]).of("n").seal(b"body", b"p")
     assert sealed[4:] != b"body"
     assert zlib.crc32(b"body") != int.from_bytes(sealed[:4], "big")
     assert OLD not in sealed
@@ -131,7 +131,7 @@ def test_keys_of_allowed_lengths_are_taken(keys: Sequence[bytes | str]) -> None:
 
 def test_keys_do_not_show() -> None:
     key = b"canary canary canary"
-    seal = seal_with([key])
+    seal = integrity_for([key])
     place = seal.of("n")
     shown = [repr(seal), repr(vars(seal)), repr(place), str(seal)]
     assert not [text for text in shown if "canary" in text]

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from langgraph_checkpoint_cached.engine.journal_replayer import ABANDONED_SECONDS, LAG_SECONDS_MAX, Settler
+from langgraph_checkpoint_cached.engine.journal_replayer import ABANDONED_SECONDS, LAG_SECONDS_MAX, JournalReplayer
 from langgraph_checkpoint_cached.errors import BehindError
 from langgraph_checkpoint_cached.records import LeaseRow
 from langgraph_checkpoint_cached.stats import Stats
@@ -47,7 +47,7 @@ class Servers:
         for thread_id in leases:
             del self.rows[thread_id]
 
-    async def end_in_doubt(self, leases: Any) -> None:
+    async def end_unconfirmed(self, leases: Any) -> None:
         self.in_doubt |= set(leases)
         await self.end(leases)
 
@@ -61,10 +61,10 @@ class Servers:
         self.closed.append((thread_id, token, flushed))
         return True
 
-    async def tidy(self, tokens: Any) -> None:
+    async def remove_ended_journals(self, tokens: Any) -> None:
         self.tidied |= tokens
 
-    def recover(self, settler: Settler, seconds: float) -> None:
+    def recover(self, replayer: JournalReplayer, seconds: float) -> None:
         """What a process does once a second."""
 
         async def recover() -> None:
@@ -72,7 +72,7 @@ class Servers:
             while self.now < until:
                 self.now += STEP_SECONDS
                 try:
-                    await settler.recover()
+                    await replayer.recover()
                 except psycopg.Error:
                     assert self.is_away
 
@@ -85,54 +85,58 @@ def servers() -> Servers:
 
 
 @pytest.fixture
-def settler(servers: Servers) -> Settler:
-    return Settler(servers, servers, Stats(), clock=lambda: servers.now)  # type: ignore[arg-type]
+def replayer(servers: Servers) -> JournalReplayer:
+    return JournalReplayer(servers, servers, Stats(), clock=lambda: servers.now)  # type: ignore[arg-type]
 
 
-def test_a_lease_that_nobody_moves_is_ended_where_redis_has_lost_it(servers: Servers, settler: Settler) -> None:
-    servers.recover(settler, ABANDONED_SECONDS)
+def test_a_lease_that_nobody_moves_is_ended_where_redis_has_lost_it(
+    servers: Servers, replayer: JournalReplayer
+) -> None:
+    servers.recover(replayer, ABANDONED_SECONDS)
     assert servers.rows
-    servers.recover(settler, 2 * STEP_SECONDS)
+    servers.recover(replayer, 2 * STEP_SECONDS)
     assert not servers.rows
 
 
-def test_a_lost_lease_leaves_no_journal_in_redis(servers: Servers, settler: Settler) -> None:
-    servers.recover(settler, ABANDONED_SECONDS + 2 * STEP_SECONDS)
+def test_a_lost_lease_leaves_no_journal_in_redis(servers: Servers, replayer: JournalReplayer) -> None:
+    servers.recover(replayer, ABANDONED_SECONDS + 2 * STEP_SECONDS)
     assert [closed[:2] for closed in servers.closed] == [("t", ROW.token)]
     assert servers.in_doubt == {"t"}, "this process may be gone before Redis has heard of it"
-    servers.recover(settler, LAG_SECONDS_MAX - 5 * STEP_SECONDS)
+    servers.recover(replayer, LAG_SECONDS_MAX - 5 * STEP_SECONDS)
     assert not servers.tidied
-    servers.recover(settler, 5 * STEP_SECONDS)
+    servers.recover(replayer, 5 * STEP_SECONDS)
     assert servers.tidied == {"t": ROW.token}, "a failover may have brought it back"
 
 
-def test_a_journal_goes_if_it_is_not_of_the_lease_that_there_is(servers: Servers, settler: Settler) -> None:
-    """The next lease had its row when the thread was a suspect, and was never opened: the journal stayed."""
+def test_a_journal_goes_if_it_is_not_of_the_lease_that_there_is(
+    servers: Servers, replayer: JournalReplayer
+) -> None:
+    """The next lease had its row when the thread was a stale thread, and was never opened: the journal stayed."""
     servers.rows = {"of another": ROW, "its own": ROW, "empty": ROW}
     servers.journals = {"of another": "before.1", "its own": ROW.token, "no row": "before.2", "no row, empty": ""}
-    asyncio.run(settler.tidy([*servers.rows, "no row", "no row, empty"]))
+    asyncio.run(replayer.remove_ended_journals([*servers.rows, "no row", "no row, empty"]))
     assert servers.tidied == {"of another": "before.1", "no row": "before.2", "no row, empty": ""}
 
 
-def test_nobody_is_taken_for_dead_while_postgres_is_away(servers: Servers, settler: Settler) -> None:
+def test_nobody_is_taken_for_dead_while_postgres_is_away(servers: Servers, replayer: JournalReplayer) -> None:
     """A holder cannot come forward then, nor at once when it is back: others may have it back before."""
-    servers.recover(settler, 2 * STEP_SECONDS)
+    servers.recover(replayer, 2 * STEP_SECONDS)
     servers.is_away = True
-    servers.recover(settler, 60)
+    servers.recover(replayer, 60)
     servers.is_away = False
-    servers.recover(settler, ABANDONED_SECONDS - STEP_SECONDS)
+    servers.recover(replayer, ABANDONED_SECONDS - STEP_SECONDS)
     assert servers.rows
-    servers.recover(settler, 3 * STEP_SECONDS)
+    servers.recover(replayer, 3 * STEP_SECONDS)
     assert not servers.rows
 
 
-def test_nor_by_who_waits_for_it_when_postgres_is_back(servers: Servers, settler: Settler) -> None:
+def test_nor_by_who_waits_for_it_when_postgres_is_back(servers: Servers, replayer: JournalReplayer) -> None:
     async def settle() -> None:
-        settler._clock = lambda: servers.now
+        replayer._clock = lambda: servers.now
         servers.now += 60
-        await settler.settle("t")
+        await replayer.settle("t")
 
-    servers.recover(settler, 2 * STEP_SECONDS)
+    servers.recover(replayer, 2 * STEP_SECONDS)
 
     async def passing() -> None:
         waiting = asyncio.ensure_future(settle())

@@ -16,9 +16,9 @@ from langgraph_checkpoint_cached.stores.postgres.bulk_insert import (
     statements,
 )
 
-STOCK: Any = BasePostgresSaver
-BLOBS, CHECKPOINTS = STOCK.UPSERT_CHECKPOINT_BLOBS_SQL, STOCK.UPSERT_CHECKPOINTS_SQL
-KEEP, REPLACE = STOCK.INSERT_CHECKPOINT_WRITES_SQL, STOCK.UPSERT_CHECKPOINT_WRITES_SQL
+UPSTREAM: Any = BasePostgresSaver
+BLOBS, CHECKPOINTS = UPSTREAM.UPSERT_CHECKPOINT_BLOBS_SQL, UPSTREAM.UPSERT_CHECKPOINTS_SQL
+KEEP, REPLACE = UPSTREAM.INSERT_CHECKPOINT_WRITES_SQL, UPSTREAM.UPSERT_CHECKPOINT_WRITES_SQL
 EACH = (BLOBS, CHECKPOINTS, KEEP, REPLACE)
 
 
@@ -51,7 +51,9 @@ def test_a_statement_of_another_kind_stays_one_for_each_row(sql: str) -> None:
 
 
 def test_rows_of_one_statement_are_gathered_over_the_operations() -> None:
-    [gathered] = batches(STOCK, [put("a", channels=2), put_writes("a"), put("b"), put_writes("b", replace=True)])
+    [gathered] = batches(
+        UPSTREAM, [put("a", channels=2), put_writes("a"), put("b"), put_writes("b", replace=True)]
+    )
     assert {batch.sql: (len(batch.rows), batch.of) for batch in gathered} == {
         BLOBS: (3, {0, 2}),
         CHECKPOINTS: (2, {0, 2}),
@@ -69,7 +71,7 @@ def test_rows_of_one_statement_are_gathered_over_the_operations() -> None:
     ],
 )
 def test_a_row_that_is_written_again_goes_into_a_later_set(again: list[Any]) -> None:
-    sets = batches(STOCK, [put("b"), *again, put("c")])
+    sets = batches(UPSTREAM, [put("b"), *again, put("c")])
     assert len(sets) == 2
     assert {position for batch in sets[0] for position in batch.of} >= {0, 1}
     assert {position for batch in sets[1] for position in batch.of} == {2, 3}
@@ -102,7 +104,7 @@ def test_parameters_are_numbered_as_they_stand() -> None:
 
 
 def test_a_small_group_is_one_statement_that_ends_with_the_rows_to_be_counted() -> None:
-    [gathered] = batches(STOCK, [put_writes("a"), put("a", channels=2)])
+    [gathered] = batches(UPSTREAM, [put_writes("a"), put("a", channels=2)])
     alone = one_statement(gathered, BLOBS)
     assert alone is not None
     assert (alone.batch.sql, alone.rows) == (BLOBS, 2)
@@ -114,5 +116,5 @@ def test_a_small_group_is_one_statement_that_ends_with_the_rows_to_be_counted() 
 
 
 def test_a_group_with_too_many_parameters_is_several_statements() -> None:
-    [gathered] = batches(STOCK, [put(f"t{i}") for i in range(5)])
+    [gathered] = batches(UPSTREAM, [put(f"t{i}") for i in range(5)])
     assert one_statement(gathered, BLOBS) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from langgraph_checkpoint_cached.stats import SECONDS, Gauge, Histogram, Stats, names_of
+from langgraph_checkpoint_cached.stats import SECONDS, Gauge, Histogram, Stats, stat_names
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -52,7 +52,7 @@ def test_all_that_is_described_is_reported_and_nothing_else() -> None:
     stats = Stats()
     expected = {name for kind in (int, Gauge) for name, _ in stats.described(kind)}
     for name, _ in stats.described(Histogram):
-        count, total, stem = names_of(name)
+        count, total, stem = stat_names(name)
         expected |= {count, total, f"{stem}_p50", f"{stem}_p99"}
     reported = stats.as_dict()
     assert reported.keys() == expected

@@ -10,10 +10,10 @@ import random
 import pytest
 
 from langgraph_checkpoint_cached import channel_versions
-from langgraph_checkpoint_cached.channel_versions import MintedVersions
+from langgraph_checkpoint_cached.channel_versions import UnstoredVersions
 from langgraph_checkpoint_cached.stores.redis import entries
-from langgraph_checkpoint_cached.utils.background_tasks import Tasks
-from langgraph_checkpoint_cached.utils.circuit_breaker import Breaker
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
+from langgraph_checkpoint_cached.utils.circuit_breaker import CircuitBreaker
 
 
 class Clock:
@@ -26,7 +26,7 @@ class Clock:
 
 def test_a_breaker_allows_one_probe_at_a_time_and_only_when_it_is_due() -> None:
     clock = Clock()
-    breaker = Breaker(retry_seconds=1, clock=clock)
+    breaker = CircuitBreaker(retry_seconds=1, clock=clock)
     assert breaker.fail()  # this one opened it
     assert not breaker.fail()
     assert not breaker.take_probe()
@@ -40,7 +40,7 @@ def test_a_breaker_allows_one_probe_at_a_time_and_only_when_it_is_due() -> None:
 
 def test_a_breaker_waits_longer_after_each_failed_probe_up_to_a_bound() -> None:
     clock = Clock()
-    breaker = Breaker(retry_seconds=1, retry_seconds_max=4, clock=clock)
+    breaker = CircuitBreaker(retry_seconds=1, retry_seconds_max=4, clock=clock)
     breaker.fail()
     waits = []
     for _ in range(5):
@@ -55,7 +55,7 @@ def test_a_breaker_waits_longer_after_each_failed_probe_up_to_a_bound() -> None:
 
 def test_failures_while_open_do_not_put_the_probe_off() -> None:
     clock = Clock()
-    breaker = Breaker(retry_seconds=1, clock=clock)
+    breaker = CircuitBreaker(retry_seconds=1, clock=clock)
     breaker.fail()
     clock.now += 0.9
     breaker.fail()
@@ -64,7 +64,7 @@ def test_failures_while_open_do_not_put_the_probe_off() -> None:
 
 
 async def test_work_goes_on_when_its_caller_is_cancelled() -> None:
-    tasks, gate, done = Tasks(), asyncio.Event(), []
+    tasks, gate, done = BackgroundTasks(), asyncio.Event(), []
 
     async def work() -> None:
         await gate.wait()
@@ -83,7 +83,7 @@ async def test_work_goes_on_when_its_caller_is_cancelled() -> None:
 
 
 async def test_an_error_that_nobody_waits_for_any_more_is_not_reported_by_the_loop() -> None:
-    tasks, gate, reports = Tasks(), asyncio.Event(), []
+    tasks, gate, reports = BackgroundTasks(), asyncio.Event(), []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reports.append(context))
 
     async def work() -> None:
@@ -102,10 +102,10 @@ async def test_an_error_that_nobody_waits_for_any_more_is_not_reported_by_the_lo
 
 
 def test_a_version_is_unused_once_and_only_where_it_was_minted(monkeypatch: pytest.MonkeyPatch) -> None:
-    minted = MintedVersions()
+    minted = UnstoredVersions()
     minted.add("1")
     assert [minted.take(version) for version in ("1", "1", "2", 3, None)] == [True, False, False, False, False]
-    monkeypatch.setattr(channel_versions, "MINTED_MAX", 2)
+    monkeypatch.setattr(channel_versions, "UNSTORED_MAX", 2)
     for version in "abc":
         minted.add(version)
     assert [minted.take(version) for version in "abc"] == [False, True, True]

@@ -33,7 +33,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class PostgresPatient:
+class PostgresTarget:
     """A Postgres that can be reached. `writes_behind` is whether somebody writes behind, or is about to."""
 
     servers: Servers
@@ -49,7 +49,7 @@ class PostgresPatient:
 
 
 @dataclass(frozen=True)
-class RedisPatient:
+class RedisTarget:
     """A Redis that can be reached: a server, or the primaries of a Cluster. `writes_behind` as above."""
 
     servers: Servers

@@ -7,30 +7,30 @@ from contextlib import AsyncExitStack
 
 from langgraph.checkpoint.postgres.base import BasePostgresSaver
 
-from langgraph_checkpoint_cached.cli.checks.findings import Check, Finding, Level, PostgresPatient
+from langgraph_checkpoint_cached.cli.checks.findings import Check, Finding, Level, PostgresTarget
 from langgraph_checkpoint_cached.cli.output import span
 from langgraph_checkpoint_cached.stores.postgres.leases import TABLE as LEASES
 from langgraph_checkpoint_cached.stores.postgres.schema import POSTGRES_VERSION_MIN
-from langgraph_checkpoint_cached.stores.postgres.stale_threads import TABLE as SUSPECTS
+from langgraph_checkpoint_cached.stores.postgres.stale_threads import TABLE as STALE_THREADS
 
 RIGHTS: Mapping[str, tuple[str, ...]] = {
     "checkpoint_migrations": ("SELECT",),
     "checkpoints": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "checkpoint_blobs": ("SELECT", "INSERT", "DELETE"),
     "checkpoint_writes": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    SUSPECTS: ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    STALE_THREADS: ("SELECT", "INSERT", "UPDATE", "DELETE"),
     LEASES: ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
-OWN_TABLES = (SUSPECTS, LEASES)
+OWN_TABLES = (STALE_THREADS, LEASES)
 INDEXES = ("checkpoints_thread_id_idx", "checkpoint_blobs_thread_id_idx", "checkpoint_writes_thread_id_idx")
 POOLER_ATTEMPTS_MAX = 5
 CONNECTIONS_SHARE = 0.8
 DEAD_SHARE, DEAD_ROWS_MIN = 0.3, 10_000
-SUSPECT_SECONDS_MAX = 60.0
+STALE_THREAD_SECONDS_MAX = 60.0
 SETUP = "run `await saver.setup()` once, as a role that may create tables"
 
 
-async def version(patient: PostgresPatient) -> list[Finding]:
+async def version(patient: PostgresTarget) -> list[Finding]:
     """Whether it is recent enough, and takes writes that last."""
     number = patient.conn.info.server_version
     row = await patient.row(
@@ -52,7 +52,7 @@ async def version(patient: PostgresPatient) -> list[Finding]:
     return found
 
 
-async def pooler(patient: PostgresPatient) -> list[Finding]:
+async def pooler(patient: PostgresTarget) -> list[Finding]:
     """Whether a pooler stands in between, and in which mode.
 
     A pooler answers a connection itself, with a process id that is not the server's. If two connections find
@@ -62,7 +62,7 @@ async def pooler(patient: PostgresPatient) -> list[Finding]:
     if (await patient.row(pid))["pid"] == patient.conn.info.backend_pid:
         return [Finding("pooler", "ok", "none: prepared statements are safe")]
     async with AsyncExitStack() as stack:
-        other = PostgresPatient(patient.servers, await stack.enter_async_context(await patient.servers.postgres()))
+        other = PostgresTarget(patient.servers, await stack.enter_async_context(await patient.servers.postgres()))
         for _ in range(POOLER_ATTEMPTS_MAX):
             if (await patient.row(pid))["pid"] == (await other.row(pid))["pid"]:
                 advice = (
@@ -75,15 +75,15 @@ async def pooler(patient: PostgresPatient) -> list[Finding]:
     return [Finding("pooler", "ok", "one in session mode, as far as can be seen: prepared statements are safe")]
 
 
-async def tables(patient: PostgresPatient) -> list[Finding]:
+async def tables(patient: PostgresTarget) -> list[Finding]:
     """Whether all tables are there, migrated as far as this package expects."""
     missing = [t for t in RIGHTS if (await patient.row("select to_regclass(%s) as t", (t,)))["t"] is None]
     found = []
-    if stock := [table for table in missing if table not in OWN_TABLES]:
-        found.append(Finding("tables", "problem", f"missing: {', '.join(stock)}", SETUP))
-    if SUSPECTS in missing:
+    if upstream := [table for table in missing if table not in OWN_TABLES]:
+        found.append(Finding("tables", "problem", f"missing: {', '.join(upstream)}", SETUP))
+    if STALE_THREADS in missing:
         advice = f"{SETUP}; until then, what a process writes without Redis is not known to the others"
-        found.append(Finding("tables", "problem", f"missing: {SUSPECTS}", advice))
+        found.append(Finding("tables", "problem", f"missing: {STALE_THREADS}", advice))
     if LEASES in missing:
         level: Level = "problem" if patient.writes_behind else "warning"
         found.append(
@@ -103,7 +103,7 @@ async def tables(patient: PostgresPatient) -> list[Finding]:
     return found or [Finding("tables", "ok", f"all are there, at version {at}")]
 
 
-async def rights(patient: PostgresPatient) -> list[Finding]:
+async def rights(patient: PostgresTarget) -> list[Finding]:
     """Whether this role may do what the savers do."""
     wanting: list[str] = []
     there = False
@@ -122,7 +122,7 @@ async def rights(patient: PostgresPatient) -> list[Finding]:
     return [Finding("postgres rights", "ok", "all that are needed")] if there else []
 
 
-async def indexes(patient: PostgresPatient) -> list[Finding]:
+async def indexes(patient: PostgresTarget) -> list[Finding]:
     """Whether every index of the tables is there and used."""
     rows = await patient.conn.execute(
         "select i.indexrelid::regclass::text as name, c.relname as plain, i.indisvalid and i.indisready as valid"
@@ -143,7 +143,7 @@ async def indexes(patient: PostgresPatient) -> list[Finding]:
     return found or ([Finding("indexes", "ok", f"{len(there)}, all valid")] if there else [])
 
 
-async def vacuum(patient: PostgresPatient) -> list[Finding]:
+async def vacuum(patient: PostgresTarget) -> list[Finding]:
     """Whether dead rows are cleared away."""
     rows = await patient.conn.execute(
         "select relname, n_live_tup as live, n_dead_tup as dead from pg_stat_user_tables"
@@ -159,7 +159,7 @@ async def vacuum(patient: PostgresPatient) -> list[Finding]:
     return found or [Finding("dead rows", "ok", "few")]
 
 
-async def connections(patient: PostgresPatient) -> list[Finding]:
+async def connections(patient: PostgresTarget) -> list[Finding]:
     """Whether there are connections left."""
     row = await patient.row(
         "select count(*) filter (where backend_type = 'client backend' or backend_type is null) as used,"
@@ -171,29 +171,29 @@ async def connections(patient: PostgresPatient) -> list[Finding]:
     return [Finding("connections", level, says, advice)]
 
 
-async def suspects(patient: PostgresPatient) -> list[Finding]:
-    """Whether threads wait to be voided in Redis, and for how long."""
-    if (await patient.row("select to_regclass(%s) as t", (SUSPECTS,)))["t"] is None:
+async def stale_threads(patient: PostgresTarget) -> list[Finding]:
+    """Whether threads wait to be invalidated in Redis, and for how long."""
+    if (await patient.row("select to_regclass(%s) as t", (STALE_THREADS,)))["t"] is None:
         return []  # `tables` says it
     row = await patient.row(
         "select count(*) as many, extract(epoch from now() - min(since))::float8 as oldest"
-        " from checkpoint_cache_suspects where prefix = %s",
+        " from checkpoint_cache_stale_threads where prefix = %s",
         (patient.servers.prefix,),
     )
     if not row["many"]:
-        return [Finding("suspects", "ok", "none: no thread waits to be voided in Redis")]
+        return [Finding("stale_threads", "ok", "none: no thread waits to be invalidated in Redis")]
     says = f"{row['many']:,} threads, the oldest for {span(row['oldest'])}"
-    if row["oldest"] < SUSPECT_SECONDS_MAX:
-        advice = "a process has just written without Redis; the others void them within a second"
-        return [Finding("suspects", "warning", says, advice)]
+    if row["oldest"] < STALE_THREAD_SECONDS_MAX:
+        advice = "a process has just written without Redis; the others invalidate them within a second"
+        return [Finding("stale_threads", "warning", says, advice)]
     advice = (
-        "nobody voids them: no process of this prefix reaches both servers, or none runs. They are voided when "
-        "one starts, or by `langgraph-cached verify`"
+        "nobody invalidates them: no process of this prefix reaches both servers, or none runs. They are "
+        "invalidated when one starts, or by `langgraph-cached verify`"
     )
-    return [Finding("suspects", "warning", says, advice)]
+    return [Finding("stale_threads", "warning", says, advice)]
 
 
-POSTGRES_CHECKS: tuple[Check[PostgresPatient], ...] = (
+POSTGRES_CHECKS: tuple[Check[PostgresTarget], ...] = (
     version,
     pooler,
     tables,
@@ -201,5 +201,5 @@ POSTGRES_CHECKS: tuple[Check[PostgresPatient], ...] = (
     indexes,
     vacuum,
     connections,
-    suspects,
+    stale_threads,
 )

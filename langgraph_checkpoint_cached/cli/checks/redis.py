@@ -6,7 +6,7 @@ from glob import escape as glob_escape
 
 from redis.exceptions import RedisError, ResponseError
 
-from langgraph_checkpoint_cached.cli.checks.findings import Check, Finding, Level, RedisPatient
+from langgraph_checkpoint_cached.cli.checks.findings import Check, Finding, Level, RedisTarget
 from langgraph_checkpoint_cached.cli.nodes import Node
 from langgraph_checkpoint_cached.cli.output import size
 from langgraph_checkpoint_cached.stores.redis.client import reason
@@ -19,14 +19,14 @@ FULL_SHARE = 0.95
 GRANT = "grant it: ACL SETUSER as in the README, Security"
 
 
-async def version(patient: RedisPatient) -> list[Finding]:
+async def version(patient: RedisTarget) -> list[Finding]:
     """Whether every server is recent enough, and a primary that tells its replication id."""
     found = []
     for node in patient.nodes:
         info = await node.info("server")
         text = info.get("valkey_version") or info.get("redis_version", "?")
         kind = "Valkey" if "valkey_version" in info else "Redis"
-        numbers = numbers_of(info)
+        numbers = parse_numbers(info)
         if not numbers:
             found.append(of_node(node, "redis version", "unknown", "it does not tell its version"))
         elif numbers < REDIS_VERSION_MIN:
@@ -36,8 +36,8 @@ async def version(patient: RedisPatient) -> list[Finding]:
     return found
 
 
-async def role(patient: RedisPatient) -> list[Finding]:
-    """Whether every server is a primary, and tells its incarnation."""
+async def role(patient: RedisTarget) -> list[Finding]:
+    """Whether every server is a primary, and tells its server epoch."""
     found = []
     for node in patient.nodes:
         info = await node.info("replication")
@@ -53,14 +53,14 @@ async def role(patient: RedisPatient) -> list[Finding]:
     return found
 
 
-async def commands(patient: RedisPatient) -> list[Finding]:
+async def commands(patient: RedisTarget) -> list[Finding]:
     """Whether this user may do all that the savers do, on keys of this prefix."""
     found = []
     for node in patient.nodes:
-        said = await node.run(TRY_COMMANDS)
+        reply = await node.run(TRY_COMMANDS)
         refused = {
             name.decode(): error.decode(errors="replace")
-            for name, error in zip(said[::2], said[1::2], strict=True)
+            for name, error in zip(reply[::2], reply[1::2], strict=True)
         }
         try:
             await node.scan_some(glob_escape(patient.servers.prefix) + ":*")
@@ -76,7 +76,7 @@ async def commands(patient: RedisPatient) -> list[Finding]:
     return found
 
 
-async def memory(patient: RedisPatient) -> list[Finding]:
+async def memory(patient: RedisTarget) -> list[Finding]:
     """Whether it has a limit, and what it does there."""
     return [_memory(node, await node.info("memory"), patient.writes_behind) for node in patient.nodes]
 
@@ -111,7 +111,7 @@ def _memory(node: Node, info: dict[str, str], writes_behind: bool) -> Finding:
     return of_node(node, "redis memory", "ok", says)
 
 
-async def evictions(patient: RedisPatient) -> list[Finding]:
+async def evictions(patient: RedisTarget) -> list[Finding]:
     """Whether memory is short, since the server started."""
     found = []
     for node in patient.nodes:
@@ -126,7 +126,7 @@ async def evictions(patient: RedisPatient) -> list[Finding]:
     return found
 
 
-def numbers_of(info: dict[str, str]) -> tuple[int, ...]:
+def parse_numbers(info: dict[str, str]) -> tuple[int, ...]:
     """The first two numbers of a version, in what INFO says of the server; none if it does not."""
     return tuple(int(part) for part in info.get("redis_version", "").split(".")[:2] if part.isdecimal())
 
@@ -136,4 +136,4 @@ def of_node(node: Node, check: str, level: Level, says: str, advice: str = "") -
     return Finding(check, level, f"{node.name}: {says}" if node.name else says, advice)
 
 
-REDIS_CHECKS: tuple[Check[RedisPatient], ...] = (version, role, commands, memory, evictions)
+REDIS_CHECKS: tuple[Check[RedisTarget], ...] = (version, role, commands, memory, evictions)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from langgraph_checkpoint_cached.cli.checks.findings import Finding, PostgresPatient, RedisPatient
-from langgraph_checkpoint_cached.cli.checks.redis import numbers_of, of_node
+from langgraph_checkpoint_cached.cli.checks.findings import Finding, PostgresTarget, RedisTarget
+from langgraph_checkpoint_cached.cli.checks.redis import of_node, parse_numbers
 from langgraph_checkpoint_cached.cli.nodes import Node
 from langgraph_checkpoint_cached.cli.output import span
 from langgraph_checkpoint_cached.stores.postgres.leases import TABLE as LEASES
@@ -13,7 +13,7 @@ LEASE_SECONDS_MAX = 3600.0
 WAITAOF_VERSION_MIN = (7, 2)
 
 
-async def count_leases(patient: PostgresPatient) -> int:
+async def count_leases(patient: PostgresTarget) -> int:
     """How many there are, of this prefix."""
     if (await patient.row("select to_regclass(%s) as t", (LEASES,)))["t"] is None:
         return 0
@@ -21,7 +21,7 @@ async def count_leases(patient: PostgresPatient) -> int:
     return int((await patient.row(sql, (patient.servers.prefix,)))["many"])
 
 
-async def leases(patient: PostgresPatient) -> list[Finding]:
+async def leases(patient: PostgresTarget) -> list[Finding]:
     """On how many threads Postgres may be behind, and for how long."""
     if (await patient.row("select to_regclass(%s) as t", (LEASES,)))["t"] is None:
         return []  # `tables` says it
@@ -42,7 +42,7 @@ async def leases(patient: PostgresPatient) -> list[Finding]:
     return [Finding("leases", "warning", says, advice)]
 
 
-async def durability(patient: RedisPatient) -> list[Finding]:
+async def durability(patient: RedisTarget) -> list[Finding]:
     """What Redis does to keep what it alone holds. Nothing, if nobody writes behind."""
     return [await _durability(node) for node in patient.nodes] if patient.writes_behind else []
 
@@ -70,6 +70,6 @@ async def _choices(node: Node) -> str:
     found = ['"as_is"']
     if await node.may("WAIT", 0, 1):
         found.append('"replica"')
-    if numbers_of(await node.info("server")) >= WAITAOF_VERSION_MIN and await node.may("WAITAOF", 0, 0, 1):
+    if parse_numbers(await node.info("server")) >= WAITAOF_VERSION_MIN and await node.may("WAITAOF", 0, 0, 1):
         found.append('"disk"')
     return ", ".join(found)

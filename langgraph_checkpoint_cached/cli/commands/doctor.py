@@ -17,7 +17,7 @@ import psycopg
 from redis.exceptions import RedisClusterException, RedisError
 
 from langgraph_checkpoint_cached.cli.checks import write_behind
-from langgraph_checkpoint_cached.cli.checks.findings import Check, Finding, PostgresPatient, RedisPatient
+from langgraph_checkpoint_cached.cli.checks.findings import Check, Finding, PostgresTarget, RedisTarget
 from langgraph_checkpoint_cached.cli.checks.postgres import POSTGRES_CHECKS
 from langgraph_checkpoint_cached.cli.checks.redis import REDIS_CHECKS
 from langgraph_checkpoint_cached.cli.connections import Servers
@@ -29,7 +29,7 @@ NAME = "doctor"
 HELP = "look at both servers, and say what to do"
 DESCRIPTION = """\
 Look at Postgres and Redis as a saver would use them: whether they can be reached, versions, rights, memory
-policy, pooler, tables and indexes, suspects, leases, clocks and round trips. Changes nothing. Needs no more
+policy, pooler, tables and indexes, stale threads, leases, clocks and round trips. Changes nothing. Needs no more
 rights than a saver.
 
 Where a lease exists somebody writes behind, and Redis is looked at for that, too.
@@ -83,9 +83,9 @@ async def examine(servers: Servers, *, writes_behind: bool = False) -> list[Find
             advice = "look at the address, the server, firewalls and the password; graphs fail until it is back"
             findings.append(Finding("postgres", "problem", f"cannot be reached: {_line(exc)}", advice))
         else:
-            writes_behind |= await _has_leases(PostgresPatient(servers, conn))
-            postgres = PostgresPatient(servers, conn, writes_behind)
-            findings += await _all((*POSTGRES_CHECKS, write_behind.leases, clock_of_postgres), postgres)
+            writes_behind |= await _has_leases(PostgresTarget(servers, conn))
+            postgres = PostgresTarget(servers, conn, writes_behind)
+            findings += await _all((*POSTGRES_CHECKS, write_behind.leases, postgres_clock), postgres)
         client = servers.redis()
         stack.push_async_callback(client.aclose)
         try:
@@ -96,19 +96,19 @@ async def examine(servers: Servers, *, writes_behind: bool = False) -> list[Find
             )
             findings.append(Finding("redis", "problem", f"cannot be reached: {_line(exc)}", advice))
         else:
-            redis = RedisPatient(servers, nodes, writes_behind)
-            findings += await _all((*REDIS_CHECKS, write_behind.durability, clocks_of_redis), redis)
+            redis = RedisTarget(servers, nodes, writes_behind)
+            findings += await _all((*REDIS_CHECKS, write_behind.durability, redis_clocks), redis)
     return findings
 
 
-async def _has_leases(patient: PostgresPatient) -> bool:
+async def _has_leases(patient: PostgresTarget) -> bool:
     try:
         return await write_behind.count_leases(patient) > 0
     except psycopg.Error:
         return False  # its right is missing, which `rights` says
 
 
-async def clock_of_postgres(patient: PostgresPatient) -> list[Finding]:
+async def postgres_clock(patient: PostgresTarget) -> list[Finding]:
     """How far its clock is from ours, and how long a query takes."""
     asked: list[tuple[float, float]] = []
     for _ in range(ROUND_TRIPS):
@@ -119,7 +119,7 @@ async def clock_of_postgres(patient: PostgresPatient) -> list[Finding]:
     return [_round_trip("postgres", asked), _clock("postgres", asked)]
 
 
-async def clocks_of_redis(patient: RedisPatient) -> list[Finding]:
+async def redis_clocks(patient: RedisTarget) -> list[Finding]:
     """The same of every server."""
     found = []
     for node in patient.nodes:

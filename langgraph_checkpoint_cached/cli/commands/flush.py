@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from langgraph_checkpoint_cached.cli.connections import Servers
 from langgraph_checkpoint_cached.cli.lease_view import writes_ahead
 from langgraph_checkpoint_cached.cli.output import Output, Progress
-from langgraph_checkpoint_cached.cli.parts import Parts, RedisUnavailable
+from langgraph_checkpoint_cached.cli.parts import Components, RedisUnavailable
 from langgraph_checkpoint_cached.errors import ArgumentError, BehindError
 from langgraph_checkpoint_cached.records import LeaseRow
 from langgraph_checkpoint_cached.stores.postgres.leases import LEASES_AT_ONCE_MAX, pages
-from langgraph_checkpoint_cached.stores.redis.keys import parts_of, thread_of
+from langgraph_checkpoint_cached.stores.redis.keys import decode_thread_name, parse_key
 from langgraph_checkpoint_cached.utils.concurrency import for_each
 
 NAME = "flush"
 HELP = "have Postgres follow what Redis has acknowledged"
 DESCRIPTION = """\
 Have Postgres follow on threads that somebody writes behind on: what was acknowledged by Redis before is in
-Postgres when this returns. Before a backup, before Redis is taken down, or before the stock saver is put in
+Postgres when this returns. Before a backup, before Redis is taken down, or before the upstream saver is put in
 again; for single threads also to look at them in Postgres. Graphs may go on, and be ahead again right after.
 
 Exits with 1 if a thread cannot follow now, or if writes were lost: Redis had lost what it alone had, and the
@@ -33,7 +33,7 @@ SHOWN_MAX = 100
 
 
 @dataclass
-class Followed:
+class FlushResult:
     """What it came to.
 
     Attributes:
@@ -45,7 +45,7 @@ class Followed:
 
     threads: int = 0
     writes: int = 0
-    behind: int = 0
+    unflushed: int = 0
     lost: int = 0
     errors: dict[str, str] = field(default_factory=dict)
 
@@ -60,43 +60,43 @@ async def run(options: argparse.Namespace, out: Output) -> int:
     """Returns 1 if a thread cannot follow, or something was lost."""
     if bool(options.thread) == options.all:
         raise ArgumentError("name threads, or pass --all")
-    async with Parts.opened(Servers.of(options)) as parts:
-        followed = Followed()
-        with out.progress("followed", len(set(options.thread)) or None) as progress:
+    async with Components.opened(Servers.of(options)) as parts:
+        result = FlushResult()
+        with out.progress("result", len(set(options.thread)) or None) as progress:
             leases = _leases(parts, None if options.all else list(dict.fromkeys(options.thread)))
-            await for_each(leases, lambda lease: _follow(parts, *lease, followed, progress), AT_ONCE)
+            await for_each(leases, lambda lease: _start_flushing(parts, *lease, result, progress), AT_ONCE)
         if options.all:
             await _remove_leftovers(parts)
-        followed.lost = parts.saver._stats.leases_lost
-    errors = [f"behind: {error}" for error in followed.errors.values()]
-    if (more := followed.behind - len(errors)) > 0:
+        result.lost = parts.saver._stats.leases_lost
+    errors = [f"behind: {error}" for error in result.errors.values()]
+    if (more := result.unflushed - len(errors)) > 0:
         errors.append(f"... and {more:,} more")
-    lines = [*errors, f"{followed.writes:,} writes of {followed.threads:,} threads followed"]
-    if followed.lost:
-        lines.append(f"{followed.lost:,} threads may have lost writes: the log above names them")
-    data = {name: getattr(followed, name) for name in ("threads", "writes", "behind", "lost", "errors")}
+    lines = [*errors, f"{result.writes:,} writes of {result.threads:,} threads followed"]
+    if result.lost:
+        lines.append(f"{result.lost:,} threads may have lost writes: the log above names them")
+    data = {name: getattr(result, name) for name in ("threads", "writes", "unflushed", "lost", "errors")}
     out.report(data, lines)
-    return 1 if followed.behind or followed.lost else 0
+    return 1 if result.unflushed or result.lost else 0
 
 
-async def _remove_leftovers(parts: Parts) -> None:
+async def _remove_leftovers(parts: Components) -> None:
     """Journals of leases that have ended: a failover brought them back, and who would look again is gone."""
     threads: list[str] = []
 
     async def remove() -> None:
-        await parts.settler.tidy(threads)
+        await parts.replayer.remove_ended_journals(threads)
         threads.clear()
 
     async for key in parts.entries.keys(":*:journal"):
-        found = parts_of(parts.servers.prefix, key)
-        if found and (thread_id := thread_of(found[0])) is not None:
+        found = parse_key(parts.servers.prefix, key)
+        if found and (thread_id := decode_thread_name(found[0])) is not None:
             threads.append(thread_id)
         if len(threads) >= LEASES_AT_ONCE_MAX:
             await remove()
     await remove()
 
 
-async def _leases(parts: Parts, thread_ids: list[str] | None) -> AsyncIterator[tuple[str, LeaseRow]]:
+async def _leases(parts: Components, thread_ids: list[str] | None) -> AsyncIterator[tuple[str, LeaseRow]]:
     if thread_ids is not None:
         for found in (await parts.postgres.leases.find(thread_ids)).items():
             yield found
@@ -106,19 +106,21 @@ async def _leases(parts: Parts, thread_ids: list[str] | None) -> AsyncIterator[t
             yield found
 
 
-async def _follow(parts: Parts, thread_id: str, row: LeaseRow, followed: Followed, progress: Progress) -> None:
+async def _start_flushing(
+    parts: Components, thread_id: str, row: LeaseRow, result: FlushResult, progress: Progress
+) -> None:
     ahead = 0
     with contextlib.suppress(RedisUnavailable):  # whoever wrote it may come forward all the same
         ahead = await writes_ahead(parts, thread_id, row)
     try:
         await parts.saver.aflush(thread_id)
     except BehindError as exc:
-        if not parts.guard.is_usable:
+        if not parts.executor.is_usable:
             raise  # it would be so for every thread
-        followed.behind += 1
-        if len(followed.errors) < SHOWN_MAX:
-            followed.errors[thread_id] = str(exc)
+        result.unflushed += 1
+        if len(result.errors) < SHOWN_MAX:
+            result.errors[thread_id] = str(exc)
         ahead = 0
-    followed.threads += 1
-    followed.writes += ahead
+    result.threads += 1
+    result.writes += ahead
     progress.add()

@@ -41,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--serde",
         metavar="MODULE:NAME",
-        help="the serializer that your graphs use, or a function that makes it (default: the stock one)",
+        help="the serializer that your graphs use, or a function that makes it (default: the upstream one)",
     )
 
 

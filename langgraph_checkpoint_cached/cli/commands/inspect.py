@@ -8,10 +8,10 @@ from typing import Any, Literal, TypeAlias
 
 from langgraph_checkpoint_cached.cli.cached_threads import Cached
 from langgraph_checkpoint_cached.cli.connections import Servers
-from langgraph_checkpoint_cached.cli.lease_view import LeaseLook, followed, lease_row
+from langgraph_checkpoint_cached.cli.lease_view import LeaseView, flush_lease, lease_row
 from langgraph_checkpoint_cached.cli.output import Output, size, span, table
-from langgraph_checkpoint_cached.cli.parts import Parts, RedisUnavailable
-from langgraph_checkpoint_cached.cli.thread_view import Look, look
+from langgraph_checkpoint_cached.cli.parts import Components, RedisUnavailable
+from langgraph_checkpoint_cached.cli.thread_view import ThreadView, look
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry
 
@@ -25,8 +25,8 @@ somebody writes behind, Postgres follows first, and what is said of the lease is
 Exits with 1 if they differ, an entry is damaged, Postgres cannot follow, the thread exists nowhere, or Redis
 cannot be reached.
 """
-Agreement: TypeAlias = Literal[
-    "agree", "differ", "damaged", "not cached", "being written", "opaque", "behind", "unknown"
+SentinelQuorum: TypeAlias = Literal[
+    "agree", "differ", "damaged", "not cached", "being written", "opaque", "unflushed", "unknown"
 ]
 NAMESPACES_MAX = 100
 """How many are shown, those with the newest checkpoints."""
@@ -61,7 +61,7 @@ class About:
     """What is known of the thread itself."""
 
     thread_id: str
-    lease: LeaseLook | None
+    lease: LeaseView | None
     suspect_seconds: float | None
     redis_error: str | None
 
@@ -76,9 +76,9 @@ class Inspected:
     """A namespace in both tiers."""
 
     namespace: Namespace
-    redis: Look | None
+    redis: ThreadView | None
     postgres: dict[str, Any] | None
-    agreement: Agreement
+    agreement: SentinelQuorum
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,15 +90,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 async def run(options: argparse.Namespace, out: Output) -> int:
     """Returns 1 if the tiers differ, or nothing is there."""
     thread_id: str = options.thread
-    async with Parts.opened(Servers.of(options)) as parts:
+    async with Components.opened(Servers.of(options)) as parts:
         lease, error = None, None
         try:
-            lease = await followed(parts, thread_id)
+            lease = await flush_lease(parts, thread_id)
         except RedisUnavailable as exc:
             error = str(exc)
             lease = await lease_row(parts, thread_id)
         rows = await parts.query(IN_POSTGRES_SQL, {"thread": thread_id})
-        about = About(thread_id, lease, await _suspect_seconds(parts, thread_id), error)
+        about = About(thread_id, lease, await _stale_thread_seconds(parts, thread_id), error)
         try:
             names = [options.namespace] if options.namespace is not None else await _names(parts, thread_id, rows)
             found = [await _inspect(parts, about, name, rows) for name in names[:NAMESPACES_MAX]]
@@ -111,16 +111,16 @@ async def run(options: argparse.Namespace, out: Output) -> int:
             ]
             names = [row["checkpoint_ns"] for row in rows]
     found = [
-        each for each in found if each.postgres or (each.redis and (each.redis.hit or each.redis.ticket))
+        each for each in found if each.postgres or (each.redis and (each.redis.hit or each.redis.fill_token))
     ] or found[:1]
     exists = any(each.postgres or (each.redis and each.redis.hit) for each in found) or about.lease is not None
     lines = _lines(about, found, len(names)) if exists else [f"thread {thread_id!r} exists nowhere"]
     out.report(_data(about, found, len(names)), lines)
-    wrong = any(each.agreement in ("differ", "damaged", "behind") for each in found)
+    wrong = any(each.agreement in ("differ", "damaged", "unflushed") for each in found)
     return 1 if about.redis_error or not exists or wrong else 0
 
 
-async def _names(parts: Parts, thread_id: str, rows: list[dict[str, Any]]) -> list[str]:
+async def _names(parts: Components, thread_id: str, rows: list[dict[str, Any]]) -> list[str]:
     """Namespaces that either tier has, the root first."""
     names = dict.fromkeys(["", *(row["checkpoint_ns"] for row in rows)])
     async for namespace in Cached(parts, [thread_id]).namespaces():
@@ -128,13 +128,13 @@ async def _names(parts: Parts, thread_id: str, rows: list[dict[str, Any]]) -> li
     return list(names)
 
 
-async def _inspect(parts: Parts, about: About, checkpoint_ns: str, rows: list[dict[str, Any]]) -> Inspected:
+async def _inspect(parts: Components, about: About, checkpoint_ns: str, rows: list[dict[str, Any]]) -> Inspected:
     seen = await look(parts, Namespace(about.thread_id, checkpoint_ns))
     row = next((dict(row) for row in rows if row["checkpoint_ns"] == checkpoint_ns), None)
-    return Inspected(seen.namespace, seen, row, "behind" if about.is_behind else await _agreement(parts, seen))
+    return Inspected(seen.namespace, seen, row, "unflushed" if about.is_behind else await _agreement(parts, seen))
 
 
-async def _agreement(parts: Parts, seen: Look) -> Agreement:
+async def _agreement(parts: Components, seen: ThreadView) -> SentinelQuorum:
     """Whether the entry is what Postgres holds. Where there is one without fences, comparing changes nothing."""
     if seen.fenced:
         return "being written"
@@ -147,16 +147,16 @@ async def _agreement(parts: Parts, seen: Look) -> Agreement:
     if entry is None:
         return "opaque"
     verdict, _ = await parts.checker.compare(seen.namespace, seen.hit, entry.record)
-    agreements: dict[str, Agreement] = {"same": "agree", "differs": "differ", "changed": "being written"}
+    agreements: dict[str, SentinelQuorum] = {"same": "agree", "differs": "differ", "changed": "being written"}
     return agreements[verdict]
 
 
-async def _suspect_seconds(parts: Parts, thread_id: str) -> float | None:
-    """For how long the thread has been a suspect, or None."""
-    if (await parts.query("select to_regclass('checkpoint_cache_suspects') as t"))[0]["t"] is None:
+async def _stale_thread_seconds(parts: Components, thread_id: str) -> float | None:
+    """For how long the thread has been a stale thread, or None."""
+    if (await parts.query("select to_regclass('checkpoint_cache_stale_threads') as t"))[0]["t"] is None:
         return None
     rows = await parts.query(
-        "select extract(epoch from now() - since)::float8 as seconds from checkpoint_cache_suspects"
+        "select extract(epoch from now() - since)::float8 as seconds from checkpoint_cache_stale_threads"
         " where prefix = %s and thread_id = %s",
         (parts.servers.prefix, thread_id),
     )
@@ -186,7 +186,7 @@ def _namespace_data(each: Inspected) -> dict[str, Any]:
         "life_seconds": seen.life_seconds,
         "pending_writes": seen.pending_writes,
         "early_writes": seen.early_writes,
-        "ticket": asdict(seen.ticket) if seen.ticket else None,
+        "fill_token": asdict(seen.fill_token) if seen.fill_token else None,
     }
     return {
         "checkpoint_ns": each.namespace.checkpoint_ns,
@@ -202,13 +202,17 @@ def _lines(about: About, found: list[Inspected], names: int) -> list[str]:
     if about.redis_error:
         lines.append(f"Redis cannot be used: {about.redis_error}")
     if (seconds := about.suspect_seconds) is not None:
-        lines.append(f"it is a suspect since {span(seconds)}: savers void what Redis holds of it within a second")
+        lines.append(
+            f"it is stale since {span(seconds)}: savers invalidate what Redis holds of it within a second"
+        )
     lines += ["no lease: Postgres holds all of it"] if about.lease is None else _lease_lines(about.lease)
     if thread is not None:
-        stands = (
-            "" if thread.generation_stands or not thread.generation else ", of another run of the server: void"
+        active = (
+            ""
+            if thread.generation_stands or not thread.generation
+            else ", of another run of the server: invalidate"
         )
-        lines.append(f"generation {thread.generation or '-'}{stands}")
+        lines.append(f"generation {thread.generation or '-'}{active}")
         lines += [_fence_line(fence.namespace, fence.owner, fence.seconds_left) for fence in thread.fences] or [
             "no fences"
         ]
@@ -219,7 +223,7 @@ def _lines(about: About, found: list[Inspected], names: int) -> list[str]:
     return lines
 
 
-def _lease_lines(lease: LeaseLook) -> list[str]:
+def _lease_lines(lease: LeaseView) -> list[str]:
     lines = [f"lease {lease.token}, for {span(lease.seconds) or '-'}: somebody writes behind"]
     if lease.known is None:
         return [*lines, f"Postgres is at entry {lease.position} of its journal: Redis may be ahead"]
@@ -258,6 +262,6 @@ def _namespace_lines(each: Inspected) -> list[str]:
         ("  checkpoints", None, row.get("checkpoints")),
         ("  size", entry and size(entry.size_bytes), size(stored) if row else None),
     ]
-    if seen and seen.ticket:
-        rows.append(("  being loaded", f"for {span(seen.ticket.seconds_left)} more", None))
+    if seen and seen.fill_token:
+        rows.append(("  being loaded", f"for {span(seen.fill_token.seconds_left)} more", None))
     return [*table(rows), f"  => {each.agreement}"]

@@ -1,4 +1,4 @@
-"""The command `invalidate`: voids what Redis holds of threads, in step with the savers that use it."""
+"""The command `invalidate`: invalidates what Redis holds of threads, in step with the savers that use it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import argparse
 
 from langgraph_checkpoint_cached.cli.connections import Servers
 from langgraph_checkpoint_cached.cli.output import Output
-from langgraph_checkpoint_cached.cli.parts import Parts, RedisUnavailable
+from langgraph_checkpoint_cached.cli.parts import Components, RedisUnavailable
 from langgraph_checkpoint_cached.errors import ArgumentError, BehindError
 
 NAME = "invalidate"
-HELP = "void what Redis holds of threads"
+HELP = "invalidate what Redis holds of threads"
 DESCRIPTION = """\
-Void what Redis holds of threads, after somebody wrote to their rows past this package: SQL by hand, a
-restored backup, a process with the stock saver. The next read of each comes from Postgres. Reads that are
+Invalidate what Redis holds of threads, after somebody wrote to their rows past this package: SQL by hand, a
+restored backup, a process with the upstream saver. The next read of each comes from Postgres. Reads that are
 under way cannot bring back what they loaded before, as they could after a DEL by hand. Nothing is lost but
 time: where somebody writes behind, Postgres follows first.
 
-Without Redis, named threads become suspects in Postgres, and the savers that reach Redis void them within a
-second.
+Without Redis, named threads become stale threads in Postgres, and the savers that reach Redis invalidate them
+within a second.
 """
 AT_ONCE = 256
 
@@ -33,41 +33,43 @@ async def run(options: argparse.Namespace, out: Output) -> int:
     """Returns 0, or 1 if Redis cannot be reached and savers are left to do it."""
     if bool(options.thread) == options.all:
         raise ArgumentError("name threads, or pass --all")
-    async with Parts.opened(Servers.of(options)) as parts:
+    async with Components.opened(Servers.of(options)) as parts:
         if options.all:
-            voided = 0
-            with out.progress("voided") as progress:
+            invalidated = 0
+            with out.progress("invalidated") as progress:
 
                 def more(count: int) -> None:
-                    nonlocal voided
-                    voided += count
+                    nonlocal invalidated
+                    invalidated += count
                     progress.add(count)
 
-                await parts.settler.settle_all(None)
-                await parts.recovery.void_table()
-                await parts.entries.void_all(more)
-            out.report({"voided": voided}, [f"{voided:,} threads voided"])
+                await parts.replayer.flush_threads(None)
+                await parts.recovery.invalidate_recorded()
+                await parts.entries.invalidate_all(more)
+            out.report({"invalidated": invalidated}, [f"{invalidated:,} threads invalidated"])
             return 0
         threads = list(dict.fromkeys(options.thread))
         try:
             await _settle(parts, threads)
             for start in range(0, len(threads), AT_ONCE):
-                await parts.entries.void_threads(dict.fromkeys(threads[start : start + AT_ONCE], ()))
+                await parts.entries.invalidate_threads(dict.fromkeys(threads[start : start + AT_ONCE], ()))
         except RedisUnavailable as exc:
-            await parts.postgres.suspects.add(threads)
-            if not parts.postgres.suspects.usable:
+            await parts.postgres.stale_threads.add(threads)
+            if not parts.postgres.stale_threads.usable:
                 raise
-            says = f"Redis cannot be used ({exc}): savers that reach it void the {len(threads):,} threads"
-            out.report({"voided": 0, "suspects": len(threads)}, [says])
+            says = f"Redis cannot be used ({exc}): savers that reach it invalidate the {len(threads):,} threads"
+            out.report({"invalidated": 0, "stale_threads": len(threads)}, [says])
             return 1
-    out.report({"voided": len(threads)}, [f"{len(threads):,} threads voided"])
+    out.report({"invalidated": len(threads)}, [f"{len(threads):,} threads invalidated"])
     return 0
 
 
-async def _settle(parts: Parts, thread_ids: list[str]) -> None:
-    """Has Postgres follow. Raises `BehindError`, unless Redis cannot be reached: then nothing is voided yet."""
+async def _settle(parts: Components, thread_ids: list[str]) -> None:
+    """Has Postgres follow. Raises `BehindError`, unless Redis cannot be reached: then nothing is invalidated
+    yet.
+    """
     try:
-        await parts.settler.settle_all(thread_ids)
+        await parts.replayer.flush_threads(thread_ids)
     except BehindError:
-        if parts.guard.is_usable:
+        if parts.executor.is_usable:
             raise

@@ -21,14 +21,14 @@ from langgraph_checkpoint_cached.cli.nodes import nodes_of
 from langgraph_checkpoint_cached.cli.output import Output, size
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.stores.postgres.leases import TABLE as LEASES
-from langgraph_checkpoint_cached.stores.postgres.stale_threads import TABLE as SUSPECTS
+from langgraph_checkpoint_cached.stores.postgres.stale_threads import TABLE as STALE_THREADS
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis, reason
 
 NAME = "tail"
 HELP = "what happens now, a line every second"
 DESCRIPTION = """\
 Show what all savers on these servers do, a line every second: reads served from Redis and not, rows written,
-and how many share a transaction, suspects, and leases: threads that somebody may be ahead of Postgres on.
+and how many share a transaction, stale threads, and leases: threads that somebody may be ahead of Postgres on.
 Until Ctrl-C, or for --seconds.
 
 Both servers count this by themselves; it costs each one question a second. What is told of reads comes from
@@ -37,7 +37,11 @@ second late, and for the whole database. Each process' own numbers are in its sa
 """
 HEADER_EVERY_LINES = 20
 COUNTS = (
-    ("suspects", SUSPECTS, "select count(*) as many from checkpoint_cache_suspects where prefix = %s"),
+    (
+        "stale_threads",
+        STALE_THREADS,
+        "select count(*) as many from checkpoint_cache_stale_threads where prefix = %s",
+    ),
     ("leases", LEASES, "select count(*) as many from checkpoint_cache_leases where prefix = %s"),
 )
 EVERY_SECONDS_MIN, EVERY_SECONDS_MAX = 0.1, 3600.0
@@ -51,7 +55,7 @@ COLUMNS = (
     ("rows/tx", 8),
     ("active", 7),
     ("locked", 7),
-    ("suspects", 9),
+    ("stale_threads", 9),
     ("leases", 7),
     ("keys", 10),
     ("memory", 10),
@@ -74,7 +78,7 @@ class Moment:
     transactions_per_second: float | None = None
     active: int | None = None
     locked: int | None = None
-    suspects: int | None = None
+    stale_threads: int | None = None
     leases: int | None = None
     redis_error: str | None = None
     postgres_error: str | None = None
@@ -220,7 +224,7 @@ def _line(moment: Moment) -> str:
     rows, transactions = moment.rows_per_second, moment.transactions_per_second
     together = rows / transactions if rows is not None and transactions else None
     values: list[object] = [moment.time[11:19], *map(_number, (hits, misses, share, rows, transactions))]
-    values += ["-" if together is None else f"{together:.1f}", moment.active, moment.locked, moment.suspects]
+    values += ["-" if together is None else f"{together:.1f}", moment.active, moment.locked, moment.stale_threads]
     values += [moment.leases, moment.keys, size(moment.memory_bytes), _number(moment.evicted_per_second)]
     cells = ("-" if value is None else str(value) for value in values)
     line = " ".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True))

@@ -13,12 +13,12 @@ from typing import Literal, TypeAlias
 from langgraph_checkpoint_cached.cli.cached_threads import Cached
 from langgraph_checkpoint_cached.cli.connections import Servers
 from langgraph_checkpoint_cached.cli.output import Output, Progress
-from langgraph_checkpoint_cached.cli.parts import Parts
+from langgraph_checkpoint_cached.cli.parts import Components
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.entries import Hit, Load
 from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry
-from langgraph_checkpoint_cached.utils.concurrency import each_of, for_each
+from langgraph_checkpoint_cached.utils.concurrency import for_each, iterate
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
 NAME = "verify"
@@ -26,7 +26,7 @@ HELP = "compare what Redis holds with Postgres"
 DESCRIPTION = """\
 Compare what Redis holds of all threads, of a sample or of some, with Postgres. Graphs may go on: a difference
 counts only if the entry is still the same after Postgres was read, and nobody is writing. Reads do not extend
-the life of entries. What Redis was not told of (suspects) is voided, as every saver does once a second.
+the life of entries. What Redis was not told of (stale threads) is invalidated, as every saver does once a second.
 
 "damaged" is what cannot be opened: broken, or signed with other keys than those of --signing-key-env. A saver
 drops these when it reads them. "busy" was written to again and again, so that nobody can tell.
@@ -66,11 +66,11 @@ async def run(options: argparse.Namespace, out: Output) -> int:
     """Returns 1 if anything differs or is damaged."""
     if options.sample is not None and (options.thread or not 0 < options.sample <= SAMPLE_MAX):
         raise ArgumentError(f"--sample takes a number from 1 to {SAMPLE_MAX}, and no threads beside it")
-    async with Parts.opened(Servers.of(options)) as parts:
+    async with Components.opened(Servers.of(options)) as parts:
         cached = Cached(parts, options.thread or None)
         namespaces = cached.namespaces()
         if options.sample is not None:
-            namespaces = each_of(await _sample(namespaces, options.sample))
+            namespaces = iterate(await _sample(namespaces, options.sample))
         verification = Verification(parts, repair=options.repair)
         with out.progress("compared", options.sample) as progress:
             await for_each(namespaces, lambda n: verification.look_at(n, progress), AT_ONCE)
@@ -93,7 +93,7 @@ class Verification:
         repair: Whether entries that differ are dropped.
     """
 
-    def __init__(self, parts: Parts, *, repair: bool = False) -> None:
+    def __init__(self, parts: Components, *, repair: bool = False) -> None:
         self._parts, self._repair = parts, repair
         self.counts: Counter[str] = Counter()
         self.found: list[Difference] = []
@@ -119,9 +119,9 @@ class Verification:
 
     async def _compare(self, namespace: Namespace) -> tuple[Verdict, str | None, str | None]:
         entries, record, hit = self._parts.entries, None, None
-        answer = await entries.read(namespace, ticket := new_token())
+        answer = await entries.read(namespace, fill_token := new_token())
         if isinstance(answer, Load):
-            await entries.give_back(namespace, ticket)
+            await entries.release_fill_lease(namespace, fill_token)
             return "gone", None, None
         if isinstance(answer, Hit):
             try:

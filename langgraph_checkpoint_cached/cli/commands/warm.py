@@ -7,11 +7,11 @@ from collections import Counter
 
 from langgraph_checkpoint_cached.cli.connections import Servers
 from langgraph_checkpoint_cached.cli.output import Output
-from langgraph_checkpoint_cached.cli.parts import Parts, RedisUnavailable
+from langgraph_checkpoint_cached.cli.parts import Components, RedisUnavailable
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.ttl import CHECKPOINT
-from langgraph_checkpoint_cached.utils.concurrency import each_of, for_each
+from langgraph_checkpoint_cached.utils.concurrency import for_each, iterate
 
 NAME = "warm"
 HELP = "load threads into Redis"
@@ -51,9 +51,9 @@ async def run(options: argparse.Namespace, out: Output) -> int:
         raise ArgumentError(f"--newest takes a number from 1 to {NEWEST_MAX}")
     counts: Counter[str] = Counter(loaded=0, warm=0, missing=0, passed=0)
     missing: list[str] = []
-    async with Parts.opened(Servers.of(options), refresh_on_read=True) as parts:
+    async with Components.opened(Servers.of(options), refresh_on_read=True) as parts:
         if options.newest is not None:
-            await parts.settler.settle_all(None)  # which are the newest is what Postgres says
+            await parts.replayer.flush_threads(None)  # which are the newest is what Postgres says
         threads = options.thread or [row["thread_id"] for row in await parts.query(NEWEST_SQL, (options.newest,))]
         stats = parts.saver._stats
         with out.progress("loaded", len(threads)) as progress:
@@ -70,7 +70,7 @@ async def run(options: argparse.Namespace, out: Output) -> int:
                     counts[kind] += 1
                 progress.add()
 
-            await for_each(each_of(threads), load, AT_ONCE)
+            await for_each(iterate(threads), load, AT_ONCE)
         counts["refused"] = stats.fills_refused
         counts["loaded"] -= stats.fills_refused
     names = {

@@ -1,4 +1,4 @@
-"""INSERT statements for many rows, made of the stock saver's own for one."""
+"""INSERT statements for many rows, made of the upstream saver's own for one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows for one of the stock saver's statements, no two of them with the same key."""
+    """Rows for one of the upstream saver's statements, no two of them with the same key."""
 
     sql: str
     rows: list[Row] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Statement:
     rows: int
 
 
-def batches(stock: BasePostgresSaver, operations: Sequence[Put | PutWrites]) -> list[list[Batch]]:
+def batches(upstream: BasePostgresSaver, operations: Sequence[Put | PutWrites]) -> list[list[Batch]]:
     """The operations' rows: sets of batches that, executed one set after the other, have the effect of one row
     after the other in the order given. There is more than one set only if a row is written more than once.
     """
@@ -63,12 +63,16 @@ def batches(stock: BasePostgresSaver, operations: Sequence[Put | PutWrites]) -> 
             for value in operation.values:
                 blob: Row = (*where, value.channel, operation.new_versions[value.channel])
                 key = ("blob", *blob)
-                add(position, stock.UPSERT_CHECKPOINT_BLOBS_SQL, key, (*blob, value.type, value.blob))
+                add(position, upstream.UPSERT_CHECKPOINT_BLOBS_SQL, key, (*blob, value.type, value.blob))
             checkpoint: Row = (*where, operation.checkpoint_id)
             rest = (operation.parent_id, _jsonb(operation.checkpoint_json), _jsonb(operation.metadata_json))
-            add(position, stock.UPSERT_CHECKPOINTS_SQL, ("checkpoint", *checkpoint), (*checkpoint, *rest))
+            add(position, upstream.UPSERT_CHECKPOINTS_SQL, ("checkpoint", *checkpoint), (*checkpoint, *rest))
         else:
-            sql = stock.UPSERT_CHECKPOINT_WRITES_SQL if operation.replace else stock.INSERT_CHECKPOINT_WRITES_SQL
+            sql = (
+                upstream.UPSERT_CHECKPOINT_WRITES_SQL
+                if operation.replace
+                else upstream.INSERT_CHECKPOINT_WRITES_SQL
+            )
             for w in operation.writes:
                 task: Row = (*where, w.checkpoint_id, w.task_id)
                 row = (*task, w.task_path, w.idx, w.channel, w.type, w.blob)

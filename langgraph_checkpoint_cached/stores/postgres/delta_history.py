@@ -1,4 +1,4 @@
-"""Delta channel histories as the stock saver gathers them, with their values left as bytes."""
+"""Delta channel histories as the upstream saver gathers them, with their values left as bytes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from langgraph.checkpoint.base import DeltaChannelHistory
 
-from langgraph_checkpoint_cached.records import History, Step, Stored
+from langgraph_checkpoint_cached.records import History, Step, StoredValue
 
 
-class Undecoded:
-    """A serializer that leaves bytes as they are, for the stock saver to gather them."""
+class RawSerializer:
+    """A serializer that leaves bytes as they are, for the upstream saver to gather them."""
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
         """Nothing is stored with it."""
@@ -19,11 +19,11 @@ class Undecoded:
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         """The bytes and their type."""
-        return Stored(*data)
+        return StoredValue(*data)
 
 
-def from_undecoded(found: Mapping[str, DeltaChannelHistory]) -> dict[str, History]:
-    """What the stock saver returns with `Undecoded` for a serializer."""
+def raw_histories(found: Mapping[str, DeltaChannelHistory]) -> dict[str, History]:
+    """What the upstream saver returns with `RawSerializer` for a serializer."""
     return {
         channel: History(
             history.get("seed"),

@@ -143,7 +143,7 @@ class LeaseTable:
                 self.was_missing()
             return rows
         except psycopg.Error as exc:
-            if not self.is_why(exc):
+            if not self.is_missing_table_error(exc):
                 raise
             return {}
 
@@ -166,7 +166,7 @@ class LeaseTable:
             async with self._cursor(pipeline=True) as cur:
                 await self.end_in(cur, leases)
         except psycopg.Error as exc:
-            self.is_why(exc)
+            self.is_missing_table_error(exc)
             raise
 
     async def end_in(self, cur: AsyncCursor[Any], leases: Mapping[str, tuple[str, int | None]]) -> None:
@@ -179,22 +179,22 @@ class LeaseTable:
         await cur.execute(END_THREADS, (list(thread_ids),))
         return {row["thread_id"] for row in await cur.fetchall()}
 
-    def is_why(self, error: Exception) -> bool:
+    def is_missing_table_error(self, error: Exception) -> bool:
         """Whether a statement failed for want of this table. Then there are no leases, until it is there.
 
         For want of a right to it there may be some: what says so is only logged.
         """
         if not isinstance(error, (UndefinedTable, InsufficientPrivilege)) or TABLE not in str(error):
             return False
-        said = str(error).splitlines()[0]
+        reply = str(error).splitlines()[0]
         if isinstance(error, InsufficientPrivilege):
-            if said not in self._denied:
-                self._denied.add(said)
-                logger.error("%s", UNUSABLE.format(TABLE, said))
+            if reply not in self._denied:
+                self._denied.add(reply)
+                logger.error("%s", UNUSABLE.format(TABLE, reply))
             return False
         if self.usable:
             self.usable = False
-            logger.warning("%s", UNUSABLE.format(TABLE, said))
+            logger.warning("%s", UNUSABLE.format(TABLE, reply))
         return True
 
 

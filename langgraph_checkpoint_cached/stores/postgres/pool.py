@@ -43,7 +43,7 @@ def postgres_pool(
     max_idle_seconds: float,
     max_lifetime_seconds: float,
 ) -> Pool:
-    """A pool, not yet open, whose connections are set up as the stock saver needs them.
+    """A pool, not yet open, whose connections are set up as the upstream saver needs them.
 
     Raises:
         ArgumentTypeError, ArgumentError: `postgres_uri` or a pool size cannot work. No secret is in the message.
@@ -51,7 +51,7 @@ def postgres_pool(
     check_uri(uri)
     check_count_at_least("pool_min_size", min_size, least=0)
     check_count_at_least("pool_max_size", max_size, least=max(1, min_size))
-    care = _Care()
+    care = _PoolCallbacks()
     care.pool = AsyncConnectionPool(
         uri,
         open=False,
@@ -124,7 +124,7 @@ async def _prepare_unless_pooled(conn: AsyncConnection[Any]) -> None:
         conn.prepare_threshold = None
 
 
-class _Care:
+class _PoolCallbacks:
     """What the pool's connections need when they are new, and before they are used.
 
     The check is left out for those that were used a moment ago: on a busy pool it would be a round trip for each

@@ -1,4 +1,4 @@
-"""Creation and migration of the stock saver's tables and this package's own."""
+"""Creation and migration of the upstream saver's tables and this package's own."""
 
 from __future__ import annotations
 
@@ -15,87 +15,87 @@ from psycopg_pool import AsyncConnectionPool
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
 from langgraph_checkpoint_cached.stores.postgres.leases import CREATE as CREATE_LEASES
 from langgraph_checkpoint_cached.stores.postgres.leases import TABLE as LEASES
-from langgraph_checkpoint_cached.stores.postgres.stale_threads import CREATE as CREATE_SUSPECTS
-from langgraph_checkpoint_cached.stores.postgres.stale_threads import TABLE as SUSPECTS
+from langgraph_checkpoint_cached.stores.postgres.stale_threads import CREATE as CREATE_STALE_THREADS
+from langgraph_checkpoint_cached.stores.postgres.stale_threads import TABLE as STALE_THREADS
 
 POSTGRES_VERSION_MIN = 120_000
 MIGRATION_LOCK = 7_211_945_316_402_881_113
 """Key of the advisory lock under which tables are migrated; drawn at random, once."""
 LOCK_POLL_SECONDS = 0.1
 
-CREATE_OWN_TABLES = (CREATE_SUSPECTS, CREATE_LEASES)
+CREATE_OWN_TABLES = (CREATE_STALE_THREADS, CREATE_LEASES)
 
 
-async def migrate(stock: AsyncPostgresSaver, given_up: asyncio.Event) -> bool:
-    """Creates what is missing of the stock saver's tables and of ours, in one process at a time.
+async def migrate(upstream: AsyncPostgresSaver, abandoned: asyncio.Event) -> bool:
+    """Creates what is missing of the upstream saver's tables and of ours, in one process at a time.
 
     Returns whether anything was.
 
     To be run to its end: an index that is half-way when its statement is cancelled stays, invalid, and is taken
     for done the next time; and a single connection that is cancelled twice is closed by psycopg. Once it is
-    `given_up`, no other process is waited for.
+    `abandoned`, no other process is waited for.
 
     Raises:
         UnsupportedServerError: Postgres is too old.
     """
-    if await _is_migrated(stock):
+    if await _is_migrated(upstream):
         return False
-    async with _one_at_a_time(stock, given_up):
-        if not await _is_migrated(stock):
-            await stock.setup()
-            async with stock._cursor(pipeline=True) as cur:  # else one in pipeline mode would not commit it
+    async with _one_at_a_time(upstream, abandoned):
+        if not await _is_migrated(upstream):
+            await upstream.setup()
+            async with upstream._cursor(pipeline=True) as cur:  # else one in pipeline mode would not commit it
                 for statement in CREATE_OWN_TABLES:
                     await cur.execute(statement)
     return True
 
 
-async def _is_migrated(stock: AsyncPostgresSaver) -> bool:
-    async with stock._cursor() as cur:
+async def _is_migrated(upstream: AsyncPostgresSaver) -> bool:
+    async with upstream._cursor() as cur:
         if (version := cur.connection.info.server_version) < POSTGRES_VERSION_MIN:
             raise UnsupportedServerError(
                 f"PostgreSQL {version // 10_000} is too old: {POSTGRES_VERSION_MIN // 10_000} or later is needed"
             )
         await cur.execute(
             "select to_regclass(name) is not null as is_there from unnest(%s::text[]) name",
-            (["checkpoint_migrations", SUSPECTS, LEASES],),
+            (["checkpoint_migrations", STALE_THREADS, LEASES],),
         )
         if not all(row["is_there"] for row in await cur.fetchall()):
             return False
         await cur.execute("select max(v) as v from checkpoint_migrations")
         row = await cur.fetchone()
-        return row is not None and row["v"] is not None and row["v"] >= len(stock.MIGRATIONS) - 1
+        return row is not None and row["v"] is not None and row["v"] >= len(upstream.MIGRATIONS) - 1
 
 
 @asynccontextmanager
-async def _one_at_a_time(stock: AsyncPostgresSaver, given_up: asyncio.Event) -> AsyncIterator[None]:
+async def _one_at_a_time(upstream: AsyncPostgresSaver, abandoned: asyncio.Event) -> AsyncIterator[None]:
     """Holds the advisory lock for the block.
 
     It is polled for, not waited for: a statement that waits has a snapshot, and the migrations' CREATE INDEX
     CONCURRENTLY waits for every older snapshot, so the two would wait for each other. Over a pool a transaction
     of another connection holds it, for behind PgBouncer a session's lock may never be given back.
     """
-    if isinstance(stock.conn, AsyncConnectionPool):
-        async with _second_connection(stock.conn) as conn:
+    if isinstance(upstream.conn, AsyncConnectionPool):
+        async with _second_connection(upstream.conn) as conn:
             while True:
                 async with conn.transaction():
                     if await _try_lock(conn.cursor(), "pg_try_advisory_xact_lock"):
                         yield
                         return
-                await _pause(given_up)
+                await _pause(abandoned)
     while True:
-        async with stock._cursor() as cur:
+        async with upstream._cursor() as cur:
             if await _try_lock(cur, "pg_try_advisory_lock"):
                 break
-        await _pause(given_up)
+        await _pause(abandoned)
     try:
         yield
     finally:
-        async with stock._cursor(pipeline=True) as cur:
+        async with upstream._cursor(pipeline=True) as cur:
             await cur.execute("select pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
 
 
-async def _pause(given_up: asyncio.Event) -> None:
-    if given_up.is_set():
+async def _pause(abandoned: asyncio.Event) -> None:
+    if abandoned.is_set():
         raise asyncio.CancelledError
     await asyncio.sleep(LOCK_POLL_SECONDS)
 

@@ -1,4 +1,4 @@
-"""L2: the stock saver's tables, through the stock saver's own SQL, without its lock."""
+"""L2: the upstream saver's tables, through the upstream saver's own SQL, without its lock."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from langgraph_checkpoint_cached.records import (
 )
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres.bulk_insert import batches, numbered, one_statement, statements
-from langgraph_checkpoint_cached.stores.postgres.delta_history import Undecoded, from_undecoded
+from langgraph_checkpoint_cached.stores.postgres.delta_history import RawSerializer, raw_histories
 from langgraph_checkpoint_cached.stores.postgres.leases import LeaseTable, Replay
-from langgraph_checkpoint_cached.stores.postgres.stale_threads import SuspectTable
-from langgraph_checkpoint_cached.utils.batch_queue import Groups, TooManyWaiting, answer
+from langgraph_checkpoint_cached.stores.postgres.stale_threads import StaleThreadTable
+from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, QueueFull, answer
 
 T = TypeVar("T")
 
@@ -80,18 +80,18 @@ class _Load(NamedTuple):
 class PostgresStore:
     """Loads and stores rows. Over a pool its operations run side by side, each on a connection of its own.
 
-    Over a single connection, or one in pipeline mode, they take turns under the stock saver's own lock, which
+    Over a single connection, or one in pipeline mode, they take turns under the upstream saver's own lock, which
     anybody who uses that saver directly takes too.
     """
 
-    def __init__(self, stock: AsyncPostgresSaver, prefix: str, stats: Stats) -> None:
-        self.is_pooled = isinstance(stock.conn, AsyncConnectionPool)
-        self._stock = _without_lock(stock) if self.is_pooled else stock
-        self.suspects = SuspectTable(self._cursor, prefix)
-        self.leases = LeaseTable(self._cursor, prefix, in_pipeline=bool(self._stock.pipe))
+    def __init__(self, upstream: AsyncPostgresSaver, prefix: str, stats: Stats) -> None:
+        self.is_pooled = isinstance(upstream.conn, AsyncConnectionPool)
+        self._upstream = _without_lock(upstream) if self.is_pooled else upstream
+        self.stale_threads = StaleThreadTable(self._cursor, prefix)
+        self.leases = LeaseTable(self._cursor, prefix, in_pipeline=bool(self._upstream.pipe))
         self._stats = stats
         self._drained_at = -math.inf
-        self._loads: Groups[_Load] = Groups(
+        self._loads: BatchQueue[_Load] = BatchQueue(
             self._load,
             rows_max=LOADS_OF_A_QUERY_MAX,
             bytes_max=0,
@@ -99,9 +99,9 @@ class PostgresStore:
             at_once=QUERIES_AT_ONCE_MAX if self.is_pooled else 1,
         )
 
-    def stock(self, serde: SerializerProtocol | None = None) -> AsyncPostgresSaver:
-        """The stock saver, decoding with `serde` or its own: for what it already does well."""
-        view = copy.copy(self._stock)
+    def upstream(self, serde: SerializerProtocol | None = None) -> AsyncPostgresSaver:
+        """The upstream saver, decoding with `serde` or its own: for what it already does well."""
+        view = copy.copy(self._upstream)
         view.serde = serde or view.serde
         return view
 
@@ -114,10 +114,10 @@ class PostgresStore:
         Raises:
             OverloadedError: too many are waiting already.
         """
-        load = _Load(namespace, self._stock.loop.create_future())
+        load = _Load(namespace, self._upstream.loop.create_future())
         try:
             self._loads.add(load)
-        except TooManyWaiting as exc:
+        except QueueFull as exc:
             raise OverloadedError(f"not read, {OVERLOADED.format(LOADS_WAITING_MAX)}") from exc
         return load.done
 
@@ -139,8 +139,8 @@ class PostgresStore:
         """What the `DeltaChannel`s are rebuilt from at a checkpoint, not decoded."""
         names = {"thread_id": namespace.thread_id, "checkpoint_ns": namespace.checkpoint_ns}
         config: RunnableConfig = {"configurable": {**names, "checkpoint_id": checkpoint_id}}
-        found = await self.stock(Undecoded()).aget_delta_channel_history(config=config, channels=channels)
-        return from_undecoded(found)
+        found = await self.upstream(RawSerializer()).aget_delta_channel_history(config=config, channels=channels)
+        return raw_histories(found)
 
     async def search(
         self,
@@ -149,58 +149,60 @@ class PostgresStore:
         before: RunnableConfig | None,
         limit: int | None,
     ) -> list[Record]:
-        """What `alist` of the stock saver finds, newest first. The connection is free again on return."""
-        where, args = self._stock._search_where(config, filter, before)
+        """What `alist` of the upstream saver finds, newest first. The connection is free again on return."""
+        where, args = self._upstream._search_where(config, filter, before)
         where += " ORDER BY checkpoint_id DESC"
         if limit is not None:
             where, args = where + " LIMIT %s", [*args, int(limit)]
         return await self._select(where, args)
 
     @asynccontextmanager
-    async def stock_in_transaction(
-        self, suspects: Collection[str], ended: Collection[str]
+    async def upstream_in_transaction(
+        self, stale_threads: Collection[str], ended: Collection[str]
     ) -> AsyncIterator[AsyncPostgresSaver]:
-        """The stock saver inside a transaction, which also makes threads suspects, and ends the leases of
-        others: these threads become suspects too.
+        """The upstream saver inside a transaction, which also marks threads stale, and ends the leases of
+        others: these threads become stale too.
         """
         async with self._cursor() as cur, cur.connection.transaction():
             had_leases: set[str] = set()
             if ended and self.leases.usable:
                 async with _unless_missing(self.leases, cur):
                     had_leases = await self.leases.end_threads(cur, ended)
-            if (suspects := had_leases.union(suspects)) and self.suspects.usable:
-                async with _unless_missing(self.suspects, cur):
-                    await self.suspects.insert(cur, suspects)
-            inside = _without_lock(self._stock)
+            if (stale_threads := had_leases.union(stale_threads)) and self.stale_threads.usable:
+                async with _unless_missing(self.stale_threads, cur):
+                    await self.stale_threads.insert(cur, stale_threads)
+            inside = _without_lock(self._upstream)
             inside.conn = cur.connection
             yield inside
 
-    async def store(self, operations: Sequence[Put | PutWrites], suspects: Collection[str] = ()) -> list[bool]:
-        """Stores checkpoints and pending writes, in one transaction and in this order, and makes threads suspects.
+    async def store(
+        self, operations: Sequence[Put | PutWrites], stale_threads: Collection[str] = ()
+    ) -> list[bool]:
+        """Stores checkpoints and pending writes, in one transaction and in this order, and marks threads stale.
 
         Returns, for each, whether it is known what was stored. False means that Postgres had a value for one of
         the new channels and versions of a checkpoint, and kept it.
         """
-        return await self._with_suspects(lambda marked: self._store(operations, marked), suspects)
+        return await self._with_stale_threads(lambda marked: self._store(operations, marked), stale_threads)
 
-    async def _with_suspects(
-        self, transaction: Callable[[Collection[str]], Awaitable[T]], suspects: Collection[str]
+    async def _with_stale_threads(
+        self, transaction: Callable[[Collection[str]], Awaitable[T]], stale_threads: Collection[str]
     ) -> T:
-        """A transaction that makes threads suspects, where there is a table of them."""
+        """A transaction that marks threads stale, where there is a table of them."""
         try:
-            return await retrying(lambda: transaction(suspects if self.suspects.usable else ()))
+            return await retrying(lambda: transaction(stale_threads if self.stale_threads.usable else ()))
         except psycopg.Error as exc:
-            self.leases.is_why(exc)
-            if not suspects or not self.suspects.is_why(exc):
+            self.leases.is_missing_table_error(exc)
+            if not stale_threads or not self.stale_threads.is_missing_table_error(exc):
                 raise
         return await retrying(lambda: transaction(()))
 
-    async def _store(self, operations: Sequence[Put | PutWrites], suspects: Collection[str]) -> list[bool]:
-        sets = batches(self._stock, operations)
-        if suspects:
-            sets[0].insert(0, self.suspects.batch(suspects))
+    async def _store(self, operations: Sequence[Put | PutWrites], stale_threads: Collection[str]) -> list[bool]:
+        sets = batches(self._upstream, operations)
+        if stale_threads:
+            sets[0].insert(0, self.stale_threads.batch(stale_threads))
         asking = [(i, o) for i, o in enumerate(operations) if isinstance(o, Put) and o.valueless]
-        blobs = self._stock.UPSERT_CHECKPOINT_BLOBS_SQL
+        blobs = self._upstream.UPSERT_CHECKPOINT_BLOBS_SQL
         single = one_statement(sets[0], blobs) if len(sets) == 1 and not asking else None
         needed = [single] if single else [one for batch in sets for one in statements(batch)]
         with self._stats.postgres_store.timed():
@@ -213,37 +215,39 @@ class PostgresStore:
                 unsure |= statement.batch.of
         return [i not in unsure for i in range(len(operations))]
 
-    async def replay(self, replays: Sequence[Replay], suspects: Collection[str] = ()) -> set[str]:
-        """Has Postgres follow, for one lease of a thread each, in one transaction; and makes threads suspects.
+    async def replay(self, replays: Sequence[Replay], stale_threads: Collection[str] = ()) -> set[str]:
+        """Has Postgres follow, for one lease of a thread each, in one transaction; and marks threads stale.
 
         Returns the threads whose lease still was there. For the others nothing was done: what was acknowledged
         under them has been replayed by somebody else, deleted, or is lost.
         """
-        return await self._with_suspects(lambda marked: self._replay(replays, marked), suspects)
+        return await self._with_stale_threads(lambda marked: self._replay(replays, marked), stale_threads)
 
-    async def end_in_doubt(self, leases: Mapping[str, tuple[str, int | None]]) -> None:
+    async def end_unconfirmed(self, leases: Mapping[str, tuple[str, int | None]]) -> None:
         """Ends leases of which Redis may still hold something, thread -> token and position, None for whatever
-        position. Their threads become suspects, so that whoever reaches Redis removes that.
+        position. Their threads become stale threads, so that whoever reaches Redis removes that.
         """
-        await self._with_suspects(lambda marked: self._end_in_doubt(leases, marked), leases)
+        await self._with_stale_threads(lambda marked: self._end_unconfirmed(leases, marked), leases)
 
-    async def _end_in_doubt(self, leases: Mapping[str, tuple[str, int | None]], suspects: Collection[str]) -> None:
+    async def _end_unconfirmed(
+        self, leases: Mapping[str, tuple[str, int | None]], stale_threads: Collection[str]
+    ) -> None:
         async with self._cursor() as cur, cur.connection.transaction():
             await self.leases.lock(cur, leases)
-            if suspects:
-                await self.suspects.insert(cur, suspects)
+            if stale_threads:
+                await self.stale_threads.insert(cur, stale_threads)
             await self.leases.end_in(cur, leases)
 
-    async def _replay(self, replays: Sequence[Replay], suspects: Collection[str]) -> set[str]:
+    async def _replay(self, replays: Sequence[Replay], stale_threads: Collection[str]) -> set[str]:
         with self._stats.postgres_replay.timed():
             async with self._cursor() as cur, cur.connection.transaction():
                 rows = await self.leases.lock(cur, [replay.thread_id for replay in replays])
                 valid = [r for r in replays if r.thread_id in rows and rows[r.thread_id].token == r.token]
                 operations = [o for replay in valid for o in replay.after(rows[replay.thread_id].position)]
                 async with self._pipeline(cur):
-                    if marked := suspects and {r.thread_id for r in valid}.intersection(suspects):
-                        await self.suspects.insert(cur, marked)
-                    for batch in batches(self._stock, operations):
+                    if marked := stale_threads and {r.thread_id for r in valid}.intersection(stale_threads):
+                        await self.stale_threads.insert(cur, marked)
+                    for batch in batches(self._upstream, operations):
                         for one in statements(batch):
                             await _execute(cur.connection, one.sql, one.parameters)
                     await self.leases.move(cur, valid)
@@ -252,7 +256,7 @@ class PostgresStore:
 
     @asynccontextmanager
     async def _pipeline(self, cur: AsyncCursor[DictRow]) -> AsyncIterator[None]:
-        if self._stock.supports_pipeline and not self._stock.pipe:
+        if self._upstream.supports_pipeline and not self._upstream.pipe:
             async with cur.connection.pipeline():
                 yield
         else:
@@ -261,9 +265,9 @@ class PostgresStore:
     @asynccontextmanager
     async def _connection(self, *, pipeline: bool) -> AsyncIterator[AsyncConnection[DictRow]]:
         """For a transaction. One statement is that without a pipeline, which would only add to its cost."""
-        pool = self._stock.conn
+        pool = self._upstream.conn
         if pipeline or not isinstance(pool, AsyncConnectionPool):
-            async with self._cursor(pipeline=pipeline or bool(self._stock.pipe)) as cur:
+            async with self._cursor(pipeline=pipeline or bool(self._upstream.pipe)) as cur:
                 yield cur.connection
             return
         try:
@@ -275,9 +279,9 @@ class PostgresStore:
 
     @asynccontextmanager
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
-        """The stock saver's."""
+        """The upstream saver's."""
         try:
-            async with self._stock._cursor(pipeline=pipeline) as cur:
+            async with self._upstream._cursor(pipeline=pipeline) as cur:
                 yield cur
         except psycopg.Error as exc:
             await self._replace_if_gone(exc)
@@ -287,10 +291,10 @@ class PostgresStore:
         """When Postgres turns out to be gone, or a standby now, all connections of the pool are replaced: they
         mostly are in the same state, and each would cost somebody an error.
         """
-        pool, now = self._stock.conn, time.monotonic()
+        pool, now = self._upstream.conn, time.monotonic()
         if (
             isinstance(pool, AsyncConnectionPool)
-            and (may_still_commit(error) or isinstance(error, ReadOnlySqlTransaction))
+            and (outcome_unknown(error) or isinstance(error, ReadOnlySqlTransaction))
             and now - self._drained_at > DRAIN_SECONDS_MIN
         ):
             self._drained_at = now
@@ -301,7 +305,7 @@ class PostgresStore:
         try:
             found = dict(zip(wanted, await self._latest(wanted), strict=True))
         except Exception as exc:
-            if len(loads) == 1 or not is_of_one(exc):
+            if len(loads) == 1 or not is_statement_error(exc):
                 raise
             for load in loads:
                 await self._load_alone(load)
@@ -319,12 +323,12 @@ class PostgresStore:
         try:
             return await self._latest_with(namespaces, self.leases.source)
         except psycopg.Error as exc:
-            if not self.leases.is_why(exc):
+            if not self.leases.is_missing_table_error(exc):
                 raise
         return await self._latest_with(namespaces, self.leases.source)
 
     async def _latest_with(self, namespaces: Sequence[Namespace], leases: str) -> list[Latest]:
-        sql = _latest_sql(self._stock.SELECT_SQL, leases, one=len(namespaces) == 1)
+        sql = _latest_sql(self._upstream.SELECT_SQL, leases, one=len(namespaces) == 1)
         names: list[Any] = [[n.thread_id for n in namespaces], [n.checkpoint_ns for n in namespaces]]
         found: dict[int, Latest] = {}
         with self._stats.postgres_load.timed():
@@ -341,7 +345,7 @@ class PostgresStore:
 
     async def _select(self, where: str, args: Sequence[Any]) -> list[Record]:
         async with self._cursor() as cur:
-            await _execute_raw(cur, self._stock.SELECT_SQL + where, args)
+            await _execute_raw(cur, self._upstream.SELECT_SQL + where, args)
             return await self._records(cur, await cur.fetchall())
 
     async def _records(self, cur: AsyncCursor[DictRow], rows: Sequence[DictRow]) -> list[Record]:
@@ -351,7 +355,7 @@ class PostgresStore:
         if not parents:
             return records
         await cur.execute(
-            self._stock.SELECT_PENDING_SENDS_SQL, (records[0].namespace.thread_id, parents), binary=True
+            self._upstream.SELECT_PENDING_SENDS_SQL, (records[0].namespace.thread_id, parents), binary=True
         )
         sends: dict[str, tuple[tuple[str, bytes], ...]] = defaultdict(tuple)
         for row in await cur.fetchall():
@@ -362,7 +366,7 @@ class PostgresStore:
         ]
 
 
-def check_stock(saver: object) -> AsyncPostgresSaver:
+def check_upstream(saver: object) -> AsyncPostgresSaver:
     """`saver`, if it is one whose tables and statements this store knows.
 
     Raises:
@@ -381,7 +385,7 @@ def check_stock(saver: object) -> AsyncPostgresSaver:
     return saver
 
 
-def may_still_commit(error: BaseException) -> bool:
+def outcome_unknown(error: BaseException) -> bool:
     """Whether nobody can tell what became of the transaction: its connection was lost, or its task was ended.
 
     Any other error means that the transaction is over, and that reading Postgres tells how.
@@ -407,30 +411,30 @@ async def retrying(transaction: Callable[[], Awaitable[T]]) -> T:
     return await transaction()
 
 
-def is_of_one(error: Exception) -> bool:
+def is_statement_error(error: Exception) -> bool:
     """Whether one operation of a group, or its meeting another process' one, may be what failed all of them.
 
     Else it was the connection, or that there was none, and each would fail alone too.
     """
     if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         reported = bool(error.sqlstate) or isinstance(error, PipelineAborted)
-        return reported and not may_still_commit(error)
+        return reported and not outcome_unknown(error)
     return True
 
 
 @asynccontextmanager
-async def _unless_missing(table: SuspectTable | LeaseTable, cur: AsyncCursor[DictRow]) -> AsyncIterator[None]:
+async def _unless_missing(table: StaleThreadTable | LeaseTable, cur: AsyncCursor[DictRow]) -> AsyncIterator[None]:
     """A savepoint for what uses one of our tables: want of it undoes that alone."""
     try:
         async with cur.connection.transaction():
             yield
     except psycopg.Error as exc:
-        if not table.is_why(exc):
+        if not table.is_missing_table_error(exc):
             raise
 
 
-def _without_lock(stock: AsyncPostgresSaver) -> AsyncPostgresSaver:
-    unlocked = copy.copy(stock)
+def _without_lock(upstream: AsyncPostgresSaver) -> AsyncPostgresSaver:
+    unlocked = copy.copy(upstream)
     unlocked.lock = contextlib.nullcontext()  # type: ignore[assignment]
     return unlocked
 
@@ -466,7 +470,7 @@ def _latest_sql(select: str, leases: str, *, one: bool) -> str:
     statement = "\n".join(line for line in template.splitlines() if not line.startswith("--"))
     statement = statement.replace("/* the namespaces */", ONE_NAMESPACE if one else SOME_NAMESPACES)
     statement = statement.replace("/* the leases */", leases)
-    return statement.replace("/* the stock saver's SELECT_SQL */", select)
+    return statement.replace("/* the upstream saver's SELECT_SQL */", select)
 
 
 def _record(row: Mapping[str, Any], sends: tuple[tuple[str, bytes], ...] = ()) -> Record:

@@ -1,7 +1,7 @@
-"""What the stock saver cannot do with whole threads: copies, runs, prunes with a `DeltaChannel`, idle threads.
+"""What the upstream saver cannot do with whole threads: copies, runs, prunes with a `DeltaChannel`, idle threads.
 
-Each function takes the stock saver whose connections it is to use. Statements are not prepared, so that Postgres
-plans each for the arrays it gets, and find rows by the leading columns of a primary key.
+Each function takes the upstream saver whose connections it is to use. Statements are not prepared, so that
+Postgres plans each for the arrays it gets, and find rows by the leading columns of a primary key.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from langgraph_checkpoint_cached.errors import HistoryNeededError, ThreadNotEmpt
 from langgraph_checkpoint_cached.retention import DATED_ID
 from langgraph_checkpoint_cached.stores.postgres.queries import sql
 
-ONE_COPY_AT_A_TIME = "select pg_advisory_xact_lock(hashtextextended(%s, 4711))"
+LOCK_COPY_TARGET = "select pg_advisory_xact_lock(hashtextextended(%s, 4711))"
 ONE_SNAPSHOT = "set transaction isolation level repeatable read"
 DATABASE_TIME = "select extract(epoch from now())::float8 as seconds"
 
@@ -35,7 +35,7 @@ class Counts(NamedTuple):
     writes: int
 
 
-class Aged(NamedTuple):
+class ThreadAge(NamedTuple):
     """A thread, and how old it is: "recent", "idle" or "undated"."""
 
     thread_id: str
@@ -44,15 +44,15 @@ class Aged(NamedTuple):
     """How many, if it is idle; else 0."""
 
 
-async def copy(stock: AsyncPostgresSaver, source: str, target: str, *, overwrite: bool) -> None:
+async def copy(upstream: AsyncPostgresSaver, source: str, target: str, *, overwrite: bool) -> None:
     """Makes `target` the same as `source`, in one transaction. A copy that is there already is left as it is.
 
     Raises:
         ThreadNotEmptyError: `target` has something else, and `overwrite` is not set; or `source` has nothing.
     """
     names = {"source": source, "target": target}
-    async with _transaction(stock) as cur:
-        await cur.execute(ONE_COPY_AT_A_TIME, (target,))
+    async with _transaction(upstream) as cur:
+        await cur.execute(LOCK_COPY_TARGET, (target,))
         [there] = await _rows(cur, "copy_state", names)
         if there["target"]:
             if not there["source"]:
@@ -71,23 +71,23 @@ async def copy(stock: AsyncPostgresSaver, source: str, target: str, *, overwrite
 
 
 async def threads_of_runs(
-    stock: AsyncPostgresSaver, run_ids: Sequence[str], thread_ids: Sequence[str] | None
+    upstream: AsyncPostgresSaver, run_ids: Sequence[str], thread_ids: Sequence[str] | None
 ) -> list[str]:
     """The threads, of these or of all, that hold checkpoints of these runs."""
-    async with stock._cursor() as cur:
+    async with upstream._cursor() as cur:
         found = await _rows(
             cur, "threads_of_runs", {"runs": list(run_ids), "threads": thread_ids and list(thread_ids)}
         )
     return [row["thread_id"] for row in found]
 
 
-async def delete_runs(stock: AsyncPostgresSaver, run_ids: Sequence[str], thread_ids: Sequence[str]) -> None:
+async def delete_runs(upstream: AsyncPostgresSaver, run_ids: Sequence[str], thread_ids: Sequence[str]) -> None:
     """Deletes the checkpoints of these runs in these threads, their writes, and values that no other one names.
 
     Raises:
         HistoryNeededError: a checkpoint that stays is rebuilt from what would go. Nothing was deleted.
     """
-    async with _transaction(stock) as cur:
+    async with _transaction(upstream) as cur:
         channels = await _delta_channels(cur, thread_ids)
         for thread_id in sorted(thread_ids):
             found = await _rows(cur, "checkpoints_of_runs", {"thread": thread_id, "runs": list(run_ids)})
@@ -98,18 +98,18 @@ async def delete_runs(stock: AsyncPostgresSaver, run_ids: Sequence[str], thread_
                     await _check_orphans(cur, thread_id, ns, orphans, needed)
 
 
-async def delta_threads(stock: AsyncPostgresSaver, thread_ids: Sequence[str]) -> list[str]:
+async def delta_threads(upstream: AsyncPostgresSaver, thread_ids: Sequence[str]) -> list[str]:
     """Those of the threads that use a `DeltaChannel`, one whose name is known."""
-    async with stock._cursor() as cur:
+    async with upstream._cursor() as cur:
         channels = await _delta_channels(cur, thread_ids)
     return [t for t in thread_ids if t in channels and not any(None in names for names in channels[t].values())]
 
 
-async def keep_latest(stock: AsyncPostgresSaver, thread_id: str) -> None:
+async def keep_latest(upstream: AsyncPostgresSaver, thread_id: str) -> None:
     """Prunes a thread to the latest checkpoint of each namespace and the ancestors that its `DeltaChannel`s are
     rebuilt from. All in one snapshot: what a run saves meanwhile is neither seen nor deleted.
     """
-    async with _transaction(stock, one_snapshot=True) as cur:
+    async with _transaction(upstream, one_snapshot=True) as cur:
         channels = (await _delta_channels(cur, [thread_id])).get(thread_id, {})
         heads = await _rows(cur, "prune_heads", {"thread": thread_id})
         if over := [row["checkpoint_ns"] for row in heads if row["over"]]:
@@ -127,15 +127,17 @@ async def keep_latest(stock: AsyncPostgresSaver, thread_id: str) -> None:
             await _delete_checkpoints(cur, thread_id, row["checkpoint_ns"], [o["checkpoint_id"] for o in others])
 
 
-async def database_time(stock: AsyncPostgresSaver) -> float:
+async def database_time(upstream: AsyncPostgresSaver) -> float:
     """What time it is in Postgres, in seconds since 1970."""
-    async with stock._cursor() as cur:
+    async with upstream._cursor() as cur:
         await cur.execute(DATABASE_TIME)
         [row] = await cur.fetchall()
     return float(row["seconds"])
 
 
-async def page_of_threads(stock: AsyncPostgresSaver, after: str | None, since: str, limit: int) -> list[Aged]:
+async def page_of_threads(
+    upstream: AsyncPostgresSaver, after: str | None, since: str, limit: int
+) -> list[ThreadAge]:
     """The first so many threads after this one, and how old they are.
 
     Args:
@@ -143,29 +145,29 @@ async def page_of_threads(stock: AsyncPostgresSaver, after: str | None, since: s
         since: See `first_id_since`.
         limit: The most threads to look at.
     """
-    async with stock._cursor() as cur:
+    async with upstream._cursor() as cur:
         found = await _rows(
             cur, "page_of_threads", {"after": after, "since": since, "dated": DATED_ID, "limit": limit}
         )
-    return [Aged(row["thread_id"], row["age"], row["checkpoints"]) for row in found]
+    return [ThreadAge(row["thread_id"], row["age"], row["checkpoints"]) for row in found]
 
 
-async def count_rows(stock: AsyncPostgresSaver, thread_ids: Sequence[str]) -> Counts:
+async def count_rows(upstream: AsyncPostgresSaver, thread_ids: Sequence[str]) -> Counts:
     """How many rows threads have."""
-    async with stock._cursor() as cur:
+    async with upstream._cursor() as cur:
         [row] = await _rows(cur, "count_threads", {"threads": list(thread_ids)})
     return Counts(row["checkpoints"], row["blobs"], row["writes"])
 
 
 async def delete_if_idle(
-    stock: AsyncPostgresSaver, thread_ids: Sequence[str], since: str
+    upstream: AsyncPostgresSaver, thread_ids: Sequence[str], since: str
 ) -> tuple[list[str], Counts]:
     """Deletes those of the threads that have nothing since, in one transaction. Returns which, and how many rows.
 
     A checkpoint that is committed meanwhile is seen, be it by the deletion or after it: its thread is kept whole.
     """
     idle = list(thread_ids)
-    async with _transaction(stock) as cur:
+    async with _transaction(upstream) as cur:
         while True:
             async with cur.connection.transaction() as attempt:
                 [deleted] = await _rows(cur, "delete_idle", {"threads": idle, "since": since, "dated": DATED_ID})
@@ -241,17 +243,17 @@ async def _rows(cur: AsyncCursor[DictRow], name: str, parameters: Mapping[str, A
 
 @asynccontextmanager
 async def _transaction(
-    stock: AsyncPostgresSaver, *, one_snapshot: bool = False
+    upstream: AsyncPostgresSaver, *, one_snapshot: bool = False
 ) -> AsyncIterator[AsyncCursor[DictRow]]:
-    """A transaction, or a part of the one that the stock saver is in.
+    """A transaction, or a part of the one that the upstream saver is in.
 
     Args:
-        stock: Whose connection.
+        upstream: Whose connection.
         one_snapshot: Whether all of it reads one snapshot. Not within another transaction.
     """
-    async with stock._cursor() as cur:
-        if one_snapshot and stock.pipe:
-            await stock.pipe.sync()  # else it would take in what ran since the last one
+    async with upstream._cursor() as cur:
+        if one_snapshot and upstream.pipe:
+            await upstream.pipe.sync()  # else it would take in what ran since the last one
         async with cur.connection.transaction():
             if one_snapshot:
                 await cur.execute(ONE_SNAPSHOT)

@@ -19,7 +19,7 @@ _DOUBTFUL_JSON = re.compile(
 )
 
 
-def is_sure_to_be_stored(operation: Put | PutWrites) -> bool:
+def is_storable(operation: Put | PutWrites) -> bool:
     """Whether Postgres takes these rows, whatever is there, and gives them back as they are."""
     where = operation.namespace
     key = (where.thread_id, where.checkpoint_ns, operation.checkpoint_id)

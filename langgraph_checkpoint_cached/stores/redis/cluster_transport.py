@@ -34,7 +34,7 @@ REFUSED = (NoScriptError, AskError)  # a MovedError is an AskError
 """What a node answers that has not run the script, and that running it in another way may help."""
 
 
-class ClusterSteps:
+class ClusterTransport:
     """Runs steps on a Cluster. One for each process and client.
 
     While a slot is on its way from one node to another, a script is refused (TRYAGAIN) until all its keys are on
@@ -54,27 +54,27 @@ class ClusterSteps:
                 them may have been done.
         """
         try:
-            await self._look_again()
+            await self._clean_up_ended()
             answers = await self._by_node(steps)
-            await self._make_up(steps, answers)
+            await self._retry_after_noscript(steps, answers)
         except BaseException:
             self._outdated = True  # a time-out too: a node that hangs is asked until we ask who has its slots now
             raise
         self._outdated |= any(isinstance(answer, ClusterDownError) for answer in answers)
         return answers
 
-    async def probe(self, key: str, life_ms: int) -> None:
+    async def probe(self, key: str, ttl_ms: int) -> None:
         """Stores something on every primary. Raises what `run` raises, and `ResponseError`."""
         try:
-            await self._look_again()
+            await self._clean_up_ended()
             nodes: dict[ClusterNode, str] = {}
             primaries, number = self._client.get_primaries(), 0
             while len(nodes) < len(primaries):
                 if number > PROBE_KEYS_MAX:
                     raise RedisError("not every primary has slots")
-                nodes.setdefault(self._node_of(name := f"{key}:{number}"), name)
+                nodes.setdefault(self._node_for(name := f"{key}:{number}"), name)
                 number += 1
-            commands = [(node, [("SET", name, b"1", "PX", life_ms)]) for node, name in nodes.items()]
+            commands = [(node, [("SET", name, b"1", "PX", ttl_ms)]) for node, name in nodes.items()]
             for (answer,) in await _all(self._on(node, command) for node, command in commands):
                 if isinstance(answer, ResponseError):
                     raise answer
@@ -82,7 +82,7 @@ class ClusterSteps:
             self._outdated = True
             raise
 
-    async def _look_again(self) -> None:
+    async def _clean_up_ended(self) -> None:
         """Has the client ask who has which slots, the first time and after every failure."""
         if self._outdated:
             self._outdated = False
@@ -92,13 +92,13 @@ class ClusterSteps:
     async def _by_node(self, steps: Sequence[Step]) -> list[Any]:
         nodes: dict[ClusterNode, list[int]] = defaultdict(list)
         for i, step in enumerate(steps):
-            nodes[self._node_of(step.keys[0])].append(i)
+            nodes[self._node_for(step.keys[0])].append(i)
         answers: list[Any] = [None] * len(steps)
         of_nodes = await _all(self._run_on(node, [steps[i] for i in indexes]) for node, indexes in nodes.items())
-        for (node, indexes), said in zip(nodes.items(), of_nodes, strict=True):
-            if any(isinstance(each, NoScriptError) for each in said):
+        for (node, indexes), reply in zip(nodes.items(), of_nodes, strict=True):
+            if any(isinstance(each, NoScriptError) for each in reply):
                 self._known = {known for known in self._known if known[0] != node.name}
-            for i, each in zip(indexes, said, strict=True):
+            for i, each in zip(indexes, reply, strict=True):
                 answers[i] = each
                 if not isinstance(each, REFUSED):
                     self._known.add((node.name, steps[i].script.sha))
@@ -106,10 +106,10 @@ class ClusterSteps:
 
     async def _run_on(self, node: ClusterNode, steps: Sequence[Step]) -> list[Any]:
         commands = [step.command(known=(node.name, step.script.sha) in self._known) for step in steps]
-        said = await self._on(node, confirming(steps, commands, self._confirmation))
-        return confirmed(steps, said, self._confirmation)
+        reply = await self._on(node, confirming(steps, commands, self._confirmation))
+        return confirmed(steps, reply, self._confirmation)
 
-    async def _make_up(self, steps: Sequence[Step], answers: list[Any]) -> None:
+    async def _retry_after_noscript(self, steps: Sequence[Step], answers: list[Any]) -> None:
         """Runs the steps again that were refused, unless that is too late: one by one, for the client learns
         from the first where the others are to go.
         """
@@ -155,7 +155,7 @@ class ClusterSteps:
             release = getattr(node, "release", node._free.append)  # redis-py before 7 has no such method
             release(connection)
 
-    def _node_of(self, key: str) -> ClusterNode:
+    def _node_for(self, key: str) -> ClusterNode:
         node = self._client.get_node_from_key(key)
         if node is None:
             raise SlotNotCoveredError(f"no node has the slot of {key!r}")

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple, cast
 import msgpack
 from langgraph.checkpoint.base import writes_sort_key
 
-from langgraph_checkpoint_cached.records import History, Namespace, Record, Step, Stored, Write
+from langgraph_checkpoint_cached.records import History, Namespace, Record, Step, StoredValue, Write
 from langgraph_checkpoint_cached.stores.redis.entry_format import (
     DamagedEntry,
     pack,
-    place_of,
+    scope_for,
     unpack,
     unpack_write,
 )
-from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Seal
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
 
 HISTORY = b"d"
 HISTORY_BYTES_MAX = 1024 * 1024
@@ -30,7 +30,7 @@ LENGTH_MAX = 16
 """Checkpoints between a history and the entry, after which it is put together anew."""
 
 
-class Histories(NamedTuple):
+class EntryHistories(NamedTuple):
     """Of some channels, as an entry tells them."""
 
     by_channel: Mapping[str, History]
@@ -39,12 +39,12 @@ class Histories(NamedTuple):
 
 
 def history_fields(
-    namespace: Namespace, checkpoint_id: str, histories: Mapping[str, History], seal: Seal = CHECKSUMS
+    namespace: Namespace, checkpoint_id: str, histories: Mapping[str, History], seal: Integrity = CHECKSUMS
 ) -> tuple[bytes, bytes] | None:
     """Of the history at a checkpoint, `d` and `dc`; None if it is too large or cannot be packed."""
     try:
         packed = pack(
-            place_of(namespace, seal),
+            scope_for(namespace, seal),
             (checkpoint_id, {channel: (_pack_seed(h.seed), h.steps) for channel, h in histories.items()}),
             HISTORY,
         )
@@ -56,8 +56,8 @@ def history_fields(
 
 
 def decode_histories(
-    namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes], seal: Seal = CHECKSUMS
-) -> Histories | None:
+    namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes], seal: Integrity = CHECKSUMS
+) -> EntryHistories | None:
     """The histories that an entry of this checkpoint holds; None if it holds none.
 
     Raises:
@@ -65,7 +65,7 @@ def decode_histories(
     """
     if HISTORY not in fields:
         return None
-    place = place_of(namespace, seal)
+    place = scope_for(namespace, seal)
     try:
         base_id, packed = unpack(place, fields[HISTORY], HISTORY)
         path = [step.decode() for step in fields[b"p"].split(b"\0")[1:]]
@@ -76,7 +76,7 @@ def decode_histories(
             start = f"w:{ancestor}\0".encode()
             found = [unpack_write(place, f, value) for f, value in fields.items() if f.startswith(start)]
             added += sorted(found, key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
-        return Histories(
+        return EntryHistories(
             {
                 channel: History(
                     _unpack_seed(seed),
@@ -102,8 +102,8 @@ def stored_in(record: Record, channels: Collection[str]) -> bool:
 
 
 def _pack_seed(seed: Any) -> Sequence[Any]:
-    return tuple(seed) if isinstance(seed, Stored) else () if seed is None else (seed,)
+    return tuple(seed) if isinstance(seed, StoredValue) else () if seed is None else (seed,)
 
 
 def _unpack_seed(seed: Sequence[Any]) -> Any:
-    return Stored(*seed) if len(seed) == 2 else seed[0] if seed else None
+    return StoredValue(*seed) if len(seed) == 2 else seed[0] if seed else None

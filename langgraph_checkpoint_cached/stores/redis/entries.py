@@ -14,40 +14,45 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from langgraph_checkpoint_cached.records import History, Latest, Namespace, Put, PutWrites
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.redis.delta_history_format import (
-    Histories,
+    EntryHistories,
     decode_histories,
     history_fields,
 )
 from langgraph_checkpoint_cached.stores.redis.entry_format import (
     Fields,
-    advance_arguments,
     decode_entry,
     entry_fields,
+    put_arguments,
     writes_arguments,
 )
-from langgraph_checkpoint_cached.stores.redis.executor import GROUP_STEPS_MAX, Guard, RedisFull, RedisUnavailable
-from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Seal
+from langgraph_checkpoint_cached.stores.redis.executor import (
+    BATCH_CALLS_MAX,
+    RedisFull,
+    RedisUnavailable,
+    ScriptExecutor,
+)
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
 from langgraph_checkpoint_cached.stores.redis.keys import names_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.stores.redis.script_call import Argument
 from langgraph_checkpoint_cached.stores.redis.scripts import Script, lua
-from langgraph_checkpoint_cached.ttl import Lifetime
+from langgraph_checkpoint_cached.ttl import Ttl
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
 FENCE_MS = 30_000
 """A write that takes longer is taken for lost: its namespace is read from Postgres meanwhile, and after it."""
-TICKET_MS = 5_000
+FILL_LEASE_MS = 5_000
 """After which a reader that took the right to fill and died is not waited for any more."""
 EMPTY_MS = 60_000
 """How long "this namespace has no checkpoint" is remembered."""
 
 SHARED = (lua("server"), lua("thread"))
-CHANGES = lua("change_functions")
+CHANGES = lua("history_functions")
 _COMMIT = (*SHARED, CHANGES, lua("commit_functions"))
 READ = Script(*SHARED, lua("read"))
 FILL = Script(*SHARED, lua("fill"))
-HISTORY_TICKET = Script(*SHARED, lua("history_ticket"))
-HISTORY_FILL = Script(*SHARED, lua("history_fill"))
-GIVE_BACK = Script(*SHARED, lua("give_back"))
+HISTORY_FILL_LEASE = Script(*SHARED, lua("history_fill_lease"))
+FILL_HISTORY = Script(*SHARED, lua("fill_history"))
+RELEASE_FILL_LEASE = Script(*SHARED, lua("release_fill_lease"))
 BEGIN = Script(*SHARED, lua("begin"))
 COMMIT_PUT = Script(*_COMMIT, lua("commit_put"))
 COMMIT_WRITES = Script(*_COMMIT, lua("commit_writes"))
@@ -65,7 +70,7 @@ class Hit:
     fields: Mapping[bytes, bytes]
 
 
-class Told(NamedTuple):
+class LeasePosition(NamedTuple):
     """What Redis says of a thread's lease: its token, and the last number in its journal."""
 
     token: str
@@ -74,39 +79,39 @@ class Told(NamedTuple):
 
 @dataclass(frozen=True)
 class Load:
-    """The ticket: load, then fill for this generation. Postgres may be behind where there is a lease."""
+    """The fill lease: load, then fill for this generation. Postgres may be behind where there is a lease."""
 
     generation: str
-    lease: Told | None = None
+    lease: LeasePosition | None = None
 
 
 @dataclass(frozen=True)
 class Miss:
-    """No entry, and no ticket either."""
+    """No entry, and no fill lease either."""
 
     why: Literal["wait", "fenced", "absent", "empty"]
-    lease: Told | None = None
+    lease: LeasePosition | None = None
 
 
 @dataclass(frozen=True)
-class Begun:
+class FenceAck:
     """A fence that stands. `known` is whether Redis can tell that there is no lease where it names none."""
 
-    lease: Told | None
+    lease: LeasePosition | None
     known: bool
 
 
 ReadAnswer: TypeAlias = "Hit | Load | Miss"
 
 
-class Advance(NamedTuple):
+class EntryUpdate(NamedTuple):
     """How COMMIT changes the entry: by its own arguments, or by dropping it."""
 
     script: Script
     arguments: Fields
 
 
-DROP = Advance(COMMIT_DROP, [])
+DROP = EntryUpdate(COMMIT_DROP, [])
 
 
 class RedisEntries:
@@ -120,83 +125,87 @@ class RedisEntries:
         seal: Of every part of an entry.
     """
 
-    def __init__(self, guard: Guard, prefix: str, life: Lifetime, stats: Stats, seal: Seal = CHECKSUMS) -> None:
-        self._guard, self._prefix, self._life, self._stats, self._seal = guard, prefix, life, stats, seal
+    def __init__(
+        self, executor: ScriptExecutor, prefix: str, life: Ttl, stats: Stats, seal: Integrity = CHECKSUMS
+    ) -> None:
+        self._executor, self._prefix, self._life, self._stats, self._seal = executor, prefix, life, stats, seal
         self._owner = new_token()
-        self.idle_fence: Callable[[Namespace], tuple[str, Callable[[asyncio.Future[Any]], None]] | None] = (
+        self.take_idle_fence: Callable[[Namespace], tuple[str, Callable[[asyncio.Future[Any]], None]] | None] = (
             lambda namespace: None
         )
         """What READ releases first: a fence of this process that no write is under, and who is to hear of it."""
 
-    async def read(self, namespace: Namespace, ticket: str, checkpoint_id: str = "") -> ReadAnswer:
+    async def read(self, namespace: Namespace, fill_token: str, checkpoint_id: str = "") -> ReadAnswer:
         """READ: the entry, or what to do instead. With a `checkpoint_id`, an entry of that checkpoint only.
 
-        A caller that is cancelled here has no ticket.
+        A caller that is cancelled here has no fill lease.
         """
-        if not self._guard.settled:
+        if not self._executor.flush_waits:
             raise RedisUnavailable(
                 "not asked: it was away until a moment ago, and other processes may lack it still"
             )
-        over, released = self.idle_fence(namespace) or ("", None)
+        over, released = self.take_idle_fence(namespace) or ("", None)
         refresh = "1" if self._life.sliding else "0"
-        said = self._submit(READ, namespace, ticket, str(TICKET_MS), refresh, checkpoint_id, over, now=True)
+        reply = self._submit(
+            READ, namespace, fill_token, str(FILL_LEASE_MS), refresh, checkpoint_id, over, now=True
+        )
         if released is not None:
-            said.add_done_callback(released)
+            reply.add_done_callback(released)
         try:
-            answer = await said
+            answer = await reply
         except asyncio.CancelledError:
-            self._submit(GIVE_BACK, namespace, ticket)  # queued, so after READ
+            self._submit(RELEASE_FILL_LEASE, namespace, fill_token)  # queued, so after READ
             raise
         kind = answer[0]
         if kind == b"hit":
             flat = answer[1]
             return Hit(dict(zip(flat[::2], flat[1::2], strict=True)))
         self._stats.fences_expired += answer[2]
-        lease = _told(answer[3])
+        lease = _acknowledged(answer[3])
         return Load(answer[1].decode(), lease) if kind == b"load" else Miss(kind.decode(), lease)
 
     def decode(self, namespace: Namespace, hit: Hit) -> Latest | None:
         """The entry that was hit, or None for an opaque one. Raises `DamagedEntry`."""
         return decode_entry(namespace, hit.fields, self._seal)
 
-    def fill(self, namespace: Namespace, ticket: str, load: Load, latest: Latest) -> Coroutine[Any, Any, bool]:
+    def fill(self, namespace: Namespace, fill_token: str, load: Load, latest: Latest) -> Coroutine[Any, Any, bool]:
         """FILL: whether what was loaded became the entry. Queued when this returns."""
-        life_ms = self._life.milliseconds
-        said = self._submit(
+        ttl_ms = self._life.milliseconds
+        reply = self._submit(
             FILL,
             namespace,
-            ticket,
+            fill_token,
             load.generation,
             "1" if latest.thread_is_empty else "0",
             *entry_fields(namespace, latest, self._seal),
-            life_ms=life_ms if latest.record is not None else min(life_ms, EMPTY_MS),
+            ttl_ms=ttl_ms if latest.record is not None else min(ttl_ms, EMPTY_MS),
         )
-        return self._filled(namespace, ticket, said)
+        return self._filled(namespace, fill_token, reply)
 
-    async def _filled(self, namespace: Namespace, ticket: str, said: asyncio.Future[Any]) -> bool:
+    async def _filled(self, namespace: Namespace, fill_token: str, reply: asyncio.Future[Any]) -> bool:
         try:
-            answer = await said
+            answer = await reply
         except RedisFull:
-            await self.give_back(namespace, ticket)  # nobody else is to wait for this
+            await self.release_fill_lease(namespace, fill_token)  # nobody else is to wait for this
             return False
         if answer:
-            self._guard.has_room()
+            self._executor.note_memory_available()
         return bool(answer)
 
     def histories(
         self, namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes]
-    ) -> Histories | None:
+    ) -> EntryHistories | None:
         """The histories in an entry of this checkpoint, or None. Raises `DamagedEntry`."""
         return decode_histories(namespace, checkpoint_id, fields, self._seal)
 
-    async def history_ticket(
-        self, namespace: Namespace, ticket: str, checkpoint_id: str
+    async def history_fill_lease(
+        self, namespace: Namespace, fill_token: str, checkpoint_id: str
     ) -> tuple[str, Mapping[bytes, bytes]] | None:
-        """TICKET for the history at the entry's checkpoint: the generation, and the entry's fields.
+        """FILL LEASE for the history at the entry's checkpoint: the generation, and the entry's fields.
 
-        None if the entry is another, or a write is in flight. A ticket needs not be given back.
+        None if the entry is another, or a write is in flight. A fill lease needs not be given back.
         """
-        answer = await self._submit(HISTORY_TICKET, namespace, ticket, checkpoint_id)
+        answer = await self._submit(HISTORY_FILL_LEASE, namespace, fill_token, checkpoint_id)
         if not answer:
             return None
         flat = answer[1]
@@ -205,7 +214,7 @@ class RedisEntries:
     async def fill_history(
         self,
         namespace: Namespace,
-        ticket: str,
+        fill_token: str,
         generation: str,
         checkpoint_id: str,
         histories: Mapping[str, History],
@@ -215,95 +224,105 @@ class RedisEntries:
         if fields is None:
             return False
         try:
-            return bool(await self._submit(HISTORY_FILL, namespace, ticket, generation, checkpoint_id, *fields))
+            return bool(
+                await self._submit(FILL_HISTORY, namespace, fill_token, generation, checkpoint_id, *fields)
+            )
         except RedisFull:
             return False
 
-    async def give_back(self, namespace: Namespace, ticket: str) -> None:
-        """Gives up the ticket, if it is still held."""
-        await self._submit(GIVE_BACK, namespace, ticket)
+    async def release_fill_lease(self, namespace: Namespace, fill_token: str) -> None:
+        """Gives up the fill lease, if it is still held."""
+        await self._submit(RELEASE_FILL_LEASE, namespace, fill_token)
 
     def begin(self, namespace: Namespace, token: str) -> asyncio.Future[bytes]:
         """BEGIN: fences the namespace. Queued when this returns; `begun` says what the answer means."""
         return self._submit(BEGIN, namespace, token, self._owner, str(FENCE_MS))
 
-    def advance_by(self, operation: Put | PutWrites) -> Advance:
+    def entry_update_for(self, operation: Put | PutWrites) -> EntryUpdate:
         """What a write does to the entry."""
         if isinstance(operation, Put):
-            script, arguments = COMMIT_PUT, advance_arguments(operation, self._seal)
+            script, arguments = COMMIT_PUT, put_arguments(operation, self._seal)
         else:
             script, arguments = COMMIT_WRITES, writes_arguments(operation, self._seal)
-        return DROP if arguments is None else Advance(script, arguments)
+        return DROP if arguments is None else EntryUpdate(script, arguments)
 
     def commit(
-        self, namespace: Namespace, token: str, advance: Advance, *, keeps: bool = False, now: bool = False
+        self,
+        namespace: Namespace,
+        token: str,
+        entry_update: EntryUpdate,
+        *,
+        retain: bool = False,
+        now: bool = False,
     ) -> asyncio.Future[int | None]:
         """COMMIT: releases the fence, or keeps it. Queued when this returns; with `now` no other is waited for.
 
         1 if the entry was advanced, not dropped; below 0, the number of fences that were past their deadline; None
         if the fence was not there any more.
         """
-        owner = f"{self._owner} keeps" if keeps else self._owner
-        return self._submit(advance.script, namespace, token, owner, *advance.arguments, now=now)
+        owner = f"{self._owner} keeps" if retain else self._owner
+        return self._submit(entry_update.script, namespace, token, owner, *entry_update.arguments, now=now)
 
     def release(self, thread_id: str, token: str) -> asyncio.Future[int]:
         """RELEASE: removes a fence that no write is under. Queued when this returns."""
         # It takes one key: a Cluster that is moving the thread's slot refuses what takes more.
-        return self._guard.submit(RELEASE, [thread_key(self._prefix, thread_id)], self._thread_arguments(token))
+        return self._executor.submit(RELEASE, [thread_key(self._prefix, thread_id)], self._thread_arguments(token))
 
-    async def begin_thread(self, thread_id: str, token: str) -> Told | None:
+    async def begin_thread(self, thread_id: str, token: str) -> LeasePosition | None:
         """BEGIN over all namespaces of a thread. Returns its lease."""
         key = thread_key(self._prefix, thread_id)
-        said = await self._guard.submit(
+        reply = await self._executor.submit(
             BEGIN_THREAD, [key], self._thread_arguments(token, self._owner, str(FENCE_MS))
         )
-        return _told(said)
+        return _acknowledged(reply)
 
     async def end_thread(self, thread_id: str, *tokens: str) -> None:
-        """COMMIT over all namespaces of a thread: voids every entry and the lease, releases these fences."""
+        """COMMIT over all namespaces of a thread: invalidates every entry and the lease, releases these fences."""
         key = thread_key(self._prefix, thread_id)
-        await self._guard.submit(END_THREAD, [key], self._thread_arguments(*tokens))
+        await self._executor.submit(END_THREAD, [key], self._thread_arguments(*tokens))
 
     async def discard(self, namespace: Namespace) -> None:
-        """Removes the entry and the ticket, as an eviction would."""
+        """Removes the entry and the fill lease, as an eviction would."""
         await self._submit(COMMIT_DROP, namespace, new_token(), self._owner)
 
-    async def void_threads(self, suspects: Mapping[str, Iterable[str]]) -> None:
-        """Voids every entry of these threads and removes these fences of each, even while the guard lets no call
-        through.
+    async def invalidate_threads(self, stale_threads: Mapping[str, Iterable[str]]) -> None:
+        """Invalidates every entry of these threads and removes these fences of each, even while the guard lets no
+        call through.
         """
-        await self._void({thread_key(self._prefix, thread_id): tokens for thread_id, tokens in suspects.items()})
+        await self._invalidate(
+            {thread_key(self._prefix, thread_id): tokens for thread_id, tokens in stale_threads.items()}
+        )
 
-    async def void_all(self, voided: Callable[[int], None] = lambda count: None) -> None:
-        """Voids every entry of every thread, by a scan, even while the guard lets no call through.
+    async def invalidate_all(self, invalidated: Callable[[int], None] = lambda count: None) -> None:
+        """Invalidates every entry of every thread, by a scan, even while the guard lets no call through.
 
         Args:
-            voided: Told after each step, of how many threads the entries are void.
+            invalidated: Told after each step, of how many threads the entries are invalidate.
         """
         some: dict[str, Iterable[str]] = {}
         async for key in self.keys(":{*}:thread"):
             some[key] = ()
-            if len(some) == GROUP_STEPS_MAX:
-                await self._void(some)
-                voided(len(some))
+            if len(some) == BATCH_CALLS_MAX:
+                await self._invalidate(some)
+                invalidated(len(some))
                 some = {}
-        await self._void(some)
-        voided(len(some))
+        await self._invalidate(some)
+        invalidated(len(some))
 
     def keys(self, pattern: str) -> AsyncIterator[str]:
         """The keys that match a glob after the prefix, by a scan: some perhaps twice."""
-        return self._guard.keys(glob_escape(self._prefix) + pattern)
+        return self._executor.keys(glob_escape(self._prefix) + pattern)
 
     async def drain(self) -> None:
         """Waits until nothing is queued or under way."""
-        await self._guard.drain()
+        await self._executor.drain()
 
     def _submit(
         self,
         script: Script,
         namespace: Namespace,
         *arguments: Argument,
-        life_ms: int | None = None,
+        ttl_ms: int | None = None,
         now: bool = False,
     ) -> asyncio.Future[Any]:
         keys = (
@@ -311,12 +330,12 @@ class RedisEntries:
             namespace_key(self._prefix, namespace),
             names_key(self._prefix, namespace.thread_id),
         )
-        shared = (keys[1].rpartition(":")[2], new_token(), str(life_ms or self._life.milliseconds))
+        shared = (keys[1].rpartition(":")[2], new_token(), str(ttl_ms or self._life.milliseconds))
         in_order = script in COMMITS
-        return self._guard.submit(script, keys, (*shared, *arguments), in_order=in_order, now=now)
+        return self._executor.submit(script, keys, (*shared, *arguments), in_order=in_order, now=now)
 
-    async def _void(self, fences: Mapping[str, Iterable[str]]) -> None:
-        await self._guard.force(
+    async def _invalidate(self, fences: Mapping[str, Iterable[str]]) -> None:
+        await self._executor.force(
             [(END_THREAD, [key], self._thread_arguments(*tokens)) for key, tokens in fences.items()]
         )
 
@@ -324,26 +343,26 @@ class RedisEntries:
         return ["", new_token(), str(self._life.milliseconds), *arguments]
 
 
-def begun(answer: bytes) -> Begun:
+def begun(answer: bytes) -> FenceAck:
     """What BEGIN answers."""
-    return Begun(_told(answer), answer != b"?")
+    return FenceAck(_acknowledged(answer), answer != b"?")
 
 
-def _told(answer: bytes) -> Told | None:
+def _acknowledged(answer: bytes) -> LeasePosition | None:
     token, _, last = answer.decode().partition(" ")
-    return Told(token, int(last)) if last else None
+    return LeasePosition(token, int(last)) if last else None
 
 
 __all__ = [
     "DROP",
-    "Advance",
-    "Begun",
+    "EntryUpdate",
+    "FenceAck",
     "Hit",
+    "LeasePosition",
     "Load",
     "Miss",
     "ReadAnswer",
     "RedisEntries",
     "RedisUnavailable",
-    "Told",
     "begun",
 ]

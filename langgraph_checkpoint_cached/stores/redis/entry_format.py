@@ -37,8 +37,8 @@ from langgraph_checkpoint_cached.stores.redis.integrity import (
     CHECKSUM_BYTES,
     CHECKSUMS,
     SIGNATURE_BYTES,
-    Place,
-    Seal,
+    Integrity,
+    Scope,
 )
 
 FORMAT = 2
@@ -64,13 +64,13 @@ EMPTY: Fields = ["i", "", "v", msgpack.packb({})]
 """The entry of a namespace that has no checkpoint."""
 
 
-def entry_fields(namespace: Namespace, latest: Latest, seal: Seal = CHECKSUMS) -> Fields:
+def entry_fields(namespace: Namespace, latest: Latest, seal: Integrity = CHECKSUMS) -> Fields:
     """The entry for what Postgres holds.
 
     A checkpoint that no entry can hold (too old a format, too large) makes an opaque one: its id alone, which
     says "ask Postgres".
     """
-    record, place = latest.record, place_of(namespace, seal)
+    record, place = latest.record, scope_for(namespace, seal)
     if any(map(_only_postgres_can_read, latest.early_writes)):
         return ["i", record.checkpoint_id if record else NO_SUCH_ID]
     if record is None:
@@ -103,11 +103,11 @@ def entry_fields(namespace: Namespace, latest: Latest, seal: Seal = CHECKSUMS) -
     return fields if sum(map(len, fields)) <= ENTRY_BYTES_MAX else opaque
 
 
-def advance_arguments(put: Put, seal: Seal = CHECKSUMS) -> Fields | None:
+def put_arguments(put: Put, seal: Integrity = CHECKSUMS) -> Fields | None:
     """What `commit_put.lua` takes from its 6th argument on, or None when the entry has to be dropped.
 
     Dropped, because only Postgres knows what the checkpoint then holds: versions that may exist already,
-    which the stock SQL would leave as they are, or that the checkpoint does not name; values that come back
+    which the upstream SQL would leave as they are, or that the checkpoint does not name; values that come back
     otherwise than they went; a format older than the tasks channel; too many bytes.
     """
     if put.format < TASKS_CHANNEL_FORMAT or any(map(_only_postgres_can_read, put.values)):
@@ -117,7 +117,7 @@ def advance_arguments(put: Put, seal: Seal = CHECKSUMS) -> Fields | None:
             return None
         if not isinstance(version, str) or not UNIQUE_VERSION.fullmatch(version):
             return None
-    place, stored = place_of(put.namespace, seal), [value.channel for value in put.values]
+    place, stored = scope_for(put.namespace, seal), [value.channel for value in put.values]
     arguments: Fields = [
         put.checkpoint_id,
         put.parent_id or "",
@@ -139,11 +139,11 @@ def advance_arguments(put: Put, seal: Seal = CHECKSUMS) -> Fields | None:
     return arguments if sum(map(len, arguments)) <= ENTRY_BYTES_MAX else None
 
 
-def writes_arguments(put: PutWrites, seal: Seal = CHECKSUMS) -> Fields | None:
+def writes_arguments(put: PutWrites, seal: Integrity = CHECKSUMS) -> Fields | None:
     """What `commit_writes.lua` takes from its 6th argument on, or None when the entry has to be dropped."""
     if any(map(_only_postgres_can_read, put.writes)):
         return None
-    place = place_of(put.namespace, seal)
+    place = scope_for(put.namespace, seal)
     channels = list({write.channel: None for write in put.writes})
     arguments: Fields = [put.checkpoint_id, "1" if put.replace else "0", msgpack.packb(channels)]
     for write in put.writes:
@@ -151,10 +151,10 @@ def writes_arguments(put: PutWrites, seal: Seal = CHECKSUMS) -> Fields | None:
     return arguments if sum(map(len, arguments)) <= ENTRY_BYTES_MAX else None
 
 
-def put_of(namespace: Namespace, arguments: Fields, seal: Seal = CHECKSUMS) -> Put:
-    """The checkpoint that `advance_arguments` were made of, as far as its rows go. Raises as `decode_entry`."""
-    with _damage_of(namespace):
-        place, (_, _, head, packed_versions, _, _, *packed) = place_of(namespace, seal), map(_bytes, arguments)
+def put_of(namespace: Namespace, arguments: Fields, seal: Integrity = CHECKSUMS) -> Put:
+    """The checkpoint that `put_arguments` were made of, as far as its rows go. Raises as `decode_entry`."""
+    with _translate_damage(namespace):
+        place, (_, _, head, packed_versions, _, _, *packed) = scope_for(namespace, seal), map(_bytes, arguments)
         thread_id, checkpoint_ns, checkpoint_id, parent_id, *texts, _ = unpack(place, head, HEAD)
         if (thread_id, checkpoint_ns) != (namespace.thread_id, namespace.checkpoint_ns):
             raise DamagedEntry(f"a journal of {namespace} holds another's checkpoint")
@@ -177,17 +177,19 @@ def put_of(namespace: Namespace, arguments: Fields, seal: Seal = CHECKSUMS) -> P
         )
 
 
-def writes_of(namespace: Namespace, arguments: Fields, seal: Seal = CHECKSUMS) -> PutWrites:
+def decode_writes(namespace: Namespace, arguments: Fields, seal: Integrity = CHECKSUMS) -> PutWrites:
     """The pending writes that `writes_arguments` were made of. Raises as `decode_entry`."""
-    with _damage_of(namespace):
-        place, (checkpoint_id, replace, _, *packed) = place_of(namespace, seal), map(_bytes, arguments)
+    with _translate_damage(namespace):
+        place, (checkpoint_id, replace, _, *packed) = scope_for(namespace, seal), map(_bytes, arguments)
         writes = (
             unpack_write(place, field, value) for field, value in zip(packed[1::3], packed[2::3], strict=True)
         )
         return PutWrites(namespace, checkpoint_id.decode(), replace == b"1", tuple(writes))
 
 
-def decode_entry(namespace: Namespace, fields: Mapping[bytes, bytes], seal: Seal = CHECKSUMS) -> Latest | None:
+def decode_entry(
+    namespace: Namespace, fields: Mapping[bytes, bytes], seal: Integrity = CHECKSUMS
+) -> Latest | None:
     """The entry that `fields` hold, or None for an opaque one.
 
     Raises:
@@ -199,13 +201,13 @@ def decode_entry(namespace: Namespace, fields: Mapping[bytes, bytes], seal: Seal
             return Latest(None)
         if HEAD not in fields:
             return None
-        return Latest(_record(namespace, checkpoint_id, fields, place_of(namespace, seal)))
-    except DAMAGE as exc:  # not `_damage_of`, which takes longer than all of this
+        return Latest(_record(namespace, checkpoint_id, fields, scope_for(namespace, seal)))
+    except DAMAGE as exc:  # not `_translate_damage`, which takes longer than all of this
         raise _damaged(namespace, exc) from exc
 
 
 @contextmanager
-def _damage_of(namespace: Namespace) -> Iterator[None]:
+def _translate_damage(namespace: Namespace) -> Iterator[None]:
     try:
         yield
     except DAMAGE as exc:
@@ -234,7 +236,7 @@ def claimed_namespace(head: bytes) -> Namespace | None:
     return None
 
 
-def _record(namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes], place: Place) -> Record:
+def _record(namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes], place: Scope) -> Record:
     thread_id, checkpoint_ns, *rest = unpack(place, fields[HEAD], HEAD)
     head_id, parent_id, checkpoint_json, metadata_json, channels = rest
     if (thread_id, checkpoint_ns, head_id) != (namespace.thread_id, namespace.checkpoint_ns, checkpoint_id):
@@ -269,7 +271,7 @@ def _record(namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, byt
 
 
 def _only_postgres_can_read(row: Value | Write) -> bool:
-    """Whether the stock SQL gives this row back otherwise than it was stored.
+    """Whether the upstream SQL gives this row back otherwise than it was stored.
 
     It casts names from text to bytea, where a backslash starts an escape; and so Postgres reads a blob of text.
     """
@@ -282,11 +284,11 @@ def write_field(write: Write) -> str:
     return f"w:{write.checkpoint_id}\0{write.task_id}\0{write.idx}"
 
 
-def place_of(namespace: Namespace, seal: Seal) -> Place:
+def scope_for(namespace: Namespace, seal: Integrity) -> Scope:
     return seal.of(namespace.checkpoint_ns, within=namespace.thread_id)
 
 
-def _pack_head(place: Place, namespace: Namespace, *rest: Any) -> bytes:
+def _pack_head(place: Scope, namespace: Namespace, *rest: Any) -> bytes:
     return pack(place, (namespace.thread_id, namespace.checkpoint_ns, *rest), HEAD)
 
 
@@ -298,7 +300,7 @@ def _pack_versions(versions: Mapping[str, Any]) -> bytes:
     return cast("bytes", msgpack.packb({c: _version_text(v) for c, v in versions.items()}))
 
 
-def _pack_value(place: Place, value: Value, version: Any) -> bytes:
+def _pack_value(place: Scope, value: Value, version: Any) -> bytes:
     return pack(place, value[1:], _value_part(f"c:{value.channel}".encode(), version))
 
 
@@ -306,13 +308,13 @@ def _value_part(field: bytes, version: Any) -> bytes:
     return field + NOT_IN_TEXT + _version_text(version).encode()
 
 
-def _write(place: Place, write: Write) -> tuple[str, bytes]:
+def _write(place: Scope, write: Write) -> tuple[str, bytes]:
     """Field and value of a write."""
     field = write_field(write)
     return field, write.task_path.encode() + b"\0" + pack(place, write, field.encode())
 
 
-def unpack_write(place: Place, field: bytes, packed: bytes) -> Write:
+def unpack_write(place: Scope, field: bytes, packed: bytes) -> Write:
     path, _, envelope = packed.partition(b"\0")
     write = Write(*unpack(place, envelope, field))
     if write.task_path.encode() != path:
@@ -320,11 +322,11 @@ def unpack_write(place: Place, field: bytes, packed: bytes) -> Write:
     return write
 
 
-def pack(place: Place, fields: Iterable[Any], part: bytes) -> bytes:
+def pack(place: Scope, fields: Iterable[Any], part: bytes) -> bytes:
     return place.seal(cast("bytes", msgpack.packb((FORMAT, *fields))), part)
 
 
-def unpack(place: Place, envelope: bytes, part: bytes) -> list[Any]:
+def unpack(place: Scope, envelope: bytes, part: bytes) -> list[Any]:
     body = place.open(envelope, part)
     if body is None:
         raise DamagedEntry("an envelope's seal is not right: damaged, made elsewhere, or of another kind or key")

@@ -16,10 +16,10 @@ from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis, reason
 from langgraph_checkpoint_cached.stores.redis.script_call import Argument, Confirmation, Step
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
-from langgraph_checkpoint_cached.stores.redis.transport import Steps
-from langgraph_checkpoint_cached.utils.background_tasks import Tasks
-from langgraph_checkpoint_cached.utils.batch_queue import Groups, TooManyWaiting, answer, fail
-from langgraph_checkpoint_cached.utils.circuit_breaker import Breaker
+from langgraph_checkpoint_cached.stores.redis.transport import Transport
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
+from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, QueueFull, answer, fail
+from langgraph_checkpoint_cached.utils.circuit_breaker import CircuitBreaker
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
@@ -35,17 +35,17 @@ FULL = "command not allowed when used memory > 'maxmemory'"
 NOT_HERE = "attempted to access a non local key"
 """What a script is answered that makes a key anew which it has removed, while its slot is being moved."""
 SCAN_COUNT = 1000
-GROUP_STEPS_MAX = 256
-GROUP_BYTES_MAX = 4 * 1024 * 1024
-STEPS_WAITING_MAX = 20_000
-GROUPS_AT_ONCE = 8
+BATCH_CALLS_MAX = 256
+BATCH_BYTES_MAX = 4 * 1024 * 1024
+CALLS_WAITING_MAX = 20_000
+BATCHES_AT_ONCE = 8
 SHARE_MIN = 32
 """Steps that are sent at once, though others are under way: Redis does these while this process makes more."""
 NOT_ASKED = "not asked: Redis was found unusable a moment ago"
 PROBE_SECONDS_MAX = 1.0
-SETTLING_SECONDS = 3.0
+REOPEN_DELAY_SECONDS = 3.0
 """After an outage nothing is served for this long: longer than another process takes, with `PROBE_SECONDS_MAX`, to
-find that it is over, and to void what it wrote to Postgres alone meanwhile."""
+find that it is over, and to invalidate what it wrote to Postgres alone meanwhile."""
 
 
 class RedisUnavailable(Exception):
@@ -60,7 +60,7 @@ class RedisFull(NotDone):
     """Redis answered that it has no memory for this. Everything that must succeed there still does."""
 
 
-class Guard:
+class ScriptExecutor:
     """Runs scripts for a bounded time, and not at all while Redis is known to be unusable.
 
     After a failure every call fails at once until a probe, in the background, has found that Redis takes writes
@@ -87,24 +87,24 @@ class Guard:
         self._loop = loop
         self._client, self._timeout_seconds, self._stats = client, timeout_seconds, stats
         self.probe_key = f"{prefix}:probe"
-        self._breaker = Breaker(retry_seconds_max=PROBE_SECONDS_MAX)
+        self._breaker = CircuitBreaker(retry_seconds_max=PROBE_SECONDS_MAX)
         stats.redis_usable.read = lambda: int(self._breaker.closed)
-        self._settled_at = loop.time()
+        self._serving_from = loop.time()
         self._full = False
-        self._tasks = Tasks()
-        self._steps = Steps(client, confirmation)
-        self._groups: Groups[Step] = Groups(
+        self._tasks = BackgroundTasks()
+        self._transport = Transport(client, confirmation)
+        self._queue: BatchQueue[Step] = BatchQueue(
             self._run_group,
-            rows_max=GROUP_STEPS_MAX,
-            bytes_max=GROUP_BYTES_MAX,
-            waiting_max=STEPS_WAITING_MAX,
-            at_once=GROUPS_AT_ONCE,
+            rows_max=BATCH_CALLS_MAX,
+            bytes_max=BATCH_BYTES_MAX,
+            waiting_max=CALLS_WAITING_MAX,
+            at_once=BATCHES_AT_ONCE,
             share_min=SHARE_MIN,
             begin=self._begin_group,
-            may_begin=self._may_send,
+            may_begin=self._can_send,
         )
         self._sent = 0  # groups that are not answered
-        self._is_making_up = False
+        self._is_retrying = False
         self.before_reopening: Callable[[], Awaitable[None]] | None = None
         self.on_opening: list[Callable[[], object]] = []
 
@@ -129,8 +129,8 @@ class Guard:
         if self._breaker.closed:
             step = Step(script, keys, arguments, done, in_order, durable)
             try:
-                self._groups.add(step, now=now)
-            except TooManyWaiting as exc:
+                self._queue.add(step, now=now)
+            except QueueFull as exc:
                 answer(done, NotDone(f"not asked: {exc}"))
         else:
             if self._breaker.take_probe():
@@ -141,16 +141,16 @@ class Guard:
     async def force(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]]) -> list[Any]:
         """Runs scripts, whatever the state, a group at a time: their answers. Raises `RedisUnavailable` too."""
         found: list[Any] = []
-        for start in range(0, len(calls), GROUP_STEPS_MAX):
-            steps = [Step(*call, self._loop.create_future()) for call in calls[start : start + GROUP_STEPS_MAX]]
+        for start in range(0, len(calls), BATCH_CALLS_MAX):
+            steps = [Step(*call, self._loop.create_future()) for call in calls[start : start + BATCH_CALLS_MAX]]
             try:
-                answers = await self._attempt(self._steps.run(steps))
+                answers = await self._attempt(self._transport.run(steps))
             except RedisUnavailable as exc:
                 self._fail(exc)
                 raise
-            for said in answers:
-                if isinstance(said, ResponseError):
-                    raise self._translated(said)
+            for reply in answers:
+                if isinstance(reply, ResponseError):
+                    raise self._translated(reply)
             found += answers
         return found
 
@@ -159,7 +159,7 @@ class Guard:
         """Whether calls are let through."""
         return self._breaker.closed
 
-    def distrust(self) -> None:
+    def suspend(self) -> None:
         """Lets no call through until `before_reopening` has done its work."""
         self._fail(RedisUnavailable("it could not be told of a write"))
 
@@ -174,31 +174,31 @@ class Guard:
             yield key.decode() if isinstance(key, bytes) else key
 
     @property
-    def settled(self) -> bool:
+    def flush_waits(self) -> bool:
         """Whether Redis may be read from: others too have had the time to come back to it."""
-        return self._loop.time() >= self._settled_at
+        return self._loop.time() >= self._serving_from
 
-    def has_room(self) -> None:
+    def note_memory_available(self) -> None:
         """To be told when Redis has stored something that takes memory."""
         if self._full:
             self._full = False
             logger.warning("Redis has memory again")
 
-    def _may_send(self, steps: Iterable[Step]) -> bool:
-        return not self._is_making_up and self._steps.may_send(steps)
+    def _can_send(self, steps: Iterable[Step]) -> bool:
+        return not self._is_retrying and self._transport.can_send(steps)
 
     def _begin_group(self, steps: Sequence[Step], over: Callable[[], None]) -> bool:
         """Sends a group, if that can be done at once: a read that is alone is little more than this."""
-        if not self._breaker.closed or self._is_making_up:
+        if not self._breaker.closed or self._is_retrying:
             return False
         started = time.perf_counter()
 
-        def said(answers: list[Any] | Exception) -> None:
+        def reply(answers: list[Any] | Exception) -> None:
             late.cancel()
             self._sent -= 1
             self._stats.redis_exchange.record(time.perf_counter() - started)
             if isinstance(answers, list) and any(isinstance(each, NoScriptError) for each in answers):
-                make_up(answers)
+                retry_after_noscript(answers)
                 return
             try:
                 if isinstance(answers, Exception):
@@ -209,47 +209,47 @@ class Guard:
                 fail(steps, exc)
             over()
 
-        def make_up(answers: list[Any]) -> None:
+        def retry_after_noscript(answers: list[Any]) -> None:
             # As answers come in the order of what was sent, what is not answered yet was sent after it. If there
             # is nothing, nothing is sent before this is over.
             overtaken = self._sent > 0
-            self._is_making_up |= not overtaken
+            self._is_retrying |= not overtaken
 
-            def made_up(task: asyncio.Task[None]) -> None:
-                self._is_making_up &= overtaken
+            def retried(task: asyncio.Task[None]) -> None:
+                self._is_retrying &= overtaken
                 error = asyncio.CancelledError() if task.cancelled() else task.exception()
                 if error is not None:
                     fail(steps, error)
                 over()
 
-            work = self._make_up(steps, answers, overtaken=overtaken)
-            self._tasks.start(work).add_done_callback(made_up)
+            work = self._retry_after_noscript(steps, answers, overtaken=overtaken)
+            self._tasks.start(work).add_done_callback(retried)
 
-        abort = self._steps.send(steps, said)
+        abort = self._transport.send(steps, reply)
         if abort is None:
             return False
         self._sent += 1
         late = self._loop.call_later(self._timeout_seconds, abort, asyncio.TimeoutError())
         return True
 
-    async def _make_up(self, steps: Sequence[Step], answers: list[Any], *, overtaken: bool) -> None:
+    async def _retry_after_noscript(self, steps: Sequence[Step], answers: list[Any], *, overtaken: bool) -> None:
         try:
-            await self._attempt(self._steps.make_up(steps, answers, overtaken=overtaken))
+            await self._attempt(self._transport.retry_after_noscript(steps, answers, overtaken=overtaken))
         except RedisUnavailable as exc:
             self._fail(exc)
             raise
         self._answer(steps, answers)
 
     def _answer(self, steps: Sequence[Step], answers: Sequence[Any]) -> None:
-        for step, said in zip(steps, answers, strict=True):
-            answer(step.done, self._translated(said) if isinstance(said, ResponseError) else said)
+        for step, reply in zip(steps, answers, strict=True):
+            answer(step.done, self._translated(reply) if isinstance(reply, ResponseError) else reply)
 
     async def _run_group(self, steps: Sequence[Step]) -> None:
         if not self._breaker.closed:
             raise NotDone(NOT_ASKED)
         started = time.perf_counter()
         try:
-            answers = await self._attempt(self._steps.run(steps))
+            answers = await self._attempt(self._transport.run(steps))
         except RedisUnavailable as exc:
             self._fail(exc)
             raise
@@ -274,19 +274,19 @@ class Guard:
             return RedisUnavailable(f"no answer in {self._timeout_seconds} seconds")
         return RedisUnavailable(f"{type(error).__name__}: {reason(error)}")
 
-    def _translated(self, said: ResponseError) -> RedisUnavailable:
+    def _translated(self, reply: ResponseError) -> RedisUnavailable:
         """What a caller is to make of an error that Redis answered."""
         self._stats.redis_errors += 1
-        if isinstance(said, NoScriptError):
+        if isinstance(reply, NoScriptError):
             return NotDone("it has lost its scripts")
-        if isinstance(said, TryAgainError) or NOT_HERE in str(said):
+        if isinstance(reply, TryAgainError) or NOT_HERE in str(reply):
             return RedisUnavailable("a Cluster is moving the thread's slot")  # all other threads are well
-        if FULL in str(said):  # Redis 6.2 gives a script's error no class of its own
+        if FULL in str(reply):  # Redis 6.2 gives a script's error no class of its own
             if not self._full:
                 self._full = True
                 logger.warning("Redis is full: nothing new is cached until it has memory again")
-            return RedisFull(f"it answered: {reason(said)}")
-        error = RedisUnavailable(f"it answered: {reason(said)}")
+            return RedisFull(f"it answered: {reason(reply)}")
+        error = RedisUnavailable(f"it answered: {reason(reply)}")
         self._fail(error)
         return error
 
@@ -299,12 +299,12 @@ class Guard:
 
     async def drain(self) -> None:
         """Waits until nothing is queued or under way."""
-        await self._groups.drain()
+        await self._queue.drain()
         await self._tasks.drain()
 
     async def close(self) -> None:
         """Once nothing is under way: gives back what the client is needed for no more."""
-        await self._steps.close()
+        await self._transport.close()
 
     async def _probe(self) -> None:
         succeeded = False
@@ -312,11 +312,11 @@ class Guard:
             # A plain write that needs memory, so that a replica or a loading server does not pass. A full one
             # does: it takes what frees memory, and that is enough to be coherent.
             with contextlib.suppress(RedisFull):
-                await self._attempt(self._steps.probe(self.probe_key, PROBE_LIFE_MS))
+                await self._attempt(self._transport.probe(self.probe_key, PROBE_LIFE_MS))
             if self.before_reopening is not None:
                 await self.before_reopening()
             succeeded = True
-            self._settled_at = self._loop.time() + SETTLING_SECONDS
+            self._serving_from = self._loop.time() + REOPEN_DELAY_SECONDS
         except RedisUnavailable:
             pass
         finally:

@@ -10,15 +10,15 @@ from functools import partial
 from typing import Any
 
 from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.stores.redis.entries import FENCE_MS, Begun, RedisEntries, begun
+from langgraph_checkpoint_cached.stores.redis.entries import FENCE_MS, FenceAck, RedisEntries, begun
 from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
-SECONDS_TO_SPARE = FENCE_MS / 1000 / 2
+FENCE_MARGIN_SECONDS = FENCE_MS / 1000 / 2
 """A fence with less than this left is taken anew before Postgres is asked to commit."""
-KEPT_SECONDS = 0.05
+RETAIN_SECONDS = 0.05
 """How long a fence stands after a write, for the next one: a step of a graph writes several times in a row."""
-KEPT_MAX = 1000
+RETAINED_MAX = 1000
 
 
 @dataclass(eq=False)
@@ -29,13 +29,13 @@ class Fence:
     begin: asyncio.Future[bytes]
     begun_at: float
     token: str
-    is_complete: bool = False
+    is_flushed: bool = False
     """Whether Postgres holds all that was acknowledged of the thread before the fence."""
     stays: bool = False
     """Whether it is left to its deadline: nobody knows whether a write under it has ended."""
     writes: int = 0
     """Under it, that have not ended."""
-    stands: bool = True
+    active: bool = True
     """Whether it may be in Redis, once all that was sent is done."""
     idle_at: float = 0.0
 
@@ -44,7 +44,7 @@ class Fences:
     """Takes fences, shares them among writes, and has them released.
 
     Besides Postgres a write waits for Redis: for its fence and for its COMMIT. The writes of a run come close upon
-    each other, so the fence stands for `KEPT_SECONDS` after the last of them, and the next one need not take it.
+    each other, so the fence stands for `RETAIN_SECONDS` after the last of them, and the next one need not take it.
     Meanwhile other processes read from Postgres. A read of this process gives the fence up, in the same step.
 
     A fence is not used again once it has been given up, or Redis may have lost it, or a write under it may still
@@ -62,42 +62,42 @@ class Fences:
         entries: RedisEntries,
         loop: asyncio.AbstractEventLoop,
         *,
-        keeps: bool,
+        retain: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._entries, self._loop, self._keeps, self._clock = entries, loop, keeps, clock
+        self._entries, self._loop, self._retains, self._clock = entries, loop, retain, clock
         self._shared: dict[Namespace, Fence] = {}
         self._idle: dict[Namespace, Fence] = {}  # of those, the ones no write is under, the oldest first
         self._releasing: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self.left: Callable[[str, str], object] = lambda thread_id, token: None
         """Is told of a fence that nobody needs and that may stand in Redis."""
-        entries.idle_fence = self._given_up
+        entries.take_idle_fence = self._hand_over
 
     def take(self, namespace: Namespace) -> Fence:
         """The fence that a write is under: one that stands, or a new one. BEGIN is queued when this returns."""
         fence = self._shared.get(namespace)
-        if fence is None or self._clock() - fence.begun_at > SECONDS_TO_SPARE:
+        if fence is None or self._clock() - fence.begun_at > FENCE_MARGIN_SECONDS:
             if namespace in self._idle:
                 self._release(self._idle[namespace])
             token = new_token()
             fence = Fence(namespace, self._entries.begin(namespace, token), self._clock(), token)
             self._shared[namespace] = fence
-            if self._keeps and self._releasing is None:
+            if self._retains and self._releasing is None:
                 self._releasing = self._loop.create_task(self._release_in_time())
         self._idle.pop(namespace, None)
         fence.writes += 1
         return fence
 
-    async def begun(self, fence: Fence) -> Begun | None:
+    async def begun(self, fence: Fence) -> FenceAck | None:
         """Waits until it stands, with time to spare. None if Redis does not confirm that."""
         try:
-            said = await fence.begin
-            if self._clock() - fence.begun_at > SECONDS_TO_SPARE:
-                fence.begun_at, fence.is_complete = self._clock(), False
+            reply = await fence.begin
+            if self._clock() - fence.begun_at > FENCE_MARGIN_SECONDS:
+                fence.begun_at, fence.is_flushed = self._clock(), False
                 fence.begin = self._entries.begin(fence.namespace, fence.token)
-                said = await fence.begin
-            return begun(said)
+                reply = await fence.begin
+            return begun(reply)
         except RedisUnavailable:
             self.forget(fence)
             return None
@@ -105,10 +105,10 @@ class Fences:
     def ends(self, fence: Fence) -> bool:
         """A write under it is to be committed in Redis next: whether the fence is to stand then."""
         is_last = fence.writes == 1 and not fence.stays
-        if is_last and not self._keeps:
+        if is_last and not self._retains:
             self.forget(fence)
-        fence.stands = not is_last or self._is_shared(fence)
-        return fence.stands
+        fence.active = not is_last or self._is_shared(fence)
+        return fence.active
 
     def ended(self, fence: Fence, *, stood: bool | None = None) -> None:
         """A write under it has ended.
@@ -120,12 +120,12 @@ class Fences:
         fence.writes -= 1
         if not stood:
             self.forget(fence)
-            fence.stands = stood is None
+            fence.active = stood is None
         if fence.writes or fence.stays:
             return
-        if self._is_shared(fence) and self._keeps:
+        if self._is_shared(fence) and self._retains:
             self._keep(fence)
-        elif fence.stands:
+        elif fence.active:
             self._release(fence)
 
     def withdraw(self, fence: Fence) -> None:
@@ -159,7 +159,7 @@ class Fences:
         return self._shared.get(fence.namespace) is fence
 
     def _keep(self, fence: Fence) -> None:
-        if len(self._idle) >= KEPT_MAX:
+        if len(self._idle) >= RETAINED_MAX:
             self._release(next(iter(self._idle.values())))
         fence.idle_at = self._clock()
         self._idle[fence.namespace] = fence
@@ -183,7 +183,7 @@ class Fences:
     def _release_old(self) -> float | None:
         """After how many seconds the next one is old; None if none is idle."""
         for fence in list(self._idle.values()):
-            left = fence.idle_at + KEPT_SECONDS - self._clock()
+            left = fence.idle_at + RETAIN_SECONDS - self._clock()
             if left > 0:
                 return left
             self._release(fence)
@@ -195,7 +195,7 @@ class Fences:
         released = self._entries.release(thread_id, fence.token)
         released.add_done_callback(partial(_if_not_done, partial(self.left, thread_id, fence.token)))
 
-    def _given_up(self, namespace: Namespace) -> tuple[str, Callable[[asyncio.Future[Any]], None]] | None:
+    def _hand_over(self, namespace: Namespace) -> tuple[str, Callable[[asyncio.Future[Any]], None]] | None:
         fence = self._idle.get(namespace)
         if fence is None:
             return None

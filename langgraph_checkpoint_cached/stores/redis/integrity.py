@@ -13,14 +13,14 @@ from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 
 CHECKSUM_BYTES = 4
 SIGNATURE_BYTES = 16
-PLACES_KEPT_MAX = 1024
+SCOPES_CACHED_MAX = 1024
 KEY_BYTES_MIN = 16
 KEY_BYTES_MAX = blake2b.MAX_KEY_SIZE
 PERSON = b"lg-cached"
 """Keeps these signatures apart from others that are made with the same key."""
 
 
-class Place(Protocol):
+class Scope(Protocol):
     """Seals bytes for parts of one place, and opens what was sealed for the same part of it."""
 
     def seal(self, body: bytes, part: bytes) -> bytes:
@@ -30,18 +30,18 @@ class Place(Protocol):
         """The body, or None if it was not sealed for this part, by this kind of seal, exactly so."""
 
 
-class Seal(Protocol):
+class Integrity(Protocol):
     """A kind of seal."""
 
-    def of(self, name: str, within: str = "") -> Place:
+    def of(self, name: str, within: str = "") -> Scope:
         """The place of this name within another."""
 
 
 class Checksums:
     """CRC-32 of place, part and body: notices damage and mistakes. Whoever means harm can make one."""
 
-    def of(self, name: str, within: str = "") -> Place:
-        return _checksum_place(name, within)
+    def of(self, name: str, within: str = "") -> Scope:
+        return _checksum_scope(name, within)
 
 
 class Signatures:
@@ -56,17 +56,17 @@ class Signatures:
     def __init__(self, keys: Sequence[bytes]) -> None:
         self._starts = [blake2b(key=key, digest_size=SIGNATURE_BYTES, person=PERSON) for key in keys]
 
-    def of(self, name: str, within: str = "") -> Place:
+    def of(self, name: str, within: str = "") -> Scope:
         starts, names = [start.copy() for start in self._starts], _names(name, within)
         for start in starts:
             start.update(names)
-        return _SignaturePlace(starts)
+        return _SignatureScope(starts)
 
 
 CHECKSUMS = Checksums()
 
 
-def seal_with(signing_keys: Sequence[bytes | str] | None) -> Seal:
+def integrity_for(signing_keys: Sequence[bytes | str] | None) -> Integrity:
     """Signatures by these keys; checksums for None. As `check_keys`."""
     return CHECKSUMS if signing_keys is None else Signatures(check_keys(signing_keys))
 
@@ -95,7 +95,7 @@ def check_keys(signing_keys: object) -> list[bytes]:
     return keys
 
 
-class _ChecksumPlace:
+class _ChecksumScope:
     __slots__ = ("_start",)
 
     def __init__(self, start: int) -> None:
@@ -110,12 +110,12 @@ class _ChecksumPlace:
         return body if found == int.from_bytes(sealed[:CHECKSUM_BYTES], "big") else None
 
 
-@lru_cache(maxsize=PLACES_KEPT_MAX)
-def _checksum_place(name: str, within: str) -> _ChecksumPlace:
-    return _ChecksumPlace(crc32(_names(name, within)))
+@lru_cache(maxsize=SCOPES_CACHED_MAX)
+def _checksum_scope(name: str, within: str) -> _ChecksumScope:
+    return _ChecksumScope(crc32(_names(name, within)))
 
 
-class _SignaturePlace:
+class _SignatureScope:
     __slots__ = ("_starts",)
 
     def __init__(self, starts: Sequence[blake2b]) -> None:
@@ -139,7 +139,7 @@ def _signature(start: blake2b, body: bytes | memoryview, part: bytes) -> bytes:
     return state.digest()
 
 
-@lru_cache(maxsize=PLACES_KEPT_MAX)
+@lru_cache(maxsize=SCOPES_CACHED_MAX)
 def _names(*names: str) -> bytes:
     """The names as one, such that no others give the same: each after its length, as a part is."""
     return b"".join([b"%d:%b" % (len(name), name) for name in map(_bytes, names)])

@@ -12,14 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from langgraph_checkpoint_cached.records import Namespace, Put, PutWrites
-from langgraph_checkpoint_cached.stores.redis.entries import CHANGES, COMMIT_PUT, COMMIT_WRITES, SHARED, Advance
-from langgraph_checkpoint_cached.stores.redis.entry_format import Fields, put_of, writes_of
-from langgraph_checkpoint_cached.stores.redis.executor import Guard
-from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Seal
+from langgraph_checkpoint_cached.stores.redis.entries import (
+    CHANGES,
+    COMMIT_PUT,
+    COMMIT_WRITES,
+    SHARED,
+    EntryUpdate,
+)
+from langgraph_checkpoint_cached.stores.redis.entry_format import Fields, decode_writes, put_of
+from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
 from langgraph_checkpoint_cached.stores.redis.keys import journal_key, names_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.stores.redis.script_call import Argument
 from langgraph_checkpoint_cached.stores.redis.scripts import Script, lua
-from langgraph_checkpoint_cached.ttl import Lifetime
+from langgraph_checkpoint_cached.ttl import Ttl
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
 APPEND_PUT = Script(*SHARED, CHANGES, lua("append_functions"), lua("commit_put"))
@@ -31,7 +37,7 @@ TRIM = Script(*SHARED, lua("lease_trim"))
 CLOSE = Script(*SHARED, lua("lease_close"))
 PREPARE = Script(*SHARED, lua("lease_prepare"))
 NEWEST = Script(*SHARED, lua("lease_newest"))
-TIDY = Script(*SHARED, lua("lease_tidy"))
+CLEAN_UP = Script(*SHARED, lua("lease_clean_up"))
 ENTRIES_AT_ONCE_MAX = 100
 
 
@@ -53,12 +59,12 @@ class Journal:
         seal: Of every part of an entry, which stands in the journal as it is.
     """
 
-    def __init__(self, guard: Guard, prefix: str, life: Lifetime, seal: Seal = CHECKSUMS) -> None:
-        self._guard, self._prefix, self._life, self._seal = guard, prefix, life, seal
+    def __init__(self, executor: ScriptExecutor, prefix: str, life: Ttl, seal: Integrity = CHECKSUMS) -> None:
+        self._executor, self._prefix, self._life, self._seal = executor, prefix, life, seal
 
-    def append(self, namespace: Namespace, token: str, advance: Advance) -> asyncio.Future[Any]:
+    def append(self, namespace: Namespace, token: str, entry_update: EntryUpdate) -> asyncio.Future[Any]:
         """APPEND: its answer is a number, or `bytes` that say why not. Queued when this returns."""
-        script, kind = APPENDS[advance.script]
+        script, kind = APPENDS[entry_update.script]
         key = namespace_key(self._prefix, namespace)
         keys = (
             thread_key(self._prefix, namespace.thread_id),
@@ -67,11 +73,11 @@ class Journal:
             journal_key(self._prefix, namespace.thread_id),
         )
         shared = (key.rpartition(":")[2], new_token(), str(self._life.milliseconds))
-        arguments = (*shared, token, kind + namespace.checkpoint_ns, *advance.arguments)
-        return self._guard.submit(script, keys, arguments, in_order=True, durable=True)
+        arguments = (*shared, token, kind + namespace.checkpoint_ns, *entry_update.arguments)
+        return self._executor.submit(script, keys, arguments, in_order=True, durable=True)
 
     async def prepare(self, thread_id: str) -> tuple[str, bytes]:
-        """PREPARE: a token for a new lease, which names the incarnation, and the thread's present generation."""
+        """PREPARE: a token for a new lease, which names the server epoch, and the thread's present generation."""
         generation = bytes(await self._submit(PREPARE, thread_id, nonce := new_token()))
         return f"{generation.decode().partition(':')[0]}.{nonce}", generation
 
@@ -109,20 +115,20 @@ class Journal:
 
         Even while the guard lets no call through.
         """
-        found = await self._guard.force([self._call(NEWEST, thread_id) for thread_id in thread_ids])
+        found = await self._executor.force([self._call(NEWEST, thread_id) for thread_id in thread_ids])
         return {thread_id: token.decode() for thread_id, token in zip(thread_ids, found, strict=True)}
 
-    async def tidy(self, tokens: Mapping[str, str]) -> None:
+    async def remove_ended_journals(self, tokens: Mapping[str, str]) -> None:
         """TIDY: removes what is left of leases that have ended, thread -> token; where it is "", an empty journal.
 
         Even while the guard lets no call through.
         """
-        await self._guard.force([self._call(TIDY, thread_id, token) for thread_id, token in tokens.items()])
+        await self._executor.force([self._call(CLEAN_UP, thread_id, token) for thread_id, token in tokens.items()])
 
     def _submit(
         self, script: Script, thread_id: str, *arguments: Argument, keys: Sequence[str] = ()
     ) -> asyncio.Future[Any]:
-        return self._guard.submit(*self._call(script, thread_id, *arguments, keys=keys))
+        return self._executor.submit(*self._call(script, thread_id, *arguments, keys=keys))
 
     def _call(
         self, script: Script, thread_id: str, *arguments: Argument, keys: Sequence[str] = ()
@@ -133,5 +139,5 @@ class Journal:
     def _operation(self, thread_id: str, fields: Sequence[bytes]) -> Put | PutWrites:
         kind, checkpoint_ns = fields[3][:1], fields[3][1:].decode()
         arguments: Fields = list(fields[5::2])
-        decode = put_of if kind == b"p" else writes_of
+        decode = put_of if kind == b"p" else decode_writes
         return decode(Namespace(thread_id, checkpoint_ns), arguments, self._seal)

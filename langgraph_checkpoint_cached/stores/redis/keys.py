@@ -11,7 +11,7 @@ from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.records import Namespace
 
 NAME_BYTES_MAX = 200
-TAGS_KEPT_MAX = 1024
+TAGS_CACHED_MAX = 1024
 _PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")  # what quoting leaves as it is
 
 
@@ -29,7 +29,7 @@ def check_prefix(prefix: object) -> str:
     return prefix
 
 
-def name_of(text: str) -> str:
+def encode_name(text: str) -> str:
     """`text` with only letters, digits and ``_.-~%``; a digest when that would be long.
 
     A digest starts with ``!``, which no other name does, so the two cannot meet. Nothing in a name can be
@@ -41,8 +41,8 @@ def name_of(text: str) -> str:
     return "!" + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
 
 
-def text_of(name: str) -> str | None:
-    """What `name_of` was given, or None for a digest, of which nobody can tell."""
+def decode_name(name: str) -> str | None:
+    """What `encode_name` was given, or None for a digest, of which nobody can tell."""
     return None if name.startswith("!") else unquote(name, errors="surrogatepass")
 
 
@@ -52,8 +52,8 @@ def thread_key(prefix: str, thread_id: str) -> str:
 
 
 def namespace_key(prefix: str, namespace: Namespace) -> str:
-    """Key of the namespace's hash, its entry and ticket: in the Cluster slot of its thread's."""
-    return f"{prefix}:{_tag(namespace.thread_id)}:ns:{name_of(namespace.checkpoint_ns)}"
+    """Key of the namespace's hash, its entry and fill lease: in the Cluster slot of its thread's."""
+    return f"{prefix}:{_tag(namespace.thread_id)}:ns:{encode_name(namespace.checkpoint_ns)}"
 
 
 def names_key(prefix: str, thread_id: str) -> str:
@@ -66,7 +66,7 @@ def journal_key(prefix: str, thread_id: str) -> str:
     return f"{prefix}:{_tag(thread_id)}:journal"
 
 
-def parts_of(prefix: str, key: str) -> tuple[str, str, str] | None:
+def parse_key(prefix: str, key: str) -> tuple[str, str, str] | None:
     """The names in a key: of its thread, its kind (`"thread"`, `"ns"`, `"names"` or `"journal"`), of its
     namespace or "".
 
@@ -78,17 +78,17 @@ def parts_of(prefix: str, key: str) -> tuple[str, str, str] | None:
     return found[1], found[2], found[3] or ""
 
 
-def thread_of(tag: str) -> str | None:
+def decode_thread_name(tag: str) -> str | None:
     """The thread whose name stands in its keys, or None for a digest, of which nobody can tell."""
-    return "" if tag == "!" else text_of(tag)
+    return "" if tag == "!" else decode_name(tag)
 
 
 def tag_name(thread_id: str) -> str:
     """The thread's name as it stands in its keys."""
-    return name_of(thread_id) or "!"
+    return encode_name(thread_id) or "!"
 
 
-@lru_cache(maxsize=TAGS_KEPT_MAX)
+@lru_cache(maxsize=TAGS_CACHED_MAX)
 def _tag(thread_id: str) -> str:
     """The part of a key by which Redis Cluster chooses its slot. An empty one would not count as a tag."""
     return f"{{{tag_name(thread_id)}}}"

@@ -26,14 +26,14 @@ POOL_MIN = 16
 IDLE_SECONDS = 1.0
 """After which the loop first looks whether the server has closed it."""
 LOOKS = 4
-"""How many turns of the loop that takes: over TLS as many."""
+"""How many event-loop iterations that takes: over TLS as many."""
 _MORE = object()
 
-Said = Callable[["list[Any] | Exception"], None]
+ReplyCallback = Callable[["list[Any] | Exception"], None]
 """Is called with the answers to all commands, each of which may be a `ResponseError`; or with the error."""
 
 
-class HeldConnection:
+class PipelinedConnection:
     """One connection out of a pool, for any number of exchanges at a time, in order.
 
     The pool connects it, with all that is configured there, and closes it when the pool is closed. A lost one is
@@ -44,13 +44,13 @@ class HeldConnection:
         self._pool, self._clock = ref(pool), clock
         self._connecting = asyncio.Lock()
         self._connection: AbstractConnection | None = None
-        self._replies: _Replies | None = None
+        self._replies: _ReplyReader | None = None
         self._used_at = -math.inf
         self._users: WeakSet[object] = WeakSet()
         self._is_left = False
 
     @classmethod
-    def of(cls, pool: ConnectionPool, user: object) -> HeldConnection | None:
+    def of(cls, pool: ConnectionPool, user: object) -> PipelinedConnection | None:
         """That of this pool, until `leave`. None where each has to be looked at before its use: for what Sentinels
         say, and with credentials that are renewed; and where there are too few.
         """
@@ -98,23 +98,23 @@ class HeldConnection:
             self._replies is not None and not self._replies.lost and self._clock() - self._used_at <= IDLE_SECONDS
         )
 
-    def send(self, commands: Sequence[Command], said: Said) -> Callable[[Exception], None]:
-        """Sends all at once, if it is ready. `said` is called with all answers, or the error.
+    def send(self, commands: Sequence[Command], reply: ReplyCallback) -> Callable[[Exception], None]:
+        """Sends all at once, if it is ready. `reply` is called with all answers, or the error.
 
         Returns what closes the connection: all who wait get the error that it is called with.
         """
         if self._replies is None:
             raise ValueError("not ready")
         self._used_at = self._clock()
-        self._replies.exchange(commands, said)
+        self._replies.exchange(commands, reply)
         return self._replies.close
 
     async def close(self) -> None:
         """Gives the connection back to the pool, closed. The next exchange takes another."""
         async with self._connecting:
-            await self._give_back()
+            await self._return_connection()
 
-    async def _ready(self) -> _Replies:
+    async def _ready(self) -> _ReplyReader:
         if self._replies is not None and self._clock() - self._used_at > IDLE_SECONDS:
             for _ in range(LOOKS):
                 await asyncio.sleep(0)
@@ -126,9 +126,9 @@ class HeldConnection:
             if self._is_left:
                 raise RedisConnectionError("whoever used it has left")
             if self._replies is None or self._replies.lost:
-                await self._give_back()
+                await self._return_connection()
                 await self._take()
-            return cast("_Replies", self._replies)
+            return cast("_ReplyReader", self._replies)
 
     async def _take(self) -> None:
         """Connects one anew: what lies idle in a pool may be dead, or have something to say."""
@@ -140,9 +140,9 @@ class HeldConnection:
         if was_idle:
             await self._connection.disconnect(nowait=True)
             await self._connection.connect()
-        self._replies = _Replies(self._connection)
+        self._replies = _ReplyReader(self._connection)
 
-    async def _give_back(self) -> None:
+    async def _return_connection(self) -> None:
         if self._replies is not None:
             self._replies.close(RedisConnectionError("the connection was closed"))
             self._replies = None
@@ -154,16 +154,16 @@ class HeldConnection:
             self._connection = None
 
 
-_HELD: WeakKeyDictionary[ConnectionPool, HeldConnection] = WeakKeyDictionary()
+_HELD: WeakKeyDictionary[ConnectionPool, PipelinedConnection] = WeakKeyDictionary()
 
 
-class _Exchange(NamedTuple):
+class _PendingReply(NamedTuple):
     commands: int
     answers: list[Any]
-    said: Said
+    reply: ReplyCallback
 
 
-class _Replies(asyncio.Protocol):
+class _ReplyReader(asyncio.Protocol):
     """Reads replies as they arrive, in place of the client's streams. These hear of everything but data.
 
     Pushes are of a server that will move, for nobody here has subscribed to anything. They are no answers, and
@@ -176,7 +176,7 @@ class _Replies(asyncio.Protocol):
         parse_error: Callable[[str], Exception] = connection._parser.parse_error
         self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=parse_error, notEnoughData=_MORE)
         self._is_to_be_left: Callable[[], bool] = getattr(connection, "should_reconnect", lambda: False)
-        self._waiting: deque[_Exchange] = deque()
+        self._waiting: deque[_PendingReply] = deque()
         self._lost = self._pushed = False
         self._transport.set_protocol(self)
 
@@ -187,10 +187,10 @@ class _Replies(asyncio.Protocol):
             return True
         return not self._waiting and (self._pushed or self._is_to_be_left())
 
-    def exchange(self, commands: Sequence[Command], said: Said) -> None:
+    def exchange(self, commands: Sequence[Command], reply: ReplyCallback) -> None:
         """Sends all."""
         self._transport.write(b"".join(map(hiredis.pack_command, commands)))
-        self._waiting.append(_Exchange(len(commands), [], said))
+        self._waiting.append(_PendingReply(len(commands), [], reply))
 
     def close(self, error: Exception) -> None:
         """Nothing more is read, nor sent. All who wait get this error."""
@@ -200,29 +200,29 @@ class _Replies(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         try:
-            while (said := self._reader.gets()) is not _MORE:
-                if isinstance(said, hiredis.PushNotification):
+            while (reply := self._reader.gets()) is not _MORE:
+                if isinstance(reply, hiredis.PushNotification):
                     self._pushed = True
                 else:
-                    self._answered(said)
+                    self._answered(reply)
         except Exception as exc:  # noqa: BLE001 - it is for all who wait to handle
             self.close(exc)
 
-    def _answered(self, said: Any) -> None:
-        if isinstance(said, Exception) and not isinstance(said, ResponseError):
-            raise said  # as the client does with a server that is loading, or has too many clients
+    def _answered(self, reply: Any) -> None:
+        if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
+            raise reply  # as the client does with a server that is loading, or has too many clients
         exchange = self._waiting[0]
-        exchange.answers.append(said)
+        exchange.answers.append(reply)
         if len(exchange.answers) == exchange.commands:
             self._waiting.popleft()
-            exchange.said(exchange.answers)
+            exchange.reply(exchange.answers)
             if was_demoted(exchange.answers):
                 self.close(RedisConnectionError("this server is no primary any more"))
 
     def _lose(self, error: Exception) -> None:
         self._lost = True
         while self._waiting:
-            self._waiting.popleft().said(error)
+            self._waiting.popleft().reply(error)
 
     def eof_received(self) -> None:
         self._lost = True

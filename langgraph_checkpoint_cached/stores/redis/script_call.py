@@ -67,9 +67,9 @@ def confirmed(steps: Sequence[Step], answers: list[Any], by: Confirmation | None
     """The steps' answers out of those to `confirming`."""
     if by is None or len(answers) == len(steps):
         return answers
-    *answers, said = answers
-    have = said[0] if isinstance(said, list) else said  # WAITAOF counts itself, then replicas
-    if not isinstance(said, ResponseError) and have >= by.needed:
+    *answers, reply = answers
+    have = reply[0] if isinstance(reply, list) else reply  # WAITAOF counts itself, then replicas
+    if not isinstance(reply, ResponseError) and have >= by.needed:
         return answers
     return [
         Unconfirmed(answer) if step.durable and not isinstance(answer, ResponseError) else answer

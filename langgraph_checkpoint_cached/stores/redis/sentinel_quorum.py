@@ -13,17 +13,17 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import RedisError
 from redis.utils import str_if_bytes
 
-AGREED_SECONDS = 0.05
+AGREEMENT_SECONDS = 0.05
 """How long their agreement is relied on."""
-LEFT_ALONE_SECONDS = 2.0
+SILENT_SECONDS = 2.0
 """How long a Sentinel that did not answer is not asked."""
 
 
-class NoAgreement(RedisError):
+class NoQuorum(RedisError):
     """Most Sentinels cannot be reached, or they name different primaries."""
 
 
-class Agreement:
+class SentinelQuorum:
     """What the Sentinels of a pool agree on, asked for again and again.
 
     A pool by itself asks one of them, and only for a new connection. But after a failover the old primary takes
@@ -43,21 +43,19 @@ class Agreement:
         self._silent: dict[Redis, float] = {}
 
     async def find(self) -> None:
-        """Makes sure that they agree. Raises `NoAgreement`, and closes idle connections to a former primary."""
+        """Makes sure that they agree. Raises `NoQuorum`, and closes idle connections to a former primary."""
         asked_at = self._clock()
-        if asked_at - self._agreed_at < AGREED_SECONDS:
+        if asked_at - self._agreed_at < AGREEMENT_SECONDS:
             return
         manager: Any = self._pool.sentinel_manager
         sentinels: list[Redis] = list(manager.sentinels)
-        asked = [
-            each for each in sentinels if asked_at - self._silent.get(each, float("-inf")) > LEFT_ALONE_SECONDS
-        ]
+        asked = [each for each in sentinels if asked_at - self._silent.get(each, float("-inf")) > SILENT_SECONDS]
         answers = await asyncio.gather(*map(self._ask, asked))
         named = {answer for answer in answers if answer is not None}
         if 2 * (len(answers) - answers.count(None)) <= len(sentinels):
-            raise NoAgreement("most Sentinels do not answer")
+            raise NoQuorum("most Sentinels do not answer")
         if len(named) != 1:
-            raise NoAgreement("the Sentinels name different primaries")
+            raise NoQuorum("the Sentinels name different primaries")
         host, port = named.pop()
         address = manager._force_master_ip or host, port
         if address != self._address:
@@ -66,11 +64,11 @@ class Agreement:
         self._agreed_at = asked_at
 
     async def check(self, connection: AbstractConnection) -> None:
-        """Closes a connection that leads elsewhere, and raises `NoAgreement`."""
+        """Closes a connection that leads elsewhere, and raises `NoQuorum`."""
         leads_to: Any = connection
         if (leads_to.host, int(leads_to.port)) != self._address:
             await connection.disconnect(nowait=True)
-            raise NoAgreement("connected to another server than the Sentinels agree on")
+            raise NoQuorum("connected to another server than the Sentinels agree on")
 
     async def _ask(self, sentinel: Redis) -> tuple[str, int] | None:
         asked_at = self._clock()

@@ -6,7 +6,7 @@ import logging
 import re
 
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
-from langgraph_checkpoint_cached.stores.redis.executor import Guard, RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable, ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
@@ -16,13 +16,13 @@ REDIS_VERSION_MIN = (6, 2)
 _SERVER_INFO = Script("return redis.call('INFO', 'server') .. redis.call('INFO', 'memory')")
 
 
-async def check_redis(guard: Guard, *, writes_behind: bool = False) -> None:
+async def check_redis(executor: ScriptExecutor, *, writes_behind: bool = False) -> None:
     """Raises `UnsupportedServerError` if Redis is too old, or may evict what it alone would hold.
 
     One that cannot be reached may come back.
     """
     try:
-        info = await guard.submit(_SERVER_INFO, [guard.probe_key], [])
+        info = await executor.submit(_SERVER_INFO, [executor.probe_key], [])
     except RedisUnavailable as exc:
         logger.warning("setup() could not look at Redis: %s", exc)
         return

@@ -12,8 +12,8 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
 
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
-from langgraph_checkpoint_cached.stores.redis.cluster_transport import ClusterSteps
-from langgraph_checkpoint_cached.stores.redis.pipelined_connection import HeldConnection, Said
+from langgraph_checkpoint_cached.stores.redis.cluster_transport import ClusterTransport
+from langgraph_checkpoint_cached.stores.redis.pipelined_connection import PipelinedConnection, ReplyCallback
 from langgraph_checkpoint_cached.stores.redis.script_call import (
     Command,
     Confirmation,
@@ -24,10 +24,10 @@ from langgraph_checkpoint_cached.stores.redis.script_call import (
     exchange,
 )
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
-from langgraph_checkpoint_cached.stores.redis.sentinel_quorum import Agreement
+from langgraph_checkpoint_cached.stores.redis.sentinel_quorum import SentinelQuorum
 
 
-class Steps:
+class Transport:
     """Runs steps on a client. One for each process and client.
 
     A script that Redis is not known to have is sent whole. Asking first whether it has it would not do: a step
@@ -37,17 +37,17 @@ class Steps:
     def __init__(self, client: AnyRedis, confirmation: Confirmation | None = None) -> None:
         self._client, self._confirmation = client, confirmation
         self._known: set[Script] = set()
-        self._held: HeldConnection | None = None
+        self._held: PipelinedConnection | None = None
         self._is_closed = False
         if isinstance(client, RedisCluster):
-            self._cluster = ClusterSteps(client, confirmation)
+            self._cluster = ClusterTransport(client, confirmation)
             return
         pool = client.connection_pool
-        self._agreement = Agreement(pool) if isinstance(pool, SentinelConnectionPool) else None
+        self._agreement = SentinelQuorum(pool) if isinstance(pool, SentinelConnectionPool) else None
         if not client.single_connection_client:
-            self._held = HeldConnection.of(pool, self)
+            self._held = PipelinedConnection.of(pool, self)
 
-    def may_send(self, steps: Iterable[Step]) -> bool:
+    def can_send(self, steps: Iterable[Step]) -> bool:
         """Whether `send` can run them now."""
         held = self._held
         return (
@@ -57,14 +57,14 @@ class Steps:
             and self._known.issuperset(step.script for step in steps)
         )
 
-    async def probe(self, key: str, life_ms: int) -> None:
+    async def probe(self, key: str, ttl_ms: int) -> None:
         """Stores something for a moment, on every primary of a Cluster. Raises as `run`, and `ResponseError`."""
         if isinstance(self._client, RedisCluster):
-            await self._cluster.probe(key, life_ms)
+            await self._cluster.probe(key, ttl_ms)
             return
-        (said,) = await self._exchange([("SET", key, b"1", "PX", life_ms)])
-        if isinstance(said, ResponseError):
-            raise said
+        (reply,) = await self._exchange([("SET", key, b"1", "PX", ttl_ms)])
+        if isinstance(reply, ResponseError):
+            raise reply
 
     async def run(self, steps: Sequence[Step]) -> list[Any]:
         """Runs the steps, those of one thread in the order given. An answer for each, or a `ResponseError`.
@@ -77,26 +77,26 @@ class Steps:
         if self._client.single_connection_client:
             return [await self._alone(step) for step in steps]
         commands = [step.command(known=step.script in self._known) for step in steps]
-        said = await self._exchange(confirming(steps, commands, self._confirmation))
-        answers = confirmed(steps, said, self._confirmation)
+        reply = await self._exchange(confirming(steps, commands, self._confirmation))
+        answers = confirmed(steps, reply, self._confirmation)
         if any(isinstance(answer, NoScriptError) for answer in answers):
-            await self.make_up(steps, answers)
+            await self.retry_after_noscript(steps, answers)
         else:
             self._known.update(step.script for step in steps)
         return answers
 
-    def send(self, steps: Sequence[Step], said: Said) -> Callable[[Exception], None] | None:
-        """Runs steps as `run` does, if they can be sent at once, but for what is to be made up. `said` is called
+    def send(self, steps: Sequence[Step], reply: ReplyCallback) -> Callable[[Exception], None] | None:
+        """Runs steps as `run` does, if they can be sent at once, but for what is to be made up. `reply` is called
         with the answers, or with what `run` would raise.
 
         Returns what has them end with an error; None if they cannot be sent now.
         """
         held = self._held
-        if held is None or not self.may_send(steps):
+        if held is None or not self.can_send(steps):
             return None
 
         def heard(answers: list[Any] | Exception) -> None:
-            said(confirmed(steps, answers, self._confirmation) if isinstance(answers, list) else answers)
+            reply(confirmed(steps, answers, self._confirmation) if isinstance(answers, list) else answers)
 
         commands = [step.command(known=True) for step in steps]
         return held.send(confirming(steps, commands, self._confirmation), heard)
@@ -121,7 +121,9 @@ class Steps:
         finally:
             await pool.release(connection)
 
-    async def make_up(self, steps: Sequence[Step], answers: list[Any], *, overtaken: bool = False) -> None:
+    async def retry_after_noscript(
+        self, steps: Sequence[Step], answers: list[Any], *, overtaken: bool = False
+    ) -> None:
         """Runs the steps again that were refused for want of their script, if that is not too late.
 
         Args:
@@ -144,4 +146,4 @@ class Steps:
             return exc
 
 
-__all__ = ["Step", "Steps"]
+__all__ = ["Step", "Transport"]

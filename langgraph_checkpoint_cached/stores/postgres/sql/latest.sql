@@ -1,4 +1,4 @@
--- One row for each namespace wanted: its latest checkpoint, as the stock saver selects it, and the pending writes of
+-- One row for each namespace wanted: its latest checkpoint, as the upstream saver selects it, and the pending writes of
 -- newer checkpoints that are not there yet (a run saves both in the background, in either order). All in one snapshot.
 -- And the thread's lease, if it has one. Of a root that has neither, also whether any other namespace of its thread has something.
 select
@@ -10,7 +10,7 @@ select
     lease.token as lease_token, lease.position as lease_position
 from /* the namespaces */ as wanted (of_thread, of_namespace, position)
 left join lateral (
-    /* the stock saver's SELECT_SQL */
+    /* the upstream saver's SELECT_SQL */
     where thread_id = wanted.of_thread and checkpoint_ns = wanted.of_namespace
     order by checkpoint_id desc limit 1
 ) as latest on true

@@ -18,7 +18,7 @@ local function apply(change)
   local generation = current_generation()
   local held, last = lease()
   if held ~= token then return 'closed ' .. generation end
-  local others, own = look_at_fences('')
+  local others, own = check_fences('')
   local entry = redis.call('HMGET', namespace, 'g', 'i')
   if others or own or entry[1] ~= generation or not entry[2] or #ARGV > ARGUMENTS_MAX then return 'refused' end
   if redis.call('XLEN', KEYS[4]) >= JOURNAL_MAX then return 'full' end
@@ -31,16 +31,16 @@ local function apply(change)
   redis.call('HSET', thread, 'l', redis.call('HGET', thread, 'l')) -- needs memory: fails here, with nothing done
 
   redis.call('HDEL', namespace, 'dt')
-  note_name(math.max(life_ms, LEASED_MS))
+  note_name(math.max(ttl_ms, LEASED_MS))
   local worked, advanced = pcall(change, entry[2])
   if not worked or advanced == nil then
     drop_entry()
     return 'refused'
   end
   redis.call(unpack(appended))
-  redis.call('HSET', thread, 'l', string.format('%s %s %d', incarnation(), token, number))
+  redis.call('HSET', thread, 'l', string.format('%s %s %d', server_epoch(), token, number))
   if advanced then redis.call('HSET', namespace, 'a', token .. number) end
-  keep(namespace, math.max(life_ms, LEASED_MS))
-  keep(thread, math.max(life_ms, LEASED_MS))
+  extend(namespace, math.max(ttl_ms, LEASED_MS))
+  extend(thread, math.max(ttl_ms, LEASED_MS))
   return number
 end

@@ -10,8 +10,8 @@ local token, owner, fence_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
 redis.call('HDEL', namespace, 't', 'dt')
 local generation = current_generation()
 redis.call('HSET', thread, 'f:' .. token, string.format('%d %s %s', now_ms() + fence_ms, owner, name))
-keep(thread, math.max(life_ms, 2 * fence_ms))
-note_name(math.max(life_ms, 2 * fence_ms))
-local said = said_lease()
+extend(thread, math.max(ttl_ms, 2 * fence_ms))
+note_name(math.max(ttl_ms, 2 * fence_ms))
+local said = lease_reply()
 if said == '' and redis.call('HGET', namespace, 'g') ~= generation then return '?' end
 return said

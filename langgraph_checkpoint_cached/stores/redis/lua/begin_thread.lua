@@ -1,4 +1,4 @@
--- BEGIN of a delete or prune: fences every namespace of the thread and voids all its entries at once, by a new
+-- BEGIN of a delete or prune: fences every namespace of the thread and invalidates all its entries at once, by a new
 -- generation. Succeeds on a full server. Answers the lease, or ''. ARGV: 4 token, 5 owner, 6 ms to the deadline
 
 local token, owner, fence_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
@@ -6,5 +6,5 @@ local token, owner, fence_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
 redis.call('HDEL', thread, 'w', 'k')
 new_generation()
 redis.call('HSET', thread, 'f:' .. token, string.format('%d %s *', now_ms() + fence_ms, owner))
-keep(thread, math.max(life_ms, 2 * fence_ms))
-return said_lease()
+extend(thread, math.max(ttl_ms, 2 * fence_ms))
+return lease_reply()

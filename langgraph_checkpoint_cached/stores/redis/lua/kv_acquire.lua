@@ -7,7 +7,7 @@
 -- Returns 1 if the lock is the owner's now, 0 if it is another's.
 --
 -- Promises: one owner at a time; the lock always has an expiry; an owner whose first call was answered into
--- the void, and who asks again, still has it, with the lifetime of the first call.
+-- the invalidate, and who asks again, still has it, with the lifetime of the first call.
 
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
   return 1

@@ -8,7 +8,7 @@
 --
 -- Returns 1 if the value was stored, 0 if the lock is not the owner's.
 --
--- Promises: a value that was loaded under a lock which has expired, was voided or belongs to another is never
+-- Promises: a value that was loaded under a lock which has expired, was invalidated or belongs to another is never
 -- stored; the value always has an expiry; the lock stays as it is.
 
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then

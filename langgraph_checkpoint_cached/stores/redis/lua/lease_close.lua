@@ -4,7 +4,7 @@
 -- KEYS: 1 the thread, 2 the journal, 3... namespaces that go back to the life of an entry
 -- ARGV: 4 token, 5 number up to which Postgres has it, 6 '1' if who asks only knows what this server does
 
-local FENCE_LIFE_MS = 60000 -- of what a fence on the thread may need
+local FENCE_TTL_MS = 60000 -- of what a fence on the thread may need
 local token, flushed = ARGV[4], tonumber(ARGV[5])
 now_ms() -- for `operations/counters.py`, as every script that does not look at a journal's entries
 local held = lease()
@@ -14,8 +14,8 @@ if ARGV[6] == '1' and not knows_all(KEYS[2], token, flushed) then return 0 end
 if not held then new_generation() end -- so that a late OPEN, of a generation before, does not make it anew
 redis.call('HDEL', thread, 'l')
 redis.call('HSET', thread, 'c', token) -- its row may stay for a while: nothing is missing
-keep(thread, life_ms)
+extend(thread, ttl_ms)
 if last_number(KEYS[2], token) > 0 or redis.call('XLEN', KEYS[2]) == 0 then redis.call('DEL', KEYS[2]) end
-for i = 3, #KEYS do redis.call('PEXPIRE', KEYS[i], life_ms) end
-redis.call('PEXPIRE', thread, math.max(life_ms, FENCE_LIFE_MS))
+for i = 3, #KEYS do redis.call('PEXPIRE', KEYS[i], ttl_ms) end
+redis.call('PEXPIRE', thread, math.max(ttl_ms, FENCE_TTL_MS))
 return 1

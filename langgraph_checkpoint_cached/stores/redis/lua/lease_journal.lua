@@ -1,5 +1,5 @@
 -- JOURNAL: what there is to replay into Postgres. Answers the last number there is, -1 if there may have been more; and
--- entries of its journal, in order: number, fields. While an incarnation lasts its journals are complete, even where the
+-- entries of its journal, in order: number, fields. While a server epoch lasts its journals are complete, even where the
 -- rest of a thread was evicted, unless this server was emptied.
 --
 -- KEYS: 1 the thread, 2 the journal. ARGV: 4 token, 5 number after which to begin, 6 how many at most
@@ -19,5 +19,5 @@ while left > 0 and bytes < BYTES_MAX do
   left = left - STEP
   if #some < STEP then break end
 end
-if not knows_all(KEYS[2], token, after) or string.sub(token, 1, #incarnation()) ~= incarnation() then return { -1, found } end
+if not knows_all(KEYS[2], token, after) or string.sub(token, 1, #server_epoch()) ~= server_epoch() then return { -1, found } end
 return { math.max(last_number(KEYS[2], token), tonumber(after)), found }

@@ -1,5 +1,5 @@
--- OPEN: makes the lease known here after its row was made in Postgres. Answers 'open'; or 'voided' if the thread was
--- deleted or voided since `generation` was its generation, or somebody else has prepared since; or 'evicts <policy>' if
+-- OPEN: makes the lease known here after its row was made in Postgres. Answers 'open'; or 'invalidated' if the thread was
+-- deleted or invalidated since `generation` was its generation, or somebody else has prepared since; or 'evicts <policy>' if
 -- this server might evict the journal.
 --
 -- KEYS: 1 the thread, 2 the journal. ARGV: 1 '*', 4 token, 5 generation
@@ -11,11 +11,11 @@ local bound = string.match(memory, 'maxmemory:(%d+)')
 if bound ~= '0' and policy ~= 'noeviction' and string.sub(policy, 1, 9) ~= 'volatile-' then return 'evicts ' .. policy end
 
 redis.call('HMGET', thread, 'g') -- for `operations/counters.py`: not to be taken for a hit
-local others, own = look_at_fences('')
-if others or own or current_generation() ~= wanted then return 'voided' end
-if redis.call('HGET', thread, 'lo') ~= string.match(token, '[^.]+$') then return 'voided' end
+local others, own = check_fences('')
+if others or own or current_generation() ~= wanted then return 'invalidated' end
+if redis.call('HGET', thread, 'lo') ~= string.match(token, '[^.]+$') then return 'invalidated' end
 redis.call('HDEL', thread, 'lo')
-redis.call('HSET', thread, 'l', string.format('%s %s 0', incarnation(), token))
+redis.call('HSET', thread, 'l', string.format('%s %s 0', server_epoch(), token))
 redis.call('HDEL', thread, 'c')
 redis.call('DEL', KEYS[2])
 return 'open'

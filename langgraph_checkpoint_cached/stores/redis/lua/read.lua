@@ -1,26 +1,26 @@
 -- READ. Serves the entry if nobody is writing; else says what the reader is to do:
 --   hit, fields     the entry
---   load, g         the ticket is yours: load from Postgres, then FILL for generation g
---   wait            somebody else has the ticket
+--   load, g         the fill lease is yours: load from Postgres, then FILL for generation g
+--   wait            somebody else has the fill lease
 --   fenced          a write is in flight: go to Postgres and fill nothing
 --   absent          (by id only) no entry, or that of another checkpoint
 --   empty           the namespace is known to have no checkpoints and no writes; that is its entry now
 -- All but a hit go on with the generation or '', the number of fences that were past their deadline, and the lease, if
 -- there is one: then what Postgres holds may be behind.
 --
--- ARGV: 4 ticket, 5 its life in ms, 6 '1' if a hit extends the entry's life, 7 a checkpoint id or '',
+-- ARGV: 4 fill lease, 5 its life in ms, 6 '1' if a hit extends the entry's life, 7 a checkpoint id or '',
 --       8 token of a fence of the reader's process that no write is under, to be released first, or ''
 
 local EMPTY_MS = 60000
-local ticket, ticket_ms, refresh, wanted = ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7]
+local fill_token, fill_lease_ms, refresh, wanted = ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7]
 
 -- A server that refuses writes cannot hear of newer ones: it must not serve reads either. This removes nothing.
 redis.call('HDEL', namespace, '-')
 if ARGV[8] ~= '' then redis.call('HDEL', thread, 'f:' .. ARGV[8]) end
 
-local others, own, elsewhere, expired = look_at_fences('')
+local others, own, elsewhere, expired = check_fences('')
 local function say(what, generation)
-  return { what, generation or '', expired, said_lease() }
+  return { what, generation or '', expired, lease_reply() }
 end
 if others or own then return say('fenced') end
 
@@ -29,8 +29,8 @@ local entry = redis.call('HMGET', namespace, 'g', 'i', 't')
 if entry[1] == generation and entry[2] then
   if wanted ~= '' and wanted ~= entry[2] then return say('absent') end
   if refresh and entry[2] ~= '' then
-    keep(namespace, life_ms)
-    keep(thread, life_ms)
+    extend(namespace, ttl_ms)
+    extend(thread, ttl_ms)
   end
   return { 'hit', redis.call('HGETALL', namespace) }
 end
@@ -41,7 +41,7 @@ if known then
   if all_noted and redis.call('SISMEMBER', names, name) == 0 then
     drop_entry()
     redis.call('HSET', namespace, 'g', generation, 'i', '', 'v', '\128') -- an empty map
-    redis.call('PEXPIRE', namespace, math.min(life_ms, EMPTY_MS))
+    redis.call('PEXPIRE', namespace, math.min(ttl_ms, EMPTY_MS))
     return say('empty')
   end
 end
@@ -53,7 +53,7 @@ if entry[3] then
   if of == generation and tonumber(deadline) > now then return say('wait') end
 end
 drop_entry()
-redis.call('HSET', namespace, 't', string.format('%d %s %s', now + ticket_ms, generation, ticket))
-redis.call('PEXPIRE', namespace, ticket_ms)
-if name == '' and not elsewhere then redis.call('HSET', thread, 'w', ticket) end
+redis.call('HSET', namespace, 't', string.format('%d %s %s', now + fill_lease_ms, generation, fill_token))
+redis.call('PEXPIRE', namespace, fill_lease_ms)
+if name == '' and not elsewhere then redis.call('HSET', thread, 'w', fill_token) end
 return say('load', generation)

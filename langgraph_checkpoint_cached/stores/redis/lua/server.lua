@@ -1,4 +1,4 @@
--- What every script asks of the server it runs on. Tests put a clock and an incarnation of their own here.
+-- What every script asks of the server it runs on. Tests put a clock and a server epoch of their own here.
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -8,7 +8,7 @@ end
 -- The replication id is drawn anew at every start and at every promotion. A run_id would not do: it is the
 -- same when a server loses its mastership to a replica and gets it back, with that replica's stale data.
 local replid
-local function incarnation()
+local function server_epoch()
   replid = replid or string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
   return replid or error('this server does not tell its master_replid')
 end

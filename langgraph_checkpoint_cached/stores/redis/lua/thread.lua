@@ -1,11 +1,11 @@
 -- What the scripts of the coherence protocol share.
 --
--- KEYS[1], the thread:     g            its generation, "<incarnation>:<random>"
+-- KEYS[1], the thread:     g            its generation, "<server epoch>:<random>"
 --                          f:<token>    a fence, "<deadline ms> <owner> <namespace, or * for all of them>"
---                          w            ticket of the reader of the root that may find the thread empty
+--                          w            fill lease of the reader of the root that may find the thread empty
 --                          k            "<count> <generation>": the thread was empty in Postgres, and so is every
 --                                       namespace but the root and the <count> in KEYS[3]
---                          l            the lease of the process that may write behind, "<incarnation> <token>
+--                          l            the lease of the process that may write behind, "<server epoch> <token>
 --                                       <last number in the journal>"
 --                          lo           nonce of who prepared a lease last
 --                          c            token of the lease that was closed last
@@ -18,8 +18,8 @@
 --                          d, dc        what the channels in `dc`, a msgpack array, are rebuilt from at a checkpoint
 --                          p            "<bytes>NUL<id>NUL<id>...": that checkpoint and the way from it to the entry's
 --                                       own; the writes of those on the way stay, and are of so many bytes
---                          dt           a ticket to fill these
---                          t            the ticket, "<deadline ms> <generation> <token>"
+--                          dt           a fill lease to fill these
+--                          t            the fill lease, "<deadline ms> <generation> <token>"
 -- KEYS[3], names:          a set of namespaces that somebody has begun to write to, beside `k`
 --
 -- The journal, where a script takes it: a stream of what was acknowledged and is perhaps not yet in Postgres, numbered
@@ -32,35 +32,35 @@
 -- must succeed writes first with a command that frees memory, and one that may fail starts with one that needs it.
 
 local thread, namespace, names = KEYS[1], KEYS[2], KEYS[3]
-local name, random, life_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local name, random, ttl_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
-local function keep(key, ms)
+local function extend(key, ms)
   if redis.call('PTTL', key) < ms then redis.call('PEXPIRE', key, ms) end
 end
 
 local function new_generation()
-  local generation = incarnation() .. ':' .. random
+  local generation = server_epoch() .. ':' .. random
   redis.call('HSET', thread, 'g', generation)
-  keep(thread, life_ms)
+  extend(thread, ttl_ms)
   return generation
 end
 
--- The thread's generation; a new one when there is none, or when it is another incarnation's.
+-- The thread's generation; a new one when there is none, or when it is another server epoch's.
 local function current_generation()
   local generation = redis.call('HGET', thread, 'g')
-  local own = incarnation() .. ':'
+  local own = server_epoch() .. ':'
   if generation and string.sub(generation, 1, #own) == own then return generation end
   return new_generation()
 end
 
--- The lease's token and the last number of its journal, nil if this incarnation knows of none.
+-- The lease's token and the last number of its journal, nil if this server epoch knows of none.
 local function lease()
   local of, token, last = string.match(redis.call('HGET', thread, 'l') or '', '^(%S+) (%S+) (%d+)$')
-  if of == incarnation() then return token, tonumber(last) end
+  if of == server_epoch() then return token, tonumber(last) end
 end
 
 -- The same as a reader or writer is told: "<token> <last number>", or ''.
-local function said_lease()
+local function lease_reply()
   local token, last = lease()
   return token and string.format('%s %d', token, last) or ''
 end
@@ -79,7 +79,7 @@ local function newest_token(journal)
   return newest and newest[2][2] or ''
 end
 
--- Whether a lease's journal has all that was appended beyond a number, while its incarnation lasts. An empty journal stays
+-- Whether a lease's journal has all that was appended beyond a number, while its server epoch lasts. An empty journal stays
 -- until its lease is closed. Where there is none, and no lease that says that nothing is missing, somebody emptied Redis.
 local function knows_all(journal, token, number)
   local held, last = lease()
@@ -110,7 +110,7 @@ end
 -- Whether others hold a live fence over the namespace, whether `owner` does, and whether there is any over another
 -- one. A fence past its deadline is removed, and with it the entry: nobody knows what its write did. How many were
 -- is the last answer.
-local function look_at_fences(owner)
+local function check_fences(owner)
   local now, others, own, elsewhere, expired = now_ms(), false, false, false, 0
   local fields = redis.call('HGETALL', thread)
   for i = 1, #fields, 2 do

@@ -1,4 +1,4 @@
--- The lease of a thread, and a page of its journal, without changing anything: the incarnation, what the thread says of
+-- The lease of a thread, and a page of its journal, without changing anything: the server epoch, what the thread says of
 -- its lease or '', and of the page how many entries are of this lease, their bytes, and the last number; 0
 -- if the page is empty.
 --
@@ -12,4 +12,4 @@ for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '(' .. ARGV[2] .. '-0', '+'
     for _, part in ipairs(entry[2]) do bytes = bytes + #part end
   end
 end
-return { incarnation(), redis.call('HGET', KEYS[1], 'l') or '', count, bytes, last }
+return { server_epoch(), redis.call('HGET', KEYS[1], 'l') or '', count, bytes, last }

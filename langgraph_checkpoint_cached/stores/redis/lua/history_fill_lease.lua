@@ -1,0 +1,15 @@
+-- FILL LEASE for the history of the `DeltaChannel`s at the entry's checkpoint: load it, then FILL HISTORY. Answers the
+-- generation and the entry, or nothing if the entry is not that checkpoint's, or somebody is writing. BEGIN invalidates it.
+--
+-- ARGV: 4 fill lease, 5 checkpoint id
+
+local fill_token, id = ARGV[4], ARGV[5]
+
+redis.call('HDEL', namespace, '-') -- fails on a server that refuses writes
+local others, own = check_fences('')
+if others or own then return false end
+local generation = current_generation()
+local entry = redis.call('HMGET', namespace, 'g', 'i')
+if entry[1] ~= generation or entry[2] ~= id then return false end
+redis.call('HSET', namespace, 'dt', fill_token)
+return { generation, redis.call('HGETALL', namespace) }
