@@ -24,7 +24,7 @@ from benchmarks.chat import Saver
 from benchmarks.servers import Place, Servers
 from benchmarks.textbook import NothingSaver, TextbookSaver
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.saver import Mode
+from langgraph_checkpoint_cached.arguments import Mode
 
 POOL = 10
 PEER_CONNECTIONS = 512

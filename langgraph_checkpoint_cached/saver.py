@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -20,39 +19,22 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from langgraph_checkpoint_cached.arguments import Mode, RedisDurability, Settings
 from langgraph_checkpoint_cached.channel_versions import UnstoredVersions
 from langgraph_checkpoint_cached.config import check_checkpoint, check_search, parse_checkpoint_id, parse_namespace
-from langgraph_checkpoint_cached.engine.delta_history import DeltaHistoryReader
+from langgraph_checkpoint_cached.engine.engine import Engine
 from langgraph_checkpoint_cached.engine.hit_auditor import check_fraction
-from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
-from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
-from langgraph_checkpoint_cached.engine.read_path import ReadPath
-from langgraph_checkpoint_cached.engine.thread_operations import Threads
-from langgraph_checkpoint_cached.engine.write_behind import WriteBehindQueue
-from langgraph_checkpoint_cached.engine.write_through import WriteThrough
 from langgraph_checkpoint_cached.errors import ArgumentError
-from langgraph_checkpoint_cached.records import Put, PutWrites, Record
+from langgraph_checkpoint_cached.records import Record
 from langgraph_checkpoint_cached.serde import codec
-from langgraph_checkpoint_cached.stats import Stats
-from langgraph_checkpoint_cached.stores.postgres import schema
 from langgraph_checkpoint_cached.stores.postgres.pool import opened, postgres_pool
-from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore, check_upstream
+from langgraph_checkpoint_cached.stores.postgres.store import check_upstream
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis, check_client
-from langgraph_checkpoint_cached.stores.redis.entries import RedisEntries
-from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
-from langgraph_checkpoint_cached.stores.redis.fences import Fences
-from langgraph_checkpoint_cached.stores.redis.integrity import check_keys, integrity_for
-from langgraph_checkpoint_cached.stores.redis.journal import Journal
+from langgraph_checkpoint_cached.stores.redis.integrity import check_keys
 from langgraph_checkpoint_cached.stores.redis.keys import check_prefix
-from langgraph_checkpoint_cached.stores.redis.script_call import Confirmation
-from langgraph_checkpoint_cached.stores.redis.server_check import check_redis
 from langgraph_checkpoint_cached.stores.redis.url import redis_client
 from langgraph_checkpoint_cached.thread_operations import ThreadOperationsMixin
 from langgraph_checkpoint_cached.ttl import CHECKPOINT, Ttl, to_seconds
-from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
-
-Mode = Literal["write_through", "write_behind"]
-RedisDurability = Literal["as_is", "replica", "disk"]
 
 REDIS_TIMEOUT_SECONDS = 0.5
 
@@ -110,45 +92,36 @@ class CachedPostgresSaver(ThreadOperationsMixin):
         signing_keys: Sequence[bytes | str] | None = None,
         check_hits: float = 0.0,
     ) -> None:
-        self._redis = check_client(redis)
-        self._upstream = check_upstream(postgres)
+        check_client(redis)
+        check_upstream(postgres)
         super().__init__(serde=serde or postgres.serde)
-        life = Ttl(to_seconds(ttl, "ttl"), sliding=bool(refresh_on_read))
-        check_prefix(prefix)
-        check_mode(mode)
-        seal = integrity_for(signing_keys)
-        check_hits = check_fraction(check_hits, "check_hits")
-        self._loop = postgres.loop
-        self._stats = Stats()
-        timeout_seconds = to_seconds(redis_timeout, "redis_timeout")
-        confirmation = confirmation_for(redis_durability, timeout_seconds)
-        self._executor = ScriptExecutor(
-            self._redis, prefix, timeout_seconds, self._stats, self._loop, confirmation
+        if signing_keys is not None:
+            check_keys(signing_keys)
+        self._redis, self._upstream = redis, postgres
+        check_durability(redis_durability)
+        engine = self._engine = Engine(
+            redis,
+            postgres,
+            Settings(
+                ttl=Ttl(to_seconds(ttl, "ttl"), sliding=bool(refresh_on_read)),
+                prefix=check_prefix(prefix),
+                mode=check_mode(mode),
+                redis_durability=redis_durability,
+                redis_timeout_seconds=to_seconds(redis_timeout, "redis_timeout"),
+                signing_keys=signing_keys,
+                check_hits=check_fraction(check_hits, "check_hits"),
+            ),
         )
-        entries = RedisEntries(self._executor, prefix, life, self._stats, seal)
-        journal = Journal(self._executor, prefix, life, seal)
-        store = self._postgres = PostgresStore(postgres, prefix, self._stats)
-        replayer = self._replayer = JournalReplayer(journal, store, self._stats)
-        recovery = self._invalidator = StaleThreadInvalidator(
-            entries, self._executor, store.stale_threads, replayer, self._stats, self._loop
-        )
-        self._reader = ReadPath(entries, store, recovery, replayer, self._stats, check_hits)
-        fences = Fences(entries, self._loop, retain=mode == "write_through")
-        fences.left = recovery.note
-        self._executor.on_opening.append(fences.forget_all)
-        self._writer = WriteThrough(entries, fences, store, journal, replayer, recovery, self._stats, self._loop)
-        self._histories = DeltaHistoryReader(entries, store, recovery, replayer, self._stats)
-        self._write_behind: WriteBehindQueue | None = None
-        self._write: Callable[[Put | PutWrites], asyncio.Future[None]] = self._writer.write
-        if mode == "write_behind":
-            self._write_behind = WriteBehindQueue(
-                entries, journal, store, self._writer, replayer, recovery, self._stats, self._loop
-            )
-            self._executor.on_opening.append(self._write_behind.revoke_all)
-            self._write = self._write_behind.write
-        self._tasks = BackgroundTasks()
-        self._threads = Threads(self._writer, self._postgres, self._tasks)
         self._unstored_versions = UnstoredVersions()
+        # For tests and the command line, until they take them from the engine.
+        self._loop, self._stats, self._executor = engine.loop, engine.stats, engine.executor
+        self._postgres, self._replayer, self._invalidator = engine.store, engine.replayer, engine.invalidator
+        self._reader, self._writer, self._write_behind = (
+            engine.read_path,
+            engine.write_through,
+            engine.write_behind,
+        )
+        self._histories, self._tasks, self._threads = engine.histories, engine.tasks, engine.threads
 
     @classmethod
     @asynccontextmanager
@@ -244,28 +217,14 @@ class CachedPostgresSaver(ThreadOperationsMixin):
                 leaves to it. It is not asked if it cannot be reached.
         """
         self._check_loop("setup")
-        await check_redis(self._executor, writes_behind=self._write_behind is not None)
-        abandoned = asyncio.Event()
-        try:
-            if await self._tasks.finish(schema.migrate(self._upstream, abandoned)):
-                self._postgres.leases.was_missing()
-        except asyncio.CancelledError:
-            abandoned.set()
-            raise
+        await self._engine.setup()
 
     async def aclose(self) -> None:
         """Waits for what is under way, after which the clients may be closed. They are not closed here.
 
         With `mode="write_behind"` Postgres follows first, if it does so within 10 seconds. The rest others replay.
         """
-        await self._invalidator.close()
-        if self._write_behind is not None:
-            await self._write_behind.close()
-        await self._tasks.drain()
-        await self._reader.drain()
-        await self._histories.drain()
-        await self._writer.drain()
-        await self._executor.close()
+        await self._engine.close()
 
     def stats(self) -> dict[str, float]:
         """Counters, times and gauges by name, since this saver was made. `Stats` says what each means."""
@@ -361,7 +320,7 @@ class CachedPostgresSaver(ThreadOperationsMixin):
         put = codec.encode_put(
             namespace, config, checkpoint, metadata, new_versions, self.serde, self._unstored_versions.take
         )
-        await self._write(put)
+        await self._engine.write(put)
         self._stats.put.record(time.perf_counter() - started)
         return codec.config_of(namespace, checkpoint["id"])
 
@@ -382,7 +341,7 @@ class CachedPostgresSaver(ThreadOperationsMixin):
         self._check_loop("aput_writes")
         started = time.perf_counter()
         put = codec.encode_writes(namespace, checkpoint_id, writes, task_id, task_path, self.serde)
-        await self._write(put)
+        await self._engine.write(put)
         self._stats.put_writes.record(time.perf_counter() - started)
 
     async def aflush(self, thread_id: str | None = None) -> None:
@@ -483,20 +442,14 @@ class CachedPostgresSaver(ThreadOperationsMixin):
         return search()
 
 
-def check_mode(mode: object) -> None:
+def check_mode(mode: Mode) -> Mode:
     """Raises `ArgumentError` if there is no such mode."""
     if mode not in get_args(Mode):
         raise ArgumentError(f'mode must be "write_through" or "write_behind", not {mode!r}')
+    return mode
 
 
-def confirmation_for(durability: object, timeout_seconds: float) -> Confirmation | None:
-    """How to have an acknowledgement confirmed. Raises `ArgumentError` if there is no such durability."""
-    half_ms = max(1, int(timeout_seconds * 500))
-    known: dict[object, Confirmation | None] = {
-        "as_is": None,
-        "replica": Confirmation(("WAIT", 1, half_ms), 1),
-        "disk": Confirmation(("WAITAOF", 1, 0, half_ms), 1),
-    }
-    if durability not in known:
+def check_durability(durability: object) -> None:
+    """Raises `ArgumentError` if there is no such durability."""
+    if durability not in get_args(RedisDurability):
         raise ArgumentError(f'redis_durability must be "as_is", "replica" or "disk", not {durability!r}')
-    return known[durability]

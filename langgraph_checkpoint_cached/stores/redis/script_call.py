@@ -52,6 +52,22 @@ class Confirmation(NamedTuple):
     needed: int
 
 
+def confirmation_for(durability: str, timeout_seconds: float) -> Confirmation | None:
+    """Return the command that confirms an acknowledgement, None where the primary's word is enough.
+
+    Args:
+        durability: `"as_is"`, `"replica"` or `"disk"`.
+        timeout_seconds: Of one call; half of it is for the confirmation.
+    """
+    half_ms = max(1, int(timeout_seconds * 500))
+    known = {
+        "as_is": None,
+        "replica": Confirmation(("WAIT", 1, half_ms), 1),
+        "disk": Confirmation(("WAITAOF", 1, 0, half_ms), 1),
+    }
+    return known[durability]
+
+
 class Unconfirmed(NamedTuple):
     """The answer of a durable step that is done, but was not confirmed."""
 
