@@ -1,4 +1,4 @@
-"""Real servers for the tests, throw-away databases in them, and ways to break them. See `servers.py`."""
+"""Real servers for the tests, throw-away databases in them, and ways to break them. See `support/servers.py`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any, NoReturn, TypeVar
 import pytest
 import redis as redis_py
 import redis.asyncio
-import servers
-from cluster import Cluster
-from pgbouncer import PgBouncer
-from proxy import Proxy
-from sentinel import Service
 
 from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, RedisServer
+from tests.support import servers
+from tests.support.cluster import Cluster
+from tests.support.pgbouncer import PgBouncer
+from tests.support.proxy import Proxy
+from tests.support.sentinel import Service
 
 T = TypeVar("T")
 

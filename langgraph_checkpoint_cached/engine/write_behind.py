@@ -52,7 +52,7 @@ CLOSE_POLL_SECONDS = 0.01
 
 
 class WriteBehindQueue:
-    """Holds leases: this process' right to be ahead of Postgres, thread by thread. See `tests/lease_model.py`.
+    """Holds leases: this process' right to be ahead of Postgres, thread by thread. See `tests/models`.
 
     It keeps what it has appended to a journal until Postgres has it. So the journal is only read when this
     process is gone, and what was acknowledged is lost only if both are. When Redis fails, or does not say

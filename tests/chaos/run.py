@@ -1,68 +1,121 @@
-"""Torments the saver and checks what became of it: `python tests/chaos/run.py --seconds 300 --seed 7`.
-
-The same seed makes the same plan of faults and the same choices of each worker; how they interleave is up to the
-machine. Exits with 1 when a checker has found something.
-"""
+"""One run: servers, workers, the nemesis, then the checkers."""
 
 from __future__ import annotations
 
-import argparse
-import random
-import sys
+import asyncio
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.chaos import end_checks, read_checks
+from tests.chaos.audit import audit
+from tests.chaos.end_checks import End
+from tests.chaos.history import History, load
+from tests.chaos.nemesis import plan, torment
+from tests.chaos.order import GRACE_SECONDS, Visibility
+from tests.chaos.read_checks import Violation
+from tests.chaos.savers import NAMES
+from tests.chaos.worker import FLUSH_SECONDS_MAX
+from tests.chaos.world import Setup, World, opened
 
-from chaos_nemesis import BEHIND, FAULTS, OF_REDIS, OF_THE_REST
-from chaos_order import GRACE_SECONDS
-from chaos_report import lines_of, write_json
-from chaos_run import Settings, run
-from chaos_savers import NAMES
-from chaos_world import MODES
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
-    parser.add_argument("--nemesis", default="all", help=f"all, none, or some of {', '.join(FAULTS)}")
-    parser.add_argument("--saver", default="ours", choices=NAMES)
-    parser.add_argument("--mode", default="write_through", choices=MODES, help="how workers write")
-    parser.add_argument("--redis", default="memory", choices=BEHIND, help="what survives; see chaos_world.py")
-    parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--grace", type=float, default=GRACE_SECONDS, help="seconds; see chaos_order.py")
-    parser.add_argument("--json", type=Path, help="where to write the report to")
-    parser.add_argument("--keep", type=Path, help="where to leave the history")
-    options = parser.parse_args()
-    every = [*OF_REDIS, *OF_THE_REST] if options.mode == "write_through" else BEHIND[options.redis]
-    settings = Settings(
-        options.seconds,
-        options.seed,
-        kinds_of(options.nemesis, every),
-        options.saver,
-        options.workers,
-        options.grace,
-        options.mode,
-        options.redis,
-    )
-    faults = ", ".join(settings.kinds) or "no faults"
-    print(f"seed {settings.seed}, {settings.setup}, {settings.seconds:g} s, {faults}", flush=True)
-    result = run(settings, options.keep)
-    print("\n".join(lines_of(result)))
-    if options.json:
-        write_json(result, options.json)
-    return 1 if result.violations else 0
+FENCE_SECONDS = 3.0
+"""Of the workers; 30 outside of tests."""
 
 
-def kinds_of(text: str, every: list[str]) -> list[str]:
-    """The faults that a `--nemesis` names."""
-    if text in ("all", "none"):
-        return every if text == "all" else []
-    kinds = text.split(",")
-    if unknown := [kind for kind in kinds if kind not in FAULTS]:
-        raise SystemExit(f"there is no nemesis {', '.join(unknown)}, only {', '.join(FAULTS)}")
-    return kinds
+@dataclass(frozen=True)
+class Settings:
+    """What to run."""
+
+    seconds: float
+    seed: str
+    kinds: Sequence[str]
+    saver: str = "ours"
+    workers: int = 3
+    grace: float = GRACE_SECONDS
+    mode: str = "write_through"
+    redis: str = "memory"
+
+    @property
+    def setup(self) -> Setup:
+        """What workers are started with."""
+        return Setup(self.saver, self.mode, self.redis)
+
+    def __post_init__(self) -> None:
+        if self.saver not in NAMES:
+            raise ValueError(f"there is no saver {self.saver!r}, only {', '.join(NAMES)}")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@dataclass(frozen=True)
+class Result:
+    """What came of it."""
+
+    settings: Settings
+    history: History
+    end: End
+    violations: list[Violation]
+
+    def fired(self) -> dict[str, int]:
+        """How many violations each checker has found."""
+        return dict(Counter(v.checker for v in self.violations))
+
+    def first(self, checker: str) -> float | None:
+        """Seconds from the start of the run to its first violation; None for what is seen after the run."""
+        moments = [v.at for v in self.violations if v.checker == checker and v.at]
+        return min(moments) - self.history.operations[0].start if moments else None
+
+
+def run(settings: Settings, keep: Path | None = None) -> Result:
+    """Runs and checks. The history stays in `keep`, if that is given."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
+        directory = keep or Path(temporary)
+        directory.mkdir(parents=True, exist_ok=True)
+        for old in directory.glob("*.jsonl"):
+            old.unlink()
+        end = asyncio.run(_run(settings, directory))
+        history = load(directory)
+        return Result(settings, history, end, check(history, end, settings.grace))
+
+
+def check(history: History, end: End, grace: float) -> list[Violation]:
+    """What all checkers find, in the order of time."""
+    visibility = Visibility(history, grace)
+    checkers: list[Callable[[], Iterator[Violation]]] = [
+        lambda: read_checks.older(history, visibility),
+        lambda: read_checks.backwards(history, visibility),
+        lambda: read_checks.values(history, visibility),
+        lambda: read_checks.failed(history),
+        lambda: read_checks.turns(history, visibility),
+        lambda: end_checks.lost(history, end, visibility),
+        lambda: end_checks.failed_there(history, end),
+        lambda: end_checks.tiers(end),
+        lambda: end_checks.served(end),
+        lambda: end_checks.keys(end),
+        lambda: end_checks.behind(end),
+        lambda: end_checks.fences(end),
+        lambda: end_checks.leaks(history, end),
+        lambda: end_checks.available(history),
+    ]
+    return sorted(chain.from_iterable(checker() for checker in checkers), key=lambda v: v.at)
+
+
+async def _run(settings: Settings, directory: Path) -> End:
+    lanes = plan(settings.seed, settings.seconds, settings.kinds)
+    world = World(settings.seed, settings.setup, settings.workers, directory, FENCE_SECONDS)
+    async with opened(world):
+        started = time.monotonic()
+        await torment(world, lanes)
+        await asyncio.sleep(max(0.0, started + settings.seconds - time.monotonic()))
+        for worker in world.workers:
+            worker.say("settle")
+        with suppress(asyncio.TimeoutError):
+            settled = asyncio.gather(*(worker.is_settled.wait() for worker in world.workers))
+            await asyncio.wait_for(settled, 2 * FLUSH_SECONDS_MAX)
+        ended = await asyncio.gather(*(worker.end() for worker in world.workers))
+        end = await audit(world)
+        end.killed_late = [w.name for w, in_time in zip(world.workers, ended, strict=True) if not in_time]
+        return end

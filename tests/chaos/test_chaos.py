@@ -10,11 +10,13 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import chaos_end
-import chaos_reads
 import pytest
-from chaos_end import End, Key
-from chaos_history import (
+from langgraph.checkpoint.base import CheckpointTuple, empty_checkpoint
+
+from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, postgres_programs, redis_binary
+from tests.chaos import end_checks, read_checks
+from tests.chaos.end_checks import End, Key
+from tests.chaos.history import (
     DELETE,
     FAILED,
     OK,
@@ -31,17 +33,14 @@ from chaos_history import (
     Seen,
     load,
 )
-from chaos_mutants import MUTANTS
-from chaos_nemesis import OF_REDIS, OF_THE_REST, plan
-from chaos_order import Visibility
-from chaos_reads import Violation
-from chaos_report import lines_of
-from chaos_run import Result, Settings, run
-from chaos_turns import answers_of
-from chaos_values import NO_VALUE, inspect, new_value
-from langgraph.checkpoint.base import CheckpointTuple, empty_checkpoint
-
-from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, postgres_programs, redis_binary
+from tests.chaos.mutants import MUTANTS
+from tests.chaos.nemesis import OF_REDIS, OF_THE_REST, plan
+from tests.chaos.order import Visibility
+from tests.chaos.read_checks import Violation
+from tests.chaos.report import lines_of
+from tests.chaos.run import Result, Settings, run
+from tests.chaos.turns import answers_of
+from tests.chaos.values import NO_VALUE, inspect, new_value
 
 SHORT_SECONDS = 20.0
 BEHIND_SECONDS = 6.0
@@ -49,7 +48,8 @@ BEHIND_FAULTS = {
     "memory": ["worker-kill-all", "pg-restart"],
     "disk": ["redis-and-workers-kill"],
 }
-"""By what of Redis survives: see `chaos_world`. Others take longer: `run.py --mode write_behind --redis KIND`."""
+"""By what of Redis survives: see `world`. Others take longer:
+`python -m tests.chaos --mode write_behind --redis KIND`."""
 BEHIND_SEED = "7"
 MUTANT_SECONDS = (6.0, 18.0)
 """On a machine with four times as much to do as it can, two workers meet two faults in six seconds, and a broken
@@ -95,74 +95,74 @@ def found_by(
 
 def test_a_read_that_is_older_than_an_acknowledged_write_is_found() -> None:
     first, second = put("a", 1, 2), put("b", 3, 4)
-    assert found_by(chaos_reads.older, first, second, read(5, 6, saw("b"))) == []
-    assert found_by(chaos_reads.older, first, second, read(3.5, 6, saw("a"))) == []  # at the same time
-    assert found_by(chaos_reads.older, first, put("b", 3, 4, UNKNOWN), read(5, 6, saw("a"))) == []
+    assert found_by(read_checks.older, first, second, read(5, 6, saw("b"))) == []
+    assert found_by(read_checks.older, first, second, read(3.5, 6, saw("a"))) == []  # at the same time
+    assert found_by(read_checks.older, first, put("b", 3, 4, UNKNOWN), read(5, 6, saw("a"))) == []
     older = ["a read is older than an acknowledged checkpoint"]
-    assert found_by(chaos_reads.older, first, second, read(5, 6, saw("a"))) == older
-    assert found_by(chaos_reads.older, first, read(5, 6, None)) == older
+    assert found_by(read_checks.older, first, second, read(5, 6, saw("a"))) == older
+    assert found_by(read_checks.older, first, read(5, 6, None)) == older
 
 
 def test_a_checkpoint_that_is_not_found_by_its_id_is_found() -> None:
     missing = did(READ_BY_ID, 3, 4, id="a")
-    assert found_by(chaos_reads.older, put("a", 1, 2), missing) == [
+    assert found_by(read_checks.older, put("a", 1, 2), missing) == [
         "an acknowledged checkpoint is not found by its id"
     ]
-    assert found_by(chaos_reads.older, put("a", 1, 3.5), missing) == []
+    assert found_by(read_checks.older, put("a", 1, 3.5), missing) == []
 
 
 def test_pending_writes_that_are_missing_are_found() -> None:
     written = put("a", 1, 2), wrote("a", "x", 3, 4)
-    assert found_by(chaos_reads.older, *written, read(5, 6, saw("a", "x"))) == []
-    assert found_by(chaos_reads.older, *written, read(5, 6, saw("a"))) == [
+    assert found_by(read_checks.older, *written, read(5, 6, saw("a", "x"))) == []
+    assert found_by(read_checks.older, *written, read(5, 6, saw("a"))) == [
         "acknowledged pending writes are missing"
     ]
 
 
 def test_a_deleted_checkpoint_that_is_read_is_found() -> None:
     history = put("a", 1, 2), did(DELETE, 3, 4)
-    assert found_by(chaos_reads.older, *history, read(5, 6, None)) == []
-    assert found_by(chaos_reads.older, *history, read(3.5, 6, saw("a"))) == []
-    assert found_by(chaos_reads.older, *history, read(5, 6, saw("a"))) == [
+    assert found_by(read_checks.older, *history, read(5, 6, None)) == []
+    assert found_by(read_checks.older, *history, read(3.5, 6, saw("a"))) == []
+    assert found_by(read_checks.older, *history, read(5, 6, saw("a"))) == [
         "a checkpoint is read after its thread was deleted"
     ]
     late = put("a", 1, 3.5), did(DELETE, 3, 4)
-    assert found_by(chaos_reads.older, *late, read(5, 6, saw("a"))) == []
-    assert found_by(chaos_reads.older, *late, read(5, 6, None)) == []
+    assert found_by(read_checks.older, *late, read(5, 6, saw("a"))) == []
+    assert found_by(read_checks.older, *late, read(5, 6, None)) == []
 
 
 def test_a_worker_without_redis_is_given_grace_until_redis_is_emptied() -> None:
     history = put("a", 1, 2), put("b", 3, 4), read(6, 7, saw("a"))
     downs = {"1": [(2.5, 20.0)]}
-    assert found_by(chaos_reads.older, *history, downs=downs) == []
-    assert len(found_by(chaos_reads.older, *history, downs=downs, grace=1)) == 1
-    assert len(found_by(chaos_reads.older, *history, downs=downs, emptied=[5.0])) == 1
-    assert len(found_by(chaos_reads.older, *history, downs={"1": [(2.5, 5.0)]})) == 1
-    assert len(found_by(chaos_reads.older, *history, downs={"1": [(4.5, 20.0)]})) == 1
-    assert len(found_by(chaos_reads.older, *history, downs={"2": [(2.5, 20.0)]})) == 1
+    assert found_by(read_checks.older, *history, downs=downs) == []
+    assert len(found_by(read_checks.older, *history, downs=downs, grace=1)) == 1
+    assert len(found_by(read_checks.older, *history, downs=downs, emptied=[5.0])) == 1
+    assert len(found_by(read_checks.older, *history, downs={"1": [(2.5, 5.0)]})) == 1
+    assert len(found_by(read_checks.older, *history, downs={"1": [(4.5, 20.0)]})) == 1
+    assert len(found_by(read_checks.older, *history, downs={"2": [(2.5, 20.0)]})) == 1
 
 
 def test_a_reader_for_whom_the_latest_goes_back_is_found() -> None:
     written = put("a", 1, 2), put("b", 3, 99, UNKNOWN)
     back = ["for one reader, the latest checkpoint goes back"]
-    assert found_by(chaos_reads.backwards, *written, read(4, 5, saw("b")), read(6, 7, saw("a"))) == back
-    assert found_by(chaos_reads.backwards, *written, read(4, 5, saw("b")), read(6, 7, None)) == back
-    assert found_by(chaos_reads.backwards, *written, read(4, 5, saw("b")), read(4.5, 7, saw("a"))) == []
-    assert found_by(chaos_reads.backwards, *written, read(4, 5, saw("b")), read(6, 7, saw("a"), process="3")) == []
+    assert found_by(read_checks.backwards, *written, read(4, 5, saw("b")), read(6, 7, saw("a"))) == back
+    assert found_by(read_checks.backwards, *written, read(4, 5, saw("b")), read(6, 7, None)) == back
+    assert found_by(read_checks.backwards, *written, read(4, 5, saw("b")), read(4.5, 7, saw("a"))) == []
+    assert found_by(read_checks.backwards, *written, read(4, 5, saw("b")), read(6, 7, saw("a"), process="3")) == []
     deleted = did(DELETE, 5.5, 5.8)
-    assert found_by(chaos_reads.backwards, *written, deleted, read(4, 5, saw("b")), read(6, 7, None)) == []
+    assert found_by(read_checks.backwards, *written, deleted, read(4, 5, saw("b")), read(6, 7, None)) == []
     early = did(DELETE, 2.1, 2.9)  # by one that has no Redis until 5.5: another may read on until then
-    reads = read(4, 5, saw("b")), read(6, 7, None)
+    two_reads = read(4, 5, saw("b")), read(6, 7, None)
     others = put("b", 3, 99, UNKNOWN, process="4")
-    assert found_by(chaos_reads.backwards, others, early, *reads) == back
-    assert found_by(chaos_reads.backwards, others, early, *reads, downs={"1": [(2.0, 5.5)]}) == []
+    assert found_by(read_checks.backwards, others, early, *two_reads) == back
+    assert found_by(read_checks.backwards, others, early, *two_reads, downs={"1": [(2.0, 5.5)]}) == []
     downs = {"1": [(2.5, 20.0)]}
-    assert found_by(chaos_reads.backwards, *written, read(4, 5, saw("b")), read(6, 7, saw("a")), downs=downs) == []
+    assert found_by(read_checks.backwards, *written, read(4, 5, saw("b")), read(6, 7, saw("a")), downs=downs) == []
 
 
 def test_a_reader_for_whom_pending_writes_vanish_is_found() -> None:
     written = put("a", 1, 2), wrote("a", "x", 3, 99, UNKNOWN)
-    assert found_by(chaos_reads.backwards, *written, read(4, 5, saw("a", "x")), read(6, 7, saw("a"))) == [
+    assert found_by(read_checks.backwards, *written, read(4, 5, saw("a", "x")), read(6, 7, saw("a"))) == [
         "for one reader, pending writes vanish"
     ]
 
@@ -180,15 +180,15 @@ def test_a_reader_for_whom_pending_writes_vanish_is_found() -> None:
 )
 def test_a_value_that_nobody_has_written_there_is_found(seen: Seen) -> None:
     written = put("a", 1, 2), wrote("a", "x", 1, 2)
-    assert found_by(chaos_reads.values, *written, read(3, 4, saw("a", "x"))) == []
-    assert len(found_by(chaos_reads.values, *written, read(3, 4, seen))) == 1
+    assert found_by(read_checks.values, *written, read(3, 4, saw("a", "x"))) == []
+    assert len(found_by(read_checks.values, *written, read(3, 4, seen))) == 1
 
 
 def test_a_checkpoint_without_its_value_is_found_unless_a_delete_met_its_put() -> None:
     torn = Seen("a", None, "", problem=NO_VALUE)
-    assert found_by(chaos_reads.values, put("a", 1, 2), read(5, 6, torn)) == [NO_VALUE]
-    assert found_by(chaos_reads.values, put("a", 1, 2), did(DELETE, 3, 4), read(5, 6, torn)) == [NO_VALUE]
-    assert found_by(chaos_reads.values, put("a", 1, 3.5), did(DELETE, 3, 4), read(5, 6, torn)) == []
+    assert found_by(read_checks.values, put("a", 1, 2), read(5, 6, torn)) == [NO_VALUE]
+    assert found_by(read_checks.values, put("a", 1, 2), did(DELETE, 3, 4), read(5, 6, torn)) == [NO_VALUE]
+    assert found_by(read_checks.values, put("a", 1, 3.5), did(DELETE, 3, 4), read(5, 6, torn)) == []
 
 
 def test_values_know_whether_they_are_whole_and_in_their_place() -> None:
@@ -213,30 +213,30 @@ def test_values_know_whether_they_are_whole_and_in_their_place() -> None:
 def test_a_failed_write_that_is_there_is_found() -> None:
     write, writes = put("a", 1, 2, FAILED), wrote("b", "x", 1, 2, FAILED)
     history = History([write, writes, read(3, 4, saw("a")), read(3, 4, saw("b", "x")), read(1.5, 4, saw("a"))])
-    assert len(list(chaos_reads.failed(history))) == 2
-    assert len(list(chaos_end.failed_there(history, End({("t", ""): [saw("a"), saw("b", "x")]})))) == 2
-    assert not list(chaos_end.failed_there(history, End({("t", ""): [saw("b")]})))
+    assert len(list(read_checks.failed(history))) == 2
+    assert len(list(end_checks.failed_there(history, End({("t", ""): [saw("a"), saw("b", "x")]})))) == 2
+    assert not list(end_checks.failed_there(history, End({("t", ""): [saw("b")]})))
 
 
 def test_lost_answers_of_a_graph_are_found() -> None:
     one, two = took("1", 1, 2, "1"), took("2", 3, 4, "1", "2")
-    assert found_by(chaos_reads.turns, one, two) == []
+    assert found_by(read_checks.turns, one, two) == []
     lost = ["answers of an earlier turn are lost"]
-    assert found_by(chaos_reads.turns, one, took("2", 3, 4, "2")) == lost
-    assert found_by(chaos_reads.turns, one, two, took("3", 5, 6, "1", "3")) == lost
+    assert found_by(read_checks.turns, one, took("2", 3, 4, "2")) == lost
+    assert found_by(read_checks.turns, one, two, took("3", 5, 6, "1", "3")) == lost
     broken_off = did(TURN, 3, 4, UNKNOWN, id="2")
-    assert found_by(chaos_reads.turns, one, broken_off, took("3", 5, 6, "1", "3")) == []
-    assert found_by(chaos_reads.turns, one, broken_off, took("3", 5, 6, "3")) == lost
-    assert found_by(chaos_reads.turns, one, took("2", 3, 4, "2"), downs={"1": [(0, 9.0)]}) == []
-    assert "an answer is there twice" in found_by(chaos_reads.turns, one, took("2", 3, 4, "1", "1", "2"))
-    assert found_by(chaos_reads.turns, took("1", 1, 2, "1", "0")) == ["a turn does not end with its own answers"]
+    assert found_by(read_checks.turns, one, broken_off, took("3", 5, 6, "1", "3")) == []
+    assert found_by(read_checks.turns, one, broken_off, took("3", 5, 6, "3")) == lost
+    assert found_by(read_checks.turns, one, took("2", 3, 4, "2"), downs={"1": [(0, 9.0)]}) == []
+    assert "an answer is there twice" in found_by(read_checks.turns, one, took("2", 3, 4, "1", "1", "2"))
+    assert found_by(read_checks.turns, took("1", 1, 2, "1", "0")) == ["a turn does not end with its own answers"]
 
 
 def test_lost_and_unwritten_rows_are_found() -> None:
     written = History([put("a", 1, 2), wrote("a", "x", 3, 4), put("u", 5, 6, UNKNOWN)])
 
     def lost(history: History, *rows: Seen) -> list[str]:
-        return [v.message for v in chaos_end.lost(history, End({("t", ""): list(rows)}), Visibility(history))]
+        return [v.message for v in end_checks.lost(history, End({("t", ""): list(rows)}), Visibility(history))]
 
     assert lost(written, saw("a", "x")) == []
     assert lost(written) == ["an acknowledged checkpoint is not in Postgres"]
@@ -249,37 +249,37 @@ def test_lost_and_unwritten_rows_are_found() -> None:
 def test_tiers_that_differ_and_entries_that_do_not_come_back_are_found() -> None:
     place = ("t", "")
     same = End(latest={place: "a"}, first={place: "a"}, second={place: "a"})
-    assert not [*chaos_end.tiers(same), *chaos_end.served(same)]
+    assert not [*end_checks.tiers(same), *end_checks.served(same)]
     stale = End(latest={place: "b"}, first={place: "a"}, second={place: "a"}, missed=["t"])
-    assert len(list(chaos_end.tiers(stale))) == 2
-    assert len(list(chaos_end.served(stale))) == 1
+    assert len(list(end_checks.tiers(stale))) == 2
+    assert len(list(end_checks.served(stale))) == 1
 
 
 def test_keys_without_expiry_and_fences_that_stay_are_found() -> None:
-    assert not [*chaos_end.keys(End(keys=[Key("k", 5)])), *chaos_end.fences(End(keys=[Key("k", 5)]))]
-    assert len(list(chaos_end.keys(End(keys=[Key("k", -1)])))) == 1
-    assert len(list(chaos_end.fences(End(keys=[Key("k", 5, ["f:1"])])))) == 1
+    assert not [*end_checks.keys(End(keys=[Key("k", 5)])), *end_checks.fences(End(keys=[Key("k", 5)]))]
+    assert len(list(end_checks.keys(End(keys=[Key("k", -1)])))) == 1
+    assert len(list(end_checks.fences(End(keys=[Key("k", 5, ["f:1"])])))) == 1
 
 
 def test_leases_and_journals_that_are_left_are_found() -> None:
     journal = Key("k", -1, is_journal=True)
-    assert not [*chaos_end.behind(End(keys=[Key("k", 5)])), *chaos_end.keys(End(keys=[journal]))]
-    assert len(list(chaos_end.behind(End(keys=[journal], leases=["t"])))) == 2
+    assert not [*end_checks.behind(End(keys=[Key("k", 5)])), *end_checks.keys(End(keys=[journal]))]
+    assert len(list(end_checks.behind(End(keys=[journal], leases=["t"])))) == 2
 
 
 def test_leaks_and_workers_that_do_not_come_back_are_found() -> None:
-    assert not list(chaos_end.leaks(History(leaks={"1": {}}, unsettled={"1": []}), End()))
+    assert not list(end_checks.leaks(History(leaks={"1": {}}, unsettled={"1": []}), End()))
     history = History(leaks={"1": {"tasks": ["a task"]}}, unsettled={"1": ["a namespace"]})
-    assert len(list(chaos_end.leaks(history, End(killed_late=["2"])))) == 3
+    assert len(list(end_checks.leaks(history, End(killed_late=["2"])))) == 3
 
 
 def test_errors_without_a_fault_of_postgres_are_found() -> None:
     error = did(READ, 5, 6, FAILED, error="ConnectionError")
-    assert len(list(chaos_end.available(History([error], [Fault("redis-kill", "", 4, 5)])))) == 1
-    assert not list(chaos_end.available(History([error], [Fault("pg-restart", "", 4, 5)])))
+    assert len(list(end_checks.available(History([error], [Fault("redis-kill", "", 4, 5)])))) == 1
+    assert not list(end_checks.available(History([error], [Fault("pg-restart", "", 4, 5)])))
     behind = did(READ, 5, 6, FAILED, error="BehindError: not in Postgres")
-    assert len(list(chaos_end.available(History([behind])))) == 1
-    assert not list(chaos_end.available(History([behind], [Fault("redis-kill", "", 4, 5)])))
+    assert len(list(end_checks.available(History([behind])))) == 1
+    assert not list(end_checks.available(History([behind], [Fault("redis-kill", "", 4, 5)])))
 
 
 def test_what_never_ended_is_unknown(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import psycopg
 import pytest
-import servers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from langgraph_checkpoint_cached.jsonb import dumps, round_trip
+from tests.support import servers
 
 pytestmark = pytest.mark.integration
 

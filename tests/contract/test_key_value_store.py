@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pytest
-from contract.memory_store import MemoryStore, VirtualTime
 from redis import Redis as Sync
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
@@ -26,6 +25,7 @@ from langgraph_checkpoint_cached.caches.key_value_store import KeyValueStore
 from langgraph_checkpoint_cached.caches.stampede_lock import StoreUnavailable
 from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, RedisServer
 from langgraph_checkpoint_cached.errors import ArgumentError
+from tests.support.memory_store import MemoryStore, VirtualTime
 
 TTL_MS = 60_000
 PAYLOADS = [b"", b"\x00", b"\xff\xfe not UTF-8", b"text", bytes(range(256)) * 1000]

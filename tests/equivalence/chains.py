@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from histories import Change
 from langgraph.checkpoint.base.id import uuid6
-from samples import REFUSED, SAMPLES
 
 from langgraph_checkpoint_cached.records import Namespace
+from tests.equivalence.histories import Change
+from tests.equivalence.samples import REFUSED, SAMPLES
 
 IDS_BETWEEN = 4
 """Unused ids below each new one, for checkpoints that come late."""

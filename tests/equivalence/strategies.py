@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from histories import (
+from hypothesis import strategies as st
+
+from tests.equivalence.histories import (
     ODD_HOWS,
     Change,
     Damage,
@@ -22,8 +24,7 @@ from histories import (
     Superstep,
     Turn,
 )
-from hypothesis import strategies as st
-from samples import REFUSED, SAMPLES
+from tests.equivalence.samples import REFUSED, SAMPLES
 
 LONG = "ns-of-ünbounded-length/" * 25
 THREADS = ("a", "a:b", "a*", "{x}", "a}b", "ü 日本", "A", "a%", "[a]?", LONG)

@@ -8,17 +8,16 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any, get_args
 
-import graphs
 import pytest
-import servers
-import worlds
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.base.id import UUID
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.pregel import _checkpoint
-from same import difference
 
 from langgraph_checkpoint_cached.records import Namespace
+from tests.equivalence import graphs, worlds
+from tests.equivalence.same import difference
+from tests.support import servers
 
 pytestmark = pytest.mark.integration
 

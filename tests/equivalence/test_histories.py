@@ -16,13 +16,13 @@ from typing import get_args
 
 import pytest
 import redis as redis_py
-import servers
-import worlds
-from histories import SLOTS, Change, History, How, Put, PutWrites, Read, Rewrite, Step
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from strategies import histories
 
 from langgraph_checkpoint_cached.stores.redis import fences
+from tests.equivalence import worlds
+from tests.equivalence.histories import SLOTS, Change, History, How, Put, PutWrites, Read, Rewrite, Step
+from tests.equivalence.strategies import histories
+from tests.support import servers
 
 EXAMPLES = int(os.environ.get("EQUIVALENCE_EXAMPLES", "100"))
 SEED = int(os.environ.get("EQUIVALENCE_SEED", secrets.randbelow(2**32)))

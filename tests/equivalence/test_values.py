@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-import servers
-import worlds
-from chains import value_of
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from same import difference
-from samples import REFUSED, SAMPLES
 
 from langgraph_checkpoint_cached.records import Namespace
+from tests.equivalence import worlds
+from tests.equivalence.chains import value_of
+from tests.equivalence.same import difference
+from tests.equivalence.samples import REFUSED, SAMPLES
+from tests.support import servers
 
 pytestmark = pytest.mark.integration
 

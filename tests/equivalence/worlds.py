@@ -10,8 +10,20 @@ from dataclasses import dataclass, field
 from itertools import count, cycle
 from typing import Any
 
-from chains import Chain, value_of
-from histories import (
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg.rows import dict_row, tuple_row
+from psycopg.types.json import set_json_loads
+from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import Redis
+
+from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.saver import Mode
+from langgraph_checkpoint_cached.stores.postgres.thread_maintenance import delta_threads
+from langgraph_checkpoint_cached.stores.redis.keys import namespace_key, thread_key
+from tests.equivalence.chains import Chain, value_of
+from tests.equivalence.histories import (
     PODS,
     SLOTS,
     Damage,
@@ -30,19 +42,7 @@ from histories import (
     Superstep,
     Turn,
 )
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from psycopg.rows import dict_row, tuple_row
-from psycopg.types.json import set_json_loads
-from psycopg_pool import AsyncConnectionPool
-from redis.asyncio import Redis
-from same import difference
-
-from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.saver import Mode
-from langgraph_checkpoint_cached.stores.postgres.thread_maintenance import delta_threads
-from langgraph_checkpoint_cached.stores.redis.keys import namespace_key, thread_key
+from tests.equivalence.same import difference
 
 ROWS = {
     "checkpoints": "thread_id, checkpoint_ns, checkpoint_id",

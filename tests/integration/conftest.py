@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("agreement", "cancelling")
-
-from agreement import Tiers, open_tiers  # noqa: E402
+pytest.register_assert_rewrite("tests.support.agreement", "tests.support.cancelling")
 
 from langgraph_checkpoint_cached.cli import main  # noqa: E402
+from tests.support.agreement import Tiers, open_tiers  # noqa: E402
 
 
 @pytest.fixture

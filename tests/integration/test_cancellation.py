@@ -13,9 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import servers
-from agreement import PATIENT_SECONDS, new_saver, on_thread
-from cancelling import (
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from redis.asyncio import Redis
+
+from langgraph_checkpoint_cached import CachedPostgresSaver, IntentCache
+from langgraph_checkpoint_cached.engine import read_path
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.postgres.schema import MIGRATION_LOCK
+from langgraph_checkpoint_cached.stores.redis.entries import DROP, Load
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
+from tests.support import servers
+from tests.support.agreement import PATIENT_SECONDS, new_saver, on_thread
+from tests.support.cancelling import (
     FIRST,
     KINDS,
     SECOND,
@@ -32,15 +41,6 @@ from cancelling import (
     was_cancelled,
     working,
 )
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from redis.asyncio import Redis
-
-from langgraph_checkpoint_cached import CachedPostgresSaver, IntentCache
-from langgraph_checkpoint_cached.engine import read_path
-from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.stores.postgres.schema import MIGRATION_LOCK
-from langgraph_checkpoint_cached.stores.redis.entries import DROP, Load
-from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
 pytestmark = pytest.mark.integration
 

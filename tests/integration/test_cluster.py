@@ -10,11 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
-from agreement import PATIENT_SECONDS
-from cluster import NODES, Cluster
-from conversations import Conversation, until_hit
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from load import playing
 from redis.asyncio.cluster import RedisCluster
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
@@ -24,6 +20,10 @@ from langgraph_checkpoint_cached.stores.redis.entries import RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.keys import names_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from langgraph_checkpoint_cached.stores.redis.transport import Step, Transport
+from tests.support.agreement import PATIENT_SECONDS
+from tests.support.cluster import NODES, Cluster
+from tests.support.conversations import Conversation, until_hit
+from tests.support.load import playing
 
 pytestmark = pytest.mark.integration
 

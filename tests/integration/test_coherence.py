@@ -10,6 +10,7 @@ import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -22,6 +23,7 @@ from langgraph_checkpoint_cached import CachedPostgresSaver
 
 pytestmark = pytest.mark.integration
 
+ROOT = Path(__file__).parents[2]
 READERS, THREADS, PROCESSES = 200, 20, 4
 OPERATIONS, SHARED_THREADS, TASKS = 10_000, 8, 4
 WORKER_TIMEOUT_SECONDS = 180
@@ -103,7 +105,7 @@ async def run_processes(count: int, job: str, *arguments: str) -> list[Any]:
     async def start() -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            sys.executable, __file__, job, *arguments, stdin=pipe, stdout=pipe
+            sys.executable, "-m", __name__, job, *arguments, cwd=ROOT, stdin=pipe, stdout=pipe
         )
         assert process.stdout is not None
         assert await process.stdout.readline() == b"ready\n"

@@ -7,15 +7,15 @@ import operator
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from agreement import CACHED, Tiers, new_checkpoint, on_thread, outline, outlines
 from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
-from rows import NONE, count_of, rows_of
-from test_field_notes_threads import NAMESPACES, THREAD_IDS, put, whose
 
 from langgraph_checkpoint_cached import ArgumentError, ThreadNotEmptyError
+from tests.integration.test_field_notes_threads import NAMESPACES, THREAD_IDS, put, whose
+from tests.support.agreement import CACHED, Tiers, new_checkpoint, on_thread, outline, outlines
+from tests.support.rows import NONE, count_of, rows_of
 
 pytestmark = pytest.mark.integration
 

@@ -6,13 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
-from agreement import CACHED, Tiers, new_checkpoint, on_thread, outline
-from rows import NONE, count_of, rows_of
-from test_copy_thread import graph_of as delta_graph_of
-from test_field_notes_threads import THREAD_IDS
-from test_graphs_history import graph_of
 
 from langgraph_checkpoint_cached import ArgumentError, ArgumentTypeError, HistoryNeededError
+from tests.integration.test_copy_thread import graph_of as delta_graph_of
+from tests.integration.test_field_notes_threads import THREAD_IDS
+from tests.integration.test_graphs_history import graph_of
+from tests.support.agreement import CACHED, Tiers, new_checkpoint, on_thread, outline
+from tests.support.rows import NONE, count_of, rows_of
 
 pytestmark = pytest.mark.integration
 

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 import redis as redis_py
-from cluster import Cluster
-from servers import fill_redis
 
 from langgraph_checkpoint_cached.cli.checks.postgres import RIGHTS
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
+from tests.support.cluster import Cluster
+from tests.support.servers import fill_redis
 
 pytestmark = pytest.mark.integration
 Ask = Callable[..., Awaitable[tuple[int, Any]]]

@@ -24,9 +24,9 @@
 | keep_latest broke chains with interrupts, langgraph-redis#159 | `test_graphs_history.py`, open questions |
 | decode_responses=True | `test_conformance.py` |
 | the caller's client was closed, langgraph-redis#93 | `test_postgres.py`; a RedisCluster here |
-| no building outside a running loop, langgraph-redis#179 | `test_sync_face.py` |
-| sync put on the loop's thread, langgraph#7857 | `test_sync_face.py` |
-| the sync list keeps its lock, checkpoint-postgres 3.2.0 | `test_sync_face.py` |
+| no building outside a running loop, langgraph-redis#179 | `test_sync_saver.py` |
+| sync put on the loop's thread, langgraph#7857 | `test_sync_saver.py` |
+| the sync list keeps its lock, checkpoint-postgres 3.2.0 | `test_sync_saver.py` |
 | metadata with NUL, no channel_values, values mutated, langgraph#1878, #6137, #4168 | here, each |
 | a cancelled command's reply for the next caller, redis-py#2624, #2665 | `test_field_notes_threads.py` |
 | ciphertext of another thread accepted, langgraph#9004 | `test_field_notes_threads.py` |
@@ -44,7 +44,6 @@ from typing import Annotated, Any, TypedDict
 
 import psycopg
 import pytest
-from agreement import CACHED, UPSTREAM, Saver, Tiers, new_checkpoint, new_saver, on_thread
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import Checkpoint, CheckpointTuple
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
@@ -56,6 +55,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.stores.redis import entry_format
+from tests.support.agreement import CACHED, UPSTREAM, Saver, Tiers, new_checkpoint, new_saver, on_thread
 
 pytestmark = pytest.mark.integration
 

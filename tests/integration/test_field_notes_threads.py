@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from agreement import Tiers, new_checkpoint, new_saver, on_thread
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from proxy import Proxy
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
+from tests.support.agreement import Tiers, new_checkpoint, new_saver, on_thread
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
 

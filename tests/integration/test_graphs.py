@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
-from agreement import CACHED, Saver, Tiers, fences_left, on_thread, outline, outlines
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langgraph.channels.delta import DeltaChannel
 from langgraph.func import entrypoint, task
@@ -23,6 +22,7 @@ from langgraph.graph.message import add_messages
 from langgraph.types import Command, interrupt
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
+from tests.support.agreement import CACHED, Saver, Tiers, fences_left, on_thread, outline, outlines
 
 pytestmark = pytest.mark.integration
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any, TypedDict
 
 import psycopg
 import pytest
-from agreement import CACHED, Saver, Tiers, eventually, on_thread
 from langgraph.graph import START, StateGraph
 from psycopg.rows import dict_row
+
+from tests.support.agreement import CACHED, Saver, Tiers, eventually, on_thread
 
 pytestmark = pytest.mark.integration
 

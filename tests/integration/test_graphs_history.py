@@ -6,8 +6,9 @@ import operator
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from agreement import CACHED, Saver, Tiers, on_thread, outline, outlines
 from langgraph.graph import START, StateGraph
+
+from tests.support.agreement import CACHED, Saver, Tiers, on_thread, outline, outlines
 
 pytestmark = pytest.mark.integration
 

@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-import processes
 import pytest
-from agreement import CACHED, UPSTREAM, Tiers, on_thread, outline
 from langgraph.types import Command
-from processes import Done, Job
+
+from tests.support import processes
+from tests.support.agreement import CACHED, UPSTREAM, Tiers, on_thread, outline
+from tests.support.processes import Done, Job
 
 pytestmark = pytest.mark.integration
 

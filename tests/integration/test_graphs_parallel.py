@@ -6,9 +6,10 @@ import operator
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from agreement import Saver, Tiers, eventually, on_thread, outline, outlines
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, RetryPolicy, Send, interrupt
+
+from tests.support.agreement import Saver, Tiers, eventually, on_thread, outline, outlines
 
 pytestmark = pytest.mark.integration
 

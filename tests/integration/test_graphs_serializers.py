@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from agreement import CACHED, Saver, Tiers, on_thread, open_tiers, outline
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
+
+from tests.support.agreement import CACHED, Saver, Tiers, on_thread, open_tiers, outline
 
 pytestmark = pytest.mark.integration
 
@@ -142,8 +143,8 @@ async def test_the_allowlist_decides_what_is_made_of_bytes_from_redis(
 
 STRICT_PROGRAM = """
 import asyncio, sys
-from agreement import CACHED, on_thread, open_tiers
-from test_graphs_serializers import Elsewhere, Note, graph_of
+from tests.support.agreement import CACHED, on_thread, open_tiers
+from tests.integration.test_graphs_serializers import Elsewhere, Note, graph_of
 from langgraph.types import Command
 
 async def main():
@@ -173,7 +174,7 @@ def test_strict_msgpack_holds_for_what_redis_serves(
     done = subprocess.run(
         [sys.executable, "-c", STRICT_PROGRAM, migrated_database_url, redis_url, redis_prefix],
         env={**os.environ, "LANGGRAPH_STRICT_MSGPACK": "true"},
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=60,

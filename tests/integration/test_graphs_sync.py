@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from agreement import CACHED, PATIENT_SECONDS, UPSTREAM, Saver, Tiers, on_thread, outline
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.func import entrypoint, task
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, Send, interrupt
 
 from langgraph_checkpoint_cached import SyncCachedPostgresSaver
+from tests.support.agreement import CACHED, PATIENT_SECONDS, UPSTREAM, Saver, Tiers, on_thread, outline
 
 pytestmark = pytest.mark.integration
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from agreement import fences_left
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
@@ -26,6 +25,7 @@ from langgraph_checkpoint_cached.records import Latest, Namespace
 from langgraph_checkpoint_cached.stores.postgres import store as postgres_store
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from langgraph_checkpoint_cached.stores.redis.transport import Step, Transport
+from tests.support.agreement import fences_left
 
 pytestmark = pytest.mark.integration
 

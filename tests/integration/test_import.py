@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from agreement import on_thread
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
@@ -21,6 +20,7 @@ from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
 from langgraph_checkpoint_cached.migrate import sources
 from langgraph_checkpoint_cached.migrate.copy_savers import copy_all
+from tests.support.agreement import on_thread
 
 pytestmark = pytest.mark.integration
 THREADS = ["plain", "with:colon", "with {braces} and *", "ünïcode/ %41"]

@@ -7,11 +7,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-import conversations
 import psycopg
 import pytest
-from agreement import eventually
-from conversations import Conversation
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
@@ -19,6 +16,9 @@ from langgraph_checkpoint_cached.engine import journal_replayer, lease_acquirer,
 from langgraph_checkpoint_cached.stores.postgres import leases
 from langgraph_checkpoint_cached.stores.redis.entries import RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.keys import journal_key
+from tests.support import conversations
+from tests.support.agreement import eventually
+from tests.support.conversations import Conversation
 
 pytestmark = pytest.mark.integration
 

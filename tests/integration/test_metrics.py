@@ -7,16 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from agreement import Tiers, new_checkpoint, on_thread
-from conversations import Conversation, open_saver
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from proxy import Proxy
 
 from langgraph_checkpoint_cached import SyncCachedPostgresSaver
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key, thread_key
 from langgraph_checkpoint_cached.telemetry import SCOPE, instrument
+from tests.support.agreement import Tiers, new_checkpoint, on_thread
+from tests.support.conversations import Conversation, open_saver
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import psycopg
 import pytest
-from agreement import Tiers, new_checkpoint, on_thread
-from conversations import Conversation
-from proxy import Proxy
 
 from langgraph_checkpoint_cached.cli.counters import RedisCounts, reads_between
 from langgraph_checkpoint_cached.cli.nodes import nodes_of
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key, thread_key
+from tests.support.agreement import Tiers, new_checkpoint, on_thread
+from tests.support.conversations import Conversation
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
 Ask = Callable[..., Awaitable[tuple[int, Any]]]

@@ -8,17 +8,17 @@ from typing import Any
 
 import psycopg
 import pytest
-from agreement import fences, fences_left
 from langgraph.checkpoint.base import Checkpoint, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from proxy import Proxy
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.stores.postgres import pool
 from langgraph_checkpoint_cached.stores.redis import entries
+from tests.support.agreement import fences, fences_left
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
 

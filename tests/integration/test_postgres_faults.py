@@ -10,8 +10,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from agreement import eventually, fences_left, new_checkpoint, on_thread
-from proxy import Proxy
 from psycopg.errors import DeadlockDetected, QueryCanceled, ReadOnlySqlTransaction, SerializationFailure
 from psycopg_pool import PoolTimeout
 from redis.asyncio import Redis
@@ -20,6 +18,8 @@ from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.engine.write_through import CANCELED_MAX
 from langgraph_checkpoint_cached.stores.postgres import pool
 from langgraph_checkpoint_cached.stores.postgres.store import ATTEMPTS_MAX
+from tests.support.agreement import eventually, fences_left, new_checkpoint, on_thread
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
 

@@ -6,12 +6,13 @@ import operator
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from agreement import CACHED, UPSTREAM, Tiers, on_thread, outline
 from langgraph.channels.delta import DeltaChannel
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, Overwrite, interrupt
-from rows import count_of, rows_of
-from test_graphs_history import with_history
+
+from tests.integration.test_graphs_history import with_history
+from tests.support.agreement import CACHED, UPSTREAM, Tiers, on_thread, outline
+from tests.support.rows import count_of, rows_of
 
 pytestmark = pytest.mark.integration
 

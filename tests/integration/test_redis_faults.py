@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversations import Conversation, open_saver, until_hit
-from proxy import Proxy
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached.demo.embedded import REDIS_WHEELS, RedisServer, _wheel
+from tests.support.conversations import Conversation, open_saver, until_hit
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
 

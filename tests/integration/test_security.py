@@ -19,7 +19,6 @@ from urllib.parse import quote, urlsplit
 import psycopg
 import pytest
 import redis as redis_py
-from agreement import new_checkpoint, on_thread
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
@@ -32,6 +31,7 @@ from langgraph_checkpoint_cached import ArgumentError, CachedPostgresSaver, Cach
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
 from langgraph_checkpoint_cached.stores.postgres import leases, stale_threads
 from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
+from tests.support.agreement import new_checkpoint, on_thread
 
 pytestmark = pytest.mark.integration
 

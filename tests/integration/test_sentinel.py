@@ -7,15 +7,15 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
-from agreement import PATIENT_SECONDS
-from conversations import Conversation, until_hit
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from load import Player, all_served, playing
 from redis.asyncio.sentinel import Sentinel
-from sentinel import SERVICE, Service
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import LOCALHOST
+from tests.support.agreement import PATIENT_SECONDS
+from tests.support.conversations import Conversation, until_hit
+from tests.support.load import Player, all_served, playing
+from tests.support.sentinel import SERVICE, Service
 
 pytestmark = pytest.mark.integration
 

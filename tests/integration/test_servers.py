@@ -13,11 +13,11 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-from proxy import Proxy
-from servers import fill_redis
 
 from langgraph_checkpoint_cached.demo import embedded
 from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, PostgresServer, RedisServer
+from tests.support.proxy import Proxy
+from tests.support.servers import fill_redis
 
 pytestmark = pytest.mark.integration
 

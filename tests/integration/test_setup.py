@@ -12,10 +12,8 @@ from urllib.parse import quote, urlsplit
 
 import psycopg
 import pytest
-from agreement import CACHED, PATIENT_SECONDS, eventually, new_checkpoint, new_saver, on_thread
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.postgres.base import MIGRATIONS
-from pgbouncer import PgBouncer
 from psycopg import sql
 from redis.asyncio import Redis
 
@@ -25,6 +23,8 @@ from langgraph_checkpoint_cached.errors import UnsupportedServerError
 from langgraph_checkpoint_cached.stores.postgres import leases, schema, stale_threads
 from langgraph_checkpoint_cached.stores.redis import server_check
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
+from tests.support.agreement import CACHED, PATIENT_SECONDS, eventually, new_checkpoint, new_saver, on_thread
+from tests.support.pgbouncer import PgBouncer
 
 pytestmark = pytest.mark.integration
 

@@ -6,7 +6,6 @@ import pickle
 from typing import Any
 
 import pytest
-from agreement import CACHED, PATIENT_SECONDS, Tiers, new_checkpoint, on_thread
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from redis.asyncio import Redis
 
@@ -15,6 +14,7 @@ from langgraph_checkpoint_cached.records import Latest, Namespace
 from langgraph_checkpoint_cached.stores.redis import entry_format
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity, integrity_for
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
+from tests.support.agreement import CACHED, PATIENT_SECONDS, Tiers, new_checkpoint, on_thread
 
 pytestmark = pytest.mark.integration
 

@@ -15,13 +15,13 @@ from typing import Annotated, Any, TypedDict
 import psycopg
 import pytest
 import redis as redis_py
-from agreement import Tiers
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, StateGraph
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
+from tests.support.agreement import Tiers
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]

@@ -9,11 +9,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from agreement import eventually, new_checkpoint, on_thread
-from proxy import Proxy
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.stores.redis import entries, fences
+from tests.support.agreement import eventually, new_checkpoint, on_thread
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from agreement import Tiers, new_checkpoint, on_thread
-from conversations import Conversation
 from langgraph.checkpoint.base.id import uuid6
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
+from tests.support.agreement import Tiers, new_checkpoint, on_thread
+from tests.support.conversations import Conversation
 
 pytestmark = pytest.mark.integration
 Ask = Callable[..., Awaitable[tuple[int, Any]]]

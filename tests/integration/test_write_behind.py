@@ -10,11 +10,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from agreement import eventually, new_checkpoint, on_thread
-from conversations import Conversation, until_hit
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from proxy import Proxy
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
@@ -22,6 +19,9 @@ from langgraph_checkpoint_cached.demo.embedded import RedisServer
 from langgraph_checkpoint_cached.engine import journal_replayer, write_behind
 from langgraph_checkpoint_cached.errors import ArgumentError, BehindError, UnsupportedServerError
 from langgraph_checkpoint_cached.stores.redis.keys import journal_key
+from tests.support.agreement import eventually, new_checkpoint, on_thread
+from tests.support.conversations import Conversation, until_hit
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
 

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import pytest
-from contract.memory_store import MemoryStore, VirtualTime
 
 from langgraph_checkpoint_cached.caches.cache_aside import MISS, CacheAside
 from langgraph_checkpoint_cached.caches.stampede_lock import StampedeLock, StoreUnavailable
 from langgraph_checkpoint_cached.ttl import Ttl
+from tests.support.memory_store import MemoryStore, VirtualTime
 
 LEASE_SECONDS = 10.0
 TTL_SECONDS = 60.0

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from contract.memory_store import MemoryStore, VirtualTime
 
 from langgraph_checkpoint_cached.caches.stampede_lock import (
     FIRST_PAUSE_SECONDS,
@@ -13,6 +12,7 @@ from langgraph_checkpoint_cached.caches.stampede_lock import (
     StampedeLock,
     StoreUnavailable,
 )
+from tests.support.memory_store import MemoryStore, VirtualTime
 
 LEASE_SECONDS = 10.0
 FOREVER_MS = 10**9

@@ -120,7 +120,7 @@ def test_the_global_provider_may_be_set_later() -> None:
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from test_telemetry import collected, instrument, saver
+from tests.unit.test_telemetry import collected, instrument, saver
 one, two, three = saver(), saver(), saver()
 one._stats.hits, two._stats.hits, three._stats.hits = 1, 2, 3
 instrument(one)

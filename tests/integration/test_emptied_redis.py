@@ -1,0 +1,41 @@
+"""A Redis that somebody empties has lost its journals too, though it is the same server still."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from langgraph_checkpoint_cached import CachedPostgresSaver
+from tests.support.conversations import Conversation
+
+pytestmark = pytest.mark.integration
+
+
+async def _nothing() -> None:
+    return None
+
+
+async def test_what_an_emptied_redis_had_acknowledged_is_read_by_all(
+    migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis
+) -> None:
+    """Found by the chaos harness: its journal was taken for one of which Postgres has everything."""
+    options: dict[str, Any] = {"prefix": redis_prefix, "mode": "write_behind", "redis_timeout": 2}
+    async with (
+        CachedPostgresSaver.from_conn_string(migrated_database_url, redis_url, **options) as behind,
+        CachedPostgresSaver.from_conn_string(migrated_database_url, redis_url, prefix=redis_prefix) as another,
+    ):
+        conversation = Conversation(behind, "t")
+        await behind.aget_tuple(conversation.config)
+        await conversation.turn()
+        await behind.aflush("t")
+        assert behind._write_behind is not None
+        flush_all, behind._write_behind._flush_all = behind._write_behind._flush_all, _nothing  # type: ignore[method-assign]
+        await conversation.turns(2)
+        assert behind.stats()["unflushed"]
+        async for key in redis.scan_iter(match=f"{redis_prefix}*"):
+            await redis.delete(key)
+        behind._write_behind._flush_all = flush_all  # type: ignore[method-assign]
+        await conversation.check(another)
+        await conversation.check(behind)

@@ -1,0 +1,281 @@
+"""What a process writes while it alone cannot reach Redis: the others are told through Postgres, whatever becomes
+of that process."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from redis.asyncio import Redis
+
+from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.engine.invalidation import FRESH_SECONDS_MAX
+from langgraph_checkpoint_cached.stores.postgres.stale_threads import (
+    STALE_THREADS_AT_ONCE_MAX,
+    TABLE,
+    StaleThread,
+    StaleThreadTable,
+)
+from tests.support.agreement import eventually, new_checkpoint, on_thread
+from tests.support.conversations import Conversation, open_saver
+from tests.support.proxy import Proxy
+
+pytestmark = pytest.mark.integration
+
+
+class Alone:
+    """Two processes on one thread; the first loses Redis, the other one keeps it, and an entry of the thread."""
+
+    def __init__(self, url: str, proxy: Proxy, writer: CachedPostgresSaver, reader: CachedPostgresSaver) -> None:
+        self.url, self.proxy, self.writer, self.reader = url, proxy, writer, reader
+        self.conversation = Conversation(writer)
+
+    def rows(self, statement: str = f"select thread_id from {TABLE}") -> list[Any]:
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            cursor = conn.execute(statement)  # type: ignore[arg-type]
+            return [value for (value,) in cursor.fetchall()] if cursor.description else []
+
+    async def reader_is_told(self) -> None:
+        """The other process reads what was written, and no stale thread is left."""
+
+        async def ack() -> bool:
+            found = await self.reader.aget_tuple(self.conversation.config)
+            return (found and found.config) == self.conversation.latest and not self.rows()
+
+        await eventually(ack)
+        await self.conversation.check(self.reader)
+
+
+@pytest.fixture
+async def alone(
+    migrated_database_url: str, redis_url: str, redis_prefix: str, proxies: Callable[[str], Proxy]
+) -> AsyncIterator[Alone]:
+    proxy = proxies(redis_url)
+    async with (
+        open_saver(migrated_database_url, proxy.url, prefix=redis_prefix) as writer,
+        open_saver(migrated_database_url, redis_url, prefix=redis_prefix, redis_timeout=10) as reader,
+    ):
+        alone = Alone(migrated_database_url, proxy, writer, reader)
+        await alone.conversation.turns(2)
+        await alone.conversation.check(reader)
+        hits = reader.stats()["hits"]
+        await alone.conversation.check(reader)
+        assert reader.stats()["hits"] == hits + 1, "there is no entry that could be stale"
+        yield alone
+
+
+@pytest.mark.parametrize("fault", ["stop", "deafen"])
+async def test_the_others_are_told_of_what_was_written_without_redis(alone: Alone, fault: str) -> None:
+    getattr(alone.proxy, fault)()
+    await alone.conversation.turns(3)
+    assert alone.writer.stats()["degraded_writes"] == 6
+    await alone.reader_is_told()
+    assert alone.reader.stats()["stale_threads"] >= 1
+
+
+async def test_they_are_told_when_the_writer_has_died(alone: Alone, migrated_database_url: str) -> None:
+    alone.proxy.stop()
+    await alone.conversation.turn()
+    alone.writer._invalidator._own.clear()  # what it remembered is gone with it
+    await alone.reader_is_told()
+
+
+async def test_a_process_that_starts_is_told_before_its_first_read(
+    alone: Alone, migrated_database_url: str, redis_url: str, redis_prefix: str
+) -> None:
+    await alone.reader.aclose()  # who would invalidate it
+    alone.proxy.stop()
+    await alone.conversation.turn()
+    async with open_saver(migrated_database_url, redis_url, prefix=redis_prefix) as new:
+        await alone.conversation.check(new)
+    assert alone.rows() == []
+
+
+async def test_a_process_that_stood_still_is_told_before_its_next_read(alone: Alone) -> None:
+    recovery = alone.reader._invalidator
+    assert recovery._timer is not None
+    recovery._timer.cancel()
+    alone.proxy.stop()
+    await alone.conversation.turn()
+    recovery._polled_at -= FRESH_SECONDS_MAX
+    await alone.conversation.check(alone.reader)
+    assert alone.rows() == []
+
+
+async def test_a_postgres_that_does_not_answer_keeps_no_read_waiting_for_long(
+    alone: Alone, migrated_database_url: str, redis_url: str, redis_prefix: str, proxies: Callable[[str], Proxy]
+) -> None:
+    proxy = proxies(migrated_database_url)
+    async with open_saver(proxy.url, redis_url, prefix=redis_prefix, redis_timeout=10) as saver:
+        await alone.conversation.check(saver)
+        hits = saver.stats()["hits"]
+        proxy.deafen()
+        saver._invalidator._polled_at -= FRESH_SECONDS_MAX
+        await asyncio.wait_for(alone.conversation.check(saver), 10)
+        assert saver.stats()["hits"] == hits + 1
+        proxy.cut()
+        proxy.stop()
+
+
+async def test_they_are_told_of_a_delete(alone: Alone) -> None:
+    alone.proxy.stop()
+    await alone.writer.adelete_thread("t")
+
+    async def gone() -> bool:
+        return await alone.reader.aget_tuple(alone.conversation.config) is None and not alone.rows()
+
+    await eventually(gone)
+
+
+@pytest.mark.parametrize("strategy", ["keep_latest", "delete"])
+async def test_they_are_told_of_a_prune(alone: Alone, strategy: str) -> None:
+    alone.proxy.stop()
+    await alone.writer.aprune(["t"], strategy=strategy)
+    expected = await alone.writer.aget_tuple(alone.conversation.config)
+    assert (expected is None) == (strategy == "delete")
+
+    async def ack() -> bool:
+        return await alone.reader.aget_tuple(alone.conversation.config) == expected and not alone.rows()
+
+    await eventually(ack)
+
+
+async def test_a_commit_without_an_answer_is_told_too(alone: Alone) -> None:
+    entries = alone.writer._writer._entries
+    commit = entries.commit
+
+    def cut_off(*args: Any, **kwargs: Any) -> Any:
+        alone.proxy.stop()
+        return commit(*args, **kwargs)
+
+    entries.commit = cut_off  # type: ignore[method-assign]
+    await alone.conversation.turn()
+    await alone.reader_is_told()
+
+
+async def test_a_write_that_fails_makes_no_suspect(alone: Alone) -> None:
+    alone.rows("alter table checkpoints add check (false) not valid")
+    alone.proxy.stop()
+    with pytest.raises(psycopg.errors.CheckViolation):
+        await alone.conversation.turn()
+    with pytest.raises(psycopg.errors.CheckViolation):
+        await alone.writer.aput(on_thread("u", checkpoint_ns=""), new_checkpoint(), {}, {})
+    assert alone.rows() == []
+
+
+async def test_a_bad_write_does_not_keep_others_of_its_group_from_being_suspects(alone: Alone) -> None:
+    alone.rows("alter table checkpoints add check (thread_id <> 'bad') not valid")
+    alone.proxy.stop()
+    writes = [
+        alone.writer.aput(on_thread(thread_id, checkpoint_ns=""), new_checkpoint(), {}, {})
+        for thread_id in ("u", "bad", "v")
+    ]
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert [isinstance(outcome, psycopg.errors.CheckViolation) for outcome in outcomes] == [False, True, False]
+    assert "bad" not in alone.rows()
+
+
+async def test_many_suspects_are_gone_through_in_pages(alone: Alone, redis_prefix: str) -> None:
+    count = 2 * STALE_THREADS_AT_ONCE_MAX + 1
+    with psycopg.connect(alone.url, autocommit=True) as conn:
+        conn.execute(
+            f"insert into {TABLE} select %s, 'thread ' || i, 'mark' from generate_series(1, %s) i",
+            (redis_prefix, count),
+        )
+    await eventually(lambda: none_left(alone))
+    assert alone.reader.stats()["stale_threads"] + alone.writer.stats()["stale_threads"] >= count
+
+
+async def none_left(alone: Alone) -> bool:
+    return not alone.rows()
+
+
+async def test_suspects_of_another_prefix_are_left_to_those_who_use_it(alone: Alone) -> None:
+    alone.rows(f"insert into {TABLE} values ('other', 't', 'mark')")
+    alone.proxy.stop()
+    await alone.conversation.turn()
+
+    async def only_the_other() -> bool:
+        return alone.rows(f"select prefix from {TABLE}") == ["other"]
+
+    await eventually(only_the_other)
+
+
+@asynccontextmanager
+async def table_of(url: str) -> AsyncIterator[StaleThreadTable]:
+    async with AsyncPostgresSaver.from_conn_string(url) as upstream:
+        yield StaleThreadTable(upstream._cursor, "p")
+
+
+async def test_a_suspect_that_was_renewed_since_it_was_seen_stays(migrated_database_url: str) -> None:
+    async with table_of(migrated_database_url) as table:
+        await table.add(["a", "b"])
+        seen = await table.after(None)
+        await table.add(["b"])
+        await table.remove(seen)
+        (left,) = await table.after(None)
+        assert left.thread_id == "b"
+        assert left not in seen
+        assert await table.after("b") == []
+        await table.remove([left, StaleThread("none", "such")])
+        assert await table.after(None) == []
+
+
+@pytest.mark.parametrize("lost", ["dropped", "revoked"])
+async def test_without_the_table_writes_go_on_and_one_error_says_what_to_run(
+    alone: Alone, lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = alone.url
+    if lost == "dropped":
+        alone.rows(f"drop table {TABLE}")
+    else:
+        alone.rows("create role limited")
+        alone.rows("grant all on all tables in schema public to limited")
+        alone.rows(f"revoke all on {TABLE} from limited")
+        url += "?options=-c%20role%3Dlimited"
+    try:
+        async with open_saver(url, alone.proxy.url, prefix="other") as saver:
+            conversation = Conversation(saver, "u")
+            await conversation.turns(1)
+            alone.proxy.stop()
+            with caplog.at_level(logging.ERROR, "langgraph_checkpoint_cached"):
+                await conversation.turns(3)
+                await saver.adelete_thread("u")
+                assert await saver.aget_tuple(conversation.config) is None
+            messages = [r.getMessage() for r in caplog.records if TABLE in r.getMessage()]
+            assert len(messages) == 1
+            assert "run `await saver.setup()`" in messages[0]
+    finally:
+        if lost == "revoked":
+            alone.rows("drop owned by limited")
+            alone.rows("drop role limited")
+
+
+async def test_setup_creates_the_table_where_the_stock_savers_are_already(alone: Alone, redis: Redis) -> None:
+    alone.rows(f"drop table {TABLE}")
+    await alone.reader.setup()
+    assert alone.rows() == []
+    alone.proxy.stop()
+    await alone.conversation.turn()
+    await alone.reader_is_told()
+
+
+async def test_a_saver_that_is_forgotten_looks_for_suspects_no_more(alone: Alone) -> None:
+    saver = CachedPostgresSaver(alone.reader._redis, alone.reader._upstream)
+    await saver.aget_tuple(alone.conversation.config)
+    recovery = weakref.ref(saver._invalidator)
+    del saver
+
+    async def gone() -> bool:
+        gc.collect()
+        return recovery() is None
+
+    await eventually(gone)  # once the entry is filled

@@ -1,0 +1,760 @@
+"""Executable model of the coherence protocol, over one (thread_id, checkpoint_ns), that of a subgraph.
+
+Of the thread's root namespace it has what concerns the other: that a read of the root may find the thread empty in
+Postgres, after which every namespace that nobody has written to since is known to be empty.
+
+It explores random interleavings of writers, readers, deletes, crashes, lost replies, evictions, restarts and
+failovers, and checks:
+
+  acknowledged  no read returns a checkpoint or pending write older than one that was acknowledged before the
+                read began, nor one that was deleted before it began;
+  content       every read returns exactly the channel values that Postgres has for that checkpoint, and no
+                pending write that Postgres does not have;
+  convergence   once nothing is in flight, every deadline has passed and the table of stale threads has been gone
+                through, a hit is what Postgres holds, whoever crashed before. One case is left out: Redis loses a
+                write's fence (an eviction or a restart) and the writer crashes too, inside that one write, or
+                while the fence stands for it.
+
+A write by a process that cannot reach Redis counts as acknowledged for the others once they have been told by the
+table of stale threads, or by Redis. Until then another write that Postgres did not keep for it may be in the
+entry.
+
+    python -m tests.models.coherence_model                 # every rule on: no violation
+    python -m tests.models.coherence_model --drop RULE     # without one rule: a violation
+
+`contract/test_scripts.py` takes the package's own scripts through the same interleavings, step by step with the
+model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import itertools
+import random
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+RULES = {
+    "fence": "a write takes a fence before Postgres commits",
+    "fill_token": "BEGIN invalidates the fill lease, so that a load from before cannot become the entry",
+    "generation": "an entry of another generation does not exist",
+    "restart": "a generation belongs to one server epoch",
+    "promotion": "a server that becomes primary again is another server epoch, though the same process",
+    "purge-expired": "a fence past its deadline goes, and the entry with it",
+    "base": "the entry is advanced from the checkpoint's parent, or dropped",
+    "others": "COMMIT drops the entry if another process' fence is there",
+    "order": "one process' COMMITs to a namespace come in the order in which Postgres committed its writes",
+    "early": "the entry keeps pending writes of checkpoints that are not there yet",
+    "confirm": "a write returns only when Redis has confirmed its COMMIT, or Postgres that its thread is stale",
+    "stale_threads": "a write whose fence Redis has not confirmed marks its thread stale, in its own transaction",
+    "invalidate-first": "a stale thread is taken off the table when its entries have been invalidated, not before",
+    "marks": "and only if no other write has made it a stale thread since",
+    "watch": "a thread is known to have been empty only if no write to it began while that was asked",
+    "names": "BEGIN notes its namespace, so that it is not taken for empty",
+    "shared": "a fence stands while another write of its process is under it",
+    "given-up": "a fence that was released, or may have been, is not used again",
+    "gone": "nor is one that a COMMIT did not find",
+    "unknown": "nor one of a write of which nobody knows whether it has ended; it is not released either",
+}
+
+Values = tuple[int, int]  # of two channels: the checkpoint that set each
+Writes = dict[int, dict[int, int]]  # checkpoint id -> slot -> the pending write there
+KEEPS, REPLACES = 0, 1  # slots: one keeps its first write, one is replaced, as the two kinds do in Postgres
+Acknowledge = Callable[[], None]  # makes what a write stored count as acknowledged
+COUNTED = ("hit", "load", "fenced", "wait", "empty", "filled", "advanced", "kept", "deleted", "invalidated")
+NOTHING = 0  # the "checkpoint id" of a namespace without checkpoints
+
+
+class State(NamedTuple):
+    """A namespace as Postgres holds it: latest checkpoint, and the pending writes of it and of later ones."""
+
+    id: int
+    values: Values
+    writes: Writes
+
+
+def with_write(writes: Writes, of: int, slot: int, write: int) -> Writes:
+    slots = dict(writes.get(of, {}))
+    if slot == REPLACES:
+        slots[slot] = write
+    else:
+        slots.setdefault(slot, write)
+    return {**writes, of: slots}
+
+
+@dataclass
+class Entry:
+    generation: tuple[int, int]
+    state: State
+
+
+@dataclass
+class Fence:
+    owner: int  # 0 for a fence over the whole thread
+    late: bool = False
+
+
+@dataclass
+class Redis:
+    """What one Redis primary holds for the thread, and what happens to it. Each method is one atomic step."""
+
+    on: Callable[[str], bool]
+    run_id: int = 1
+    replication_id: int = 1
+    generation: tuple[int, int] | None = None
+    fences: dict[int, Fence] = field(default_factory=dict)
+    entry: Entry | None = None
+    fill_token: tuple[int, tuple[int, int]] | None = None
+    root_ticket: int | None = None
+    watch: int | None = None  # fill lease of the read of the root that may find the thread empty
+    was_empty: tuple[int, int] | None = None  # of this generation: what nobody has written to since is still empty
+    noted: bool = False  # whether somebody has begun to write to the namespace since
+    names_lost: bool = False  # that note was evicted, which shows
+
+    # -- scripts ---------------------------------------------------------------------------------------------
+
+    def read(self, fill_token: int, fresh: int, over: int = 0) -> tuple[str, State | tuple[int, int] | None]:
+        self.fences.pop(over, None)
+        self._look_at_fences(0, fresh)
+        if self.fences:
+            return "fenced", None
+        generation = self._current_generation(fresh)
+        if self.entry and (self.entry.generation == generation or not self.on("generation")):
+            return "hit", self.entry.state
+        if self.was_empty == generation and not self.noted and not self.names_lost:
+            self.fill_token, self.entry = None, Entry(generation, State(NOTHING, (0, 0), {}))
+            return "empty", self.entry.state
+        if self.fill_token and self.fill_token[1] == generation:
+            return "wait", None
+        self._drop()
+        self.fill_token = (fill_token, generation)
+        return "load", generation
+
+    def fill(self, fill_token: int, generation: tuple[int, int], state: State, fresh: int) -> bool:
+        self._look_at_fences(0, fresh)
+        if self.fences or (self.on("fill_token") and self.fill_token != (fill_token, generation)):
+            return False
+        if self._current_generation(fresh) != generation:
+            return False
+        if not self.on("early"):
+            state = state._replace(writes={k: w for k, w in state.writes.items() if k == state.id})
+        self.fill_token, self.entry = None, Entry(generation, state)
+        return True
+
+    def read_root(self, fill_token: int, fresh: int) -> tuple[str, tuple[int, int] | None]:
+        """READ of the root, which has no entry."""
+        self._look_at_fences(0, fresh, root=True)
+        if any(fence.owner == 0 for fence in self.fences.values()):
+            return "fenced", None
+        self.root_ticket = fill_token
+        if not self.fences or not self.on("watch"):
+            self.watch = fill_token
+        return "load", self._current_generation(fresh)
+
+    def fill_root(self, fill_token: int, generation: tuple[int, int], fresh: int) -> None:
+        """FILL of the root, with "the thread has no checkpoints and no writes"."""
+        self._look_at_fences(0, fresh, root=True)
+        if self.root_ticket != fill_token or any(fence.owner == 0 for fence in self.fences.values()):
+            return
+        if self._current_generation(fresh) == generation and (self.watch == fill_token or not self.on("watch")):
+            self.was_empty, self.noted, self.names_lost = generation, False, False
+
+    def begin(self, token: int, owner: int, fresh: int) -> None:
+        self._current_generation(fresh)
+        self.watch = None
+        if self.was_empty and self.on("names"):
+            self.noted = True
+        if self.on("fill_token"):
+            self.fill_token = None
+        if self.on("fence"):
+            self.fences[token] = Fence(owner)
+
+    def release(self, token: int) -> None:
+        self.fences.pop(token, None)
+
+    def commit_put(
+        self, token: int, owner: int, parent: int, new: State, channel: int, fresh: int, *, retain: bool
+    ) -> bool | None:
+        latest, reply = self._settle(token, owner, fresh, retain=retain)
+        if latest is None:
+            return reply
+        if latest.id > new.id:
+            return False  # an older checkpoint, late: "latest" is the highest id
+        if latest.id == new.id or (latest.id != parent and self.on("base")):
+            self._drop()
+            return False
+        values = tuple(new.id if i == channel else v for i, v in enumerate(latest.values))
+        writes = {k: w for k, w in latest.writes.items() if k >= new.id}
+        return self._apply(State(new.id, values, writes))
+
+    def commit_writes(
+        self, token: int, owner: int, of: int, slot: int, write: int, fresh: int, *, retain: bool
+    ) -> bool | None:
+        latest, reply = self._settle(token, owner, fresh, retain=retain)
+        if latest is None or of < latest.id or (of > latest.id and not self.on("early")):
+            return reply
+        return self._apply(latest._replace(writes=with_write(latest.writes, of, slot, write)))
+
+    def commit_drop(self, token: int, owner: int, fresh: int, *, retain: bool = False) -> bool | None:
+        _, reply = self._settle(token, owner, fresh, retain=retain)
+        self._drop()
+        return reply
+
+    def begin_thread(self, token: int, fresh: int) -> None:
+        self.generation = (self._incarnation(), fresh)
+        self.fences[token] = Fence(owner=0)
+
+    def end_thread(self, token: int, fresh: int) -> None:
+        self.fences.pop(token, None)
+        self.generation = (self._incarnation(), fresh)
+
+    def _incarnation(self) -> int:
+        return self.replication_id if self.on("promotion") else self.run_id
+
+    def _current_generation(self, fresh: int) -> tuple[int, int]:
+        of_another = self.generation is not None and self.generation[0] != self._incarnation()
+        if self.generation is None or (of_another and self.on("restart")):
+            self.generation = (self._incarnation(), fresh)
+        return self.generation
+
+    def _look_at_fences(self, owner: int, fresh: int, *, root: bool = False) -> bool:
+        """Purges fences past their deadline; whether others than `owner` hold a live one.
+
+        From the root only those over the whole thread are seen.
+        """
+        for token, fence in list(self.fences.items()):
+            if fence.late and (fence.owner == 0 or not root):
+                del self.fences[token]
+                if self.on("purge-expired"):
+                    if not root:
+                        self._drop()
+                    if fence.owner == 0:
+                        self.generation = (self._incarnation(), fresh)
+        return any(fence.owner != owner or owner == 0 for fence in self.fences.values())
+
+    def _settle(self, token: int, owner: int, fresh: int, *, retain: bool) -> tuple[State | None, bool | None]:
+        """What a change may be applied to, else None; and what COMMIT says then: None if its fence was gone."""
+        fenced = token in self.fences or not self.on("fence")
+        if not retain:
+            self.fences.pop(token, None)
+        if not fenced and self.on("names"):
+            self.watch = self.was_empty = None
+        generation = self._current_generation(fresh)
+        others = self._look_at_fences(owner, fresh) and self.on("others")
+        if self.entry and self.entry.generation == generation and not others and fenced:
+            return self.entry.state, False
+        self._drop()
+        return None, False if fenced else None
+
+    def _apply(self, state: State) -> bool:
+        assert self.entry is not None
+        self.entry = Entry(self.entry.generation, state)
+        return True
+
+    def _drop(self) -> None:
+        self.entry = self.fill_token = None
+
+    # -- what happens to it ----------------------------------------------------------------------------------
+
+    def evict_entry(self) -> None:
+        self._drop()
+
+    def evict_thread(self) -> None:
+        self.generation, self.fences = None, {}
+        self.watch = self.was_empty = None
+
+    def evict_names(self) -> None:
+        self.names_lost |= self.noted
+
+    def snapshot(self) -> Redis:
+        return copy.deepcopy(self)
+
+    def come_back_from(self, snapshot: Redis, *, run_id: int, replication_id: int) -> None:
+        """Is replaced by an older state of itself: a restart from disk, or a failover to a lagging replica."""
+        self.generation, self.fill_token = snapshot.generation, snapshot.fill_token
+        self.fences, self.entry = copy.deepcopy(snapshot.fences), copy.deepcopy(snapshot.entry)
+        self.watch, self.was_empty = snapshot.watch, snapshot.was_empty
+        self.noted, self.names_lost = snapshot.noted, snapshot.names_lost
+        self.run_id, self.replication_id = run_id, replication_id
+
+    def pass_deadlines(self, tokens: set[int] | None = None) -> None:
+        """Time passes the deadlines of these fences, or of all, and of the fill lease when it is all."""
+        for token, fence in self.fences.items():
+            fence.late |= tokens is None or token in tokens
+        if tokens is None:
+            self.fill_token = None
+
+
+@dataclass(eq=False)
+class Standing:
+    """A fence as its process knows it."""
+
+    token: int
+    writes: int = 0  # under it
+    lost: bool = False  # a fault took it away, and no COMMIT has noticed
+    stays: bool = False  # a write under it may not have ended
+
+
+class World:
+    def __init__(self, rng: random.Random, dropped: str | None, redis: Redis | None = None) -> None:
+        self.rng, self.dropped = rng, dropped
+        self.redis = redis or Redis(self.on)
+        self.snapshot = self.redis.snapshot()
+        self.checkpoints: dict[int, Values] = {}  # what Postgres holds
+        self.writes: Writes = {}
+        self.acked_id, self.acked_writes, self.deleted = NOTHING, set[tuple[int, int, int]](), NOTHING
+        self.deletes, self.deleting = 0, NOTHING
+        self.reserved: list[int] = []  # checkpoint ids whose writes came first
+        self.ids = itertools.count(1)
+        self.stale_thread: tuple[int, list[Acknowledge]] | None = (
+            None  # the thread's row: its mark, and who is to be told
+        )
+        self.in_flight: set[int] = set()  # writes that have not ended
+        self.unreachable: set[int] = set()  # of those, whose process cannot reach Redis
+        self.unfenced: set[int] = set()  # of those, whose fence a fault took away
+        self.crashed: dict[int, Callable[[], None] | None] = {}  # write -> a commit still on its way
+        self.queues: dict[int, list[int]] = {1: [], 2: []}  # owner -> its writes, in order
+        self.stored: set[int] = set()  # writes that Postgres has committed
+        self.sent: set[int] = set()  # writes whose COMMIT was sent
+        self.standing: dict[int, Standing] = {}  # owner -> the fence that its next write is under
+        self.fence_of: dict[int, Standing] = {}  # of each write
+        self.left: set[int] = set()  # fences that their process has given up, and Redis perhaps not
+        self.counts = dict.fromkeys(COUNTED, 0)
+
+    def on(self, rule: str) -> bool:
+        return rule != self.dropped
+
+    def fresh(self) -> int:
+        return next(self.ids)
+
+    def latest(self) -> State:
+        newest = max(self.checkpoints, default=NOTHING)
+        values = self.checkpoints.get(newest, (0, 0))
+        return State(newest, values, {k: w for k, w in self.writes.items() if k >= newest})
+
+    # -- processes: generators that yield between atomic steps -----------------------------------------------
+
+    def writer(self, operation: Callable[[int, int], Iterator[None]]) -> Iterator[None]:
+        number, owner = next(self.ids), self.rng.choice((1, 2))
+        queue = self.queues[owner]
+        if self.rng.random() < 0.1:
+            self.unreachable.add(number)
+            self.forget(owner)
+            fence = Standing(next(self.ids))
+        else:
+            fence = self.take(owner)
+        self.in_flight.add(number)
+        self.fence_of[number] = fence
+        fence.writes += 1
+        if fence.lost:
+            self.unfenced.add(number)
+        try:
+            queue.append(number)
+            yield
+            yield from operation(number, owner)
+        except GeneratorExit:  # a crash
+            if number in self.unfenced:  # survives: only one fault
+                self.end_in_postgres({number} & set(self.crashed))
+                self.redis.commit_drop(fence.token, owner, self.fresh(), retain=self.is_needed(fence, 1))
+                self.not_again(owner, fence)
+            else:
+                self.crashed.setdefault(number, None)
+                if self.on("unknown"):
+                    fence.stays = True
+                    self.not_again(owner, fence)
+            raise
+        finally:
+            queue.remove(number)
+            self.in_flight.discard(number)
+            fence.writes -= 1
+            if not fence.writes and self.standing.get(owner) is not fence:
+                self.left.add(fence.token)
+
+    def take(self, owner: int) -> Standing:
+        """BEGIN, or a fence that stands."""
+        if owner not in self.standing:
+            self.standing[owner] = Standing(next(self.ids))
+            self.redis.begin(self.standing[owner].token, owner, self.fresh())
+        return self.standing[owner]
+
+    def not_again(self, owner: int, fence: Standing) -> None:
+        if self.standing.get(owner) is fence:
+            del self.standing[owner]
+
+    def forget(self, owner: int) -> None:
+        """The fence may stand in Redis or not."""
+        fence = self.standing.pop(owner, None)
+        if fence and not fence.writes:
+            self.left.add(fence.token)
+
+    def is_needed(self, fence: Standing, own: int) -> bool:
+        """Whether other writes are under it than so many of who asks."""
+        return fence.stays or (fence.writes > own and self.on("shared"))
+
+    def idle(self, owner: int) -> Standing | None:
+        """A fence of this process that no write is under."""
+        fence = self.standing.get(owner)
+        return fence if fence and not fence.writes else None
+
+    def releaser(self) -> Iterator[None]:
+        """A process releases a fence that it has kept for a while, and Redis may not hear of it."""
+        owner = self.rng.choice((1, 2))
+        if not (fence := self.idle(owner)):
+            return
+        if self.on("given-up"):
+            self.forget(owner)
+        yield
+        if self.rng.random() < 0.8:
+            self.redis.release(fence.token)
+
+    def put(self, number: int, owner: int) -> Iterator[None]:
+        base = self.latest()
+        if self.rng.random() < 0.2:
+            yield  # somebody else's checkpoint may come between: a fork
+        new = self.reserved.pop(0) if self.reserved and self.rng.random() < 0.4 else next(self.ids)
+        channel = self.rng.randrange(2)
+        values = tuple(new if i == channel else v for i, v in enumerate(base.values))
+
+        def store() -> None:
+            self.checkpoints[new] = values
+
+        def acknowledge() -> None:
+            if new in self.checkpoints:  # not deleted meanwhile
+                self.acked_id = max(self.acked_id, new)
+
+        yield from self.store(number, owner, store, acknowledge)
+        token = self.fence_of[number].token
+        yield from self.confirm(
+            number,
+            owner,
+            lambda retain: self.redis.commit_put(
+                token, owner, base.id, State(new, values, {}), channel, self.fresh(), retain=retain
+            ),
+            acknowledge,
+        )
+
+    def put_writes(self, number: int, owner: int) -> Iterator[None]:
+        if self.rng.random() < 0.3 or not self.checkpoints:
+            self.reserved.append(next(self.ids))
+        of = self.rng.choice([*self.reserved, *sorted(self.checkpoints)[-2:]])
+        slot = self.rng.choice((KEEPS, REPLACES))
+        stored: list[int] = []
+
+        def store() -> None:
+            stored.append(next(self.ids))  # so that what Postgres committed later is the higher number
+            self.writes = with_write(self.writes, of, slot, stored[0])
+
+        def acknowledge() -> None:
+            if slot in self.writes.get(of, ()):  # not deleted meanwhile
+                self.acked_writes.add((of, slot, stored[0]))
+
+        yield from self.store(number, owner, store, acknowledge)
+        token = self.fence_of[number].token
+        yield from self.confirm(
+            number,
+            owner,
+            lambda retain: self.redis.commit_writes(
+                token, owner, of, slot, stored[0], self.fresh(), retain=retain
+            ),
+            acknowledge,
+        )
+
+    def store(
+        self, number: int, owner: int, change: Callable[[], None], acknowledge: Acknowledge
+    ) -> Iterator[None]:
+        """Postgres commits; if the process crashes just before it hears so, that may happen later still."""
+        queue = self.queues[owner]
+
+        def commit() -> None:
+            change()
+            if number in self.unreachable and self.on("stale_threads"):
+                self.make_suspect(acknowledge)
+
+        while not self.stored.issuperset(queue[: queue.index(number)]):
+            yield  # one transaction of a process after the other
+        self.crashed[number] = commit if self.rng.random() < 0.5 else None
+        yield
+        del self.crashed[number]
+        commit()
+        self.stored.add(number)
+        yield
+
+    def make_suspect(self, acknowledge: Acknowledge) -> None:
+        ack = self.stale_thread[1] if self.stale_thread else []
+        self.stale_thread = (next(self.ids), [*ack, acknowledge])
+
+    def poller(self) -> Iterator[None]:
+        """A process goes through the table of stale threads."""
+        seen = self.stale_thread
+        if seen is None:
+            return
+        if not self.on("invalidate-first"):
+            self.stale_thread = None
+        yield
+        self.redis.end_thread(next(self.ids), self.fresh())
+        for acknowledge in seen[1]:
+            acknowledge()
+        self.counts["invalidated"] += 1
+        yield
+        if self.stale_thread and (self.stale_thread[0] == seen[0] or not self.on("marks")):
+            self.stale_thread = None
+
+    def confirm(
+        self,
+        number: int,
+        owner: int,
+        commit: Callable[[bool], bool | None],
+        acknowledge: Acknowledge,
+    ) -> Iterator[None]:
+        if number not in self.unreachable or self.rng.random() < 0.5:  # it may be reached again
+            if (yield from self.is_confirmed(number, owner, commit)):
+                acknowledge()
+            elif self.on("confirm"):
+                self.make_suspect(acknowledge)
+            else:
+                acknowledge()
+        self.sent.add(number)
+
+    def is_confirmed(
+        self, number: int, owner: int, commit: Callable[[bool], bool | None]
+    ) -> Generator[None, None, bool]:
+        queue, fence = self.queues[owner], self.fence_of[number]
+        while not self.sent.issuperset(queue[: queue.index(number)]) and self.on("order"):
+            yield
+        self.sent.add(number)
+        retain = self.rng.random() < 0.7 or self.is_needed(fence, 1)
+        if not retain:
+            self.not_again(owner, fence)
+        if self.rng.random() < 0.7:
+            reply = commit(retain)
+            self.counts["advanced"] += reply is True
+            self.counts["kept"] += retain
+            if reply is None:
+                fence.lost = False
+                if self.on("gone"):
+                    self.not_again(owner, fence)
+            return True
+        if self.on("given-up"):
+            self.not_again(owner, fence)
+        if self.rng.random() < 0.5:
+            commit(retain)  # Redis did it, and the answer was lost
+        while self.on("confirm") and self.rng.random() < 0.8:
+            yield  # what is sent again may come after later writes, so it only drops the entry
+            answered = self.rng.random() < 0.7
+            if answered or self.rng.random() < 0.5:
+                self.redis.commit_drop(fence.token, owner, self.fresh(), retain=self.is_needed(fence, 1))
+            if answered:
+                return True
+        return False
+
+    def deleter(self) -> Iterator[None]:
+        token, reachable = next(self.ids), self.rng.random() < 0.9
+        self.in_flight.add(token)
+        try:
+            if reachable:
+                self.redis.begin_thread(token, self.fresh())
+            yield
+            gone = max([*self.checkpoints, *self.writes], default=NOTHING)
+            self.checkpoints, self.writes = {}, {}
+            self.acked_id, self.acked_writes = NOTHING, set()
+            self.deleting, self.deletes = max(self.deleting, gone), self.deletes + 1
+            self.reserved = [i for i in self.reserved if i > gone]
+            self.counts["deleted"] += 1
+
+            def acknowledge() -> None:
+                self.deleted = max(self.deleted, gone)
+
+            if not reachable:
+                if self.on("stale_threads"):
+                    self.make_suspect(acknowledge)
+                return
+            yield
+            self.redis.end_thread(token, self.fresh())
+            acknowledge()
+        except GeneratorExit:
+            if token in self.unfenced:
+                self.redis.end_thread(token, self.fresh())
+            else:
+                self.crashed.setdefault(token, None)
+            raise
+        finally:
+            self.in_flight.discard(token)
+
+    def reader(self) -> Iterator[None]:
+        fill_token, acked_id, acked_writes = next(self.ids), self.acked_id, set(self.acked_writes)
+        deletes, over, owner = self.deletes, 0, self.rng.choice((0, 1, 2))
+        if fence := self.idle(owner):
+            over = fence.token
+            if self.on("given-up"):
+                self.not_again(owner, fence)
+        kind, got = self.redis.read(fill_token, self.fresh(), over)
+        self.counts[kind] += 1
+        seen = got
+        if kind not in ("hit", "empty"):
+            yield
+            seen = self.latest()
+            yield
+            if kind == "load":
+                self.counts["filled"] += self.redis.fill(fill_token, got, seen, self.fresh())
+        if deletes != self.deletes:  # committed while this read went on: it may have taken what was acknowledged
+            acked_id, acked_writes = NOTHING, set()
+        self.check(kind, seen, acked_id, acked_writes)
+
+    def root_reader(self) -> Iterator[None]:
+        fill_token = next(self.ids)
+        kind, generation = self.redis.read_root(fill_token, self.fresh())
+        yield
+        empty = not self.checkpoints and not self.writes
+        yield
+        if kind == "load" and empty:
+            self.redis.fill_root(fill_token, generation, self.fresh())
+
+    def check(self, kind: str, seen: State, acked_id: int, acked_writes: set[tuple[int, int, int]]) -> None:
+        if seen.id < acked_id:
+            raise AssertionError(f"acknowledged: read {seen.id} after {acked_id} ({kind})")
+        if kind == "hit" and seen.id and seen.id not in self.checkpoints and not self.being_deleted():
+            raise AssertionError(f"acknowledged: read {seen.id} after it was deleted")
+        if seen.id in self.checkpoints and seen.values != self.checkpoints[seen.id]:
+            raise AssertionError(f"content: {seen} is not {self.checkpoints[seen.id]}")
+        slots, stored = seen.writes.get(seen.id, {}), self.writes.get(seen.id, {})
+        for of, slot, write in acked_writes:
+            if of == seen.id and (slot not in slots or (slot == REPLACES and slots[slot] < write)):
+                raise AssertionError(f"acknowledged: {seen} lacks {write}")
+        if kind == "hit" and not self.being_deleted() and not self.stale_thread:
+            for slot, write in slots.items():
+                if slot not in stored or stored[slot] < write or (slot == KEEPS and stored[slot] != write):
+                    raise AssertionError(f"content: {seen} has {write}, Postgres {stored}")
+
+    def being_deleted(self) -> bool:
+        """Whether a delete has been committed that is not acknowledged: then either answer is right."""
+        return self.deleting > self.deleted
+
+    def fault(self) -> Iterator[None]:
+        kind = self.rng.choice(
+            (
+                "evict-entry",
+                "evict-thread",
+                "evict-names",
+                "snapshot",
+                "restart",
+                "fail-over-and-back",
+                "deadlines",
+            )
+        )
+        if kind == "evict-entry":
+            self.redis.evict_entry()
+        elif kind == "evict-thread":
+            self.lose_fences()
+            self.redis.evict_thread()
+        elif kind == "evict-names":
+            self.redis.evict_names()
+        elif kind == "snapshot":
+            self.snapshot = self.redis.snapshot()
+        elif kind == "deadlines":
+            self.pass_deadlines(set(self.crashed) - self.in_flight)
+        else:
+            self.lose_fences()
+            same_process = kind == "fail-over-and-back"
+            self.redis.come_back_from(
+                self.snapshot,
+                run_id=self.redis.run_id if same_process else next(self.ids),
+                replication_id=next(self.ids),
+            )
+        return
+        yield
+
+    def lose_fences(self) -> None:
+        """A fence and its writer may not both be lost inside one write: the case left out."""
+        self.unfenced |= self.in_flight
+        for fence in self.standing.values():
+            fence.lost = True
+        self.end_in_postgres(set(self.crashed) - self.in_flight)
+
+    def end_in_postgres(self, numbers: set[int]) -> None:
+        for number in sorted(numbers):
+            if commit := self.crashed.pop(number):
+                commit()
+
+    def pass_deadlines(self, numbers: set[int]) -> None:
+        """What a crashed process sent to Postgres ends before its fence does."""
+        self.end_in_postgres(numbers)
+        live = {self.fence_of[number].token for number in self.in_flight if number in self.fence_of}
+        ended = {self.fence_of[number].token if number in self.fence_of else number for number in numbers}
+        self.redis.pass_deadlines((ended | self.left) - live)
+
+    def check_convergence(self) -> None:
+        for fence in self.standing.values():
+            self.redis.release(fence.token)
+        self.pass_deadlines(set(self.crashed))
+        self.redis.pass_deadlines()
+        for _ in self.poller():
+            pass
+        kind, got = self.redis.read(next(self.ids), self.fresh())
+        if kind in ("hit", "empty") and got != self.latest():
+            raise AssertionError(f"convergence: {got} is cached, {self.latest()} is stored")
+
+
+def explore(seed: int, dropped: str | None = None, redis: Redis | None = None) -> dict[str, int]:
+    """Runs one random interleaving. Returns how often what happened; raises `AssertionError` for a violation."""
+    rng = random.Random(seed)
+    world = World(rng, dropped, redis)
+    running: list[Iterator[None]] = []
+    try:
+        interleave(world, rng, running)
+    finally:
+        for process in running:  # after a violation; what they would still do does not matter
+            with contextlib.suppress(Exception):
+                process.close()
+    world.check_convergence()
+    return world.counts
+
+
+def interleave(world: World, rng: random.Random, running: list[Iterator[None]]) -> None:
+    """Starts processes, a few at a time, and takes steps of them in random order until all have ended."""
+    makers = (
+        lambda: world.writer(world.put),
+        lambda: world.writer(world.put_writes),
+        world.reader,
+        world.root_reader,
+        world.deleter,
+        world.fault,
+        world.poller,
+        world.releaser,
+    )
+    budget = 40
+    while budget or running:
+        if budget and len(running) < 4 and rng.random() < 0.6:
+            budget -= 1
+            running.append(rng.choices(makers, (4, 3, 7, 2, 0.6, 2, 1, 2))[0]())
+        elif running:
+            process = rng.choice(running)
+            if rng.random() < 0.03:
+                running.remove(process)  # a crash
+                process.close()
+                continue
+            try:
+                next(process)
+            except StopIteration:
+                running.remove(process)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--drop", choices=RULES)
+    parser.add_argument("--runs", type=int, default=40_000)
+    args = parser.parse_args()
+    for seed in range(args.runs):
+        try:
+            explore(seed, args.drop)
+        except AssertionError as violation:
+            print(f"seed {seed}: {violation}")
+            return 1
+    print(f"{args.runs} runs, no violation")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
