@@ -171,13 +171,14 @@ class Fences:
         It is a task that a write starts, and no timer, so that a loop that ends ends this too: what a timer began
         then would be left half done.
         """
+        task = asyncio.current_task()  # not in `finally`: when garbage is collected there may be no loop to ask
         try:
             while self._shared:
                 self._changed.clear()
                 left = self._release_old()
                 await (self._changed.wait() if left is None else asyncio.sleep(left))
         finally:
-            if self._releasing is asyncio.current_task():
+            if self._releasing is task:
                 self._releasing = None
 
     def _release_old(self) -> float | None:
