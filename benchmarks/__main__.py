@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import psycopg
 import redis
 
-from benchmarks import machine, rounds
+from benchmarks import machine, paths, rounds
 from benchmarks.backlog import backlog
 from benchmarks.backlog import table as backlog_table
 from benchmarks.bars import SOAK_THREADS, SOAK_TURNS
@@ -67,6 +67,8 @@ def _command(options: argparse.Namespace) -> int:
         if options.readme:
             put_into(options.readme, Results(data))
         return 0
+    if options.paths:
+        return paths.run(options)
     names = options.contestants.split(",") if options.contestants else list(BY_NAME)
     if unknown := [name for name in names if name not in BY_NAME]:
         sys.stderr.write(f"no such contestant: {', '.join(unknown)}; there are {', '.join(BY_NAME)}\n")
@@ -284,6 +286,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only how long it takes to delete idle threads, and what it disturbs",
     )
+    _add_comparison_arguments(parser)
     parser.add_argument("--soak-turns", type=int, default=SOAK_TURNS, help=f"({SOAK_TURNS})")
     parser.add_argument("--soak-threads", type=int, default=SOAK_THREADS, help=f"({SOAK_THREADS})")
     parser.add_argument("--postgres", metavar="URI", help="use this server; databases are made there, and dropped")
@@ -297,6 +300,18 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path)
     report.add_argument("--readme", type=Path, help="put an excerpt between its marks in this file")
     return parser
+
+
+def _add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--paths",
+        action="store_true",
+        help="only how many of the package's functions and files a call goes through",
+    )
+    parser.add_argument("--list", action="store_true", help="with --paths: name the functions, in call order")
+    parser.add_argument(
+        "--of", type=Path, metavar="CHECKOUT", help="with --paths: of the package in this checkout"
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.bars import Bar, bars
 from benchmarks.catalogue import catalogue
+from benchmarks.paths import Figures, figures, listing
 from benchmarks.readme import BEGIN, END, put_into
 from benchmarks.report import QUICK, bars_table, markdown, number, table
 from benchmarks.results import AnotherRun, Results, quartiles, ratios, resumed, summary
@@ -207,3 +208,14 @@ def test_a_run_that_was_cut_off_goes_on_with_what_it_has_but_not_on_another_mach
     assert resumed({**data, "workloads": [good, bad]}, data) == [good]
     with pytest.raises(AnotherRun, match="machine"):
         resumed({**data, "workloads": [good]}, {**data, "machine": {"is": "another"}})
+
+
+def test_path_figures_count_functions_files_and_switches() -> None:
+    entries = [("saver.py", "aput"), ("codec.py", "dump"), ("codec.py", "dump"), ("saver.py", "aput")]
+    assert figures(entries) == Figures(functions=2, files=2, switches=2)
+    assert figures([]) == Figures(functions=0, files=0, switches=0)
+
+
+def test_path_listing_names_a_file_where_a_switch_leads_to_it() -> None:
+    lines = listing([("saver.py", "aput"), ("codec.py", "dump"), ("codec.py", "load")]).splitlines()
+    assert [line.split() for line in lines] == [["saver.py", "aput"], ["codec.py", "dump"], ["load"]]
