@@ -182,6 +182,15 @@ class Stats:
                 found[about.name] = value.read() if isinstance(value, Gauge) else value
         return found
 
+    def totals(self) -> dict[str, int]:
+        """Return the counters and gauges alone, by name."""
+        found: dict[str, int] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not isinstance(value, Histogram):
+                found[each.name] = value.read() if isinstance(value, Gauge) else value
+        return found
+
     def described(self, kind: type) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Each counter (`int`), gauge (`Gauge`) or `Histogram`: its name, and what is said of it."""
         for about in fields(self):

@@ -12,6 +12,7 @@ from langgraph_checkpoint_cached.engine.delta_history import DeltaHistoryReader
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.engine.read_path import ReadPath
+from langgraph_checkpoint_cached.engine.stats_publisher import StatsPublisher
 from langgraph_checkpoint_cached.engine.thread_operations import Threads
 from langgraph_checkpoint_cached.engine.write_behind import WriteBehindQueue
 from langgraph_checkpoint_cached.engine.write_through import WriteThrough
@@ -80,6 +81,8 @@ class Engine:
             self.write = self.write_behind.write
         self.tasks = BackgroundTasks()
         self.threads = Threads(self.write_through, self.store, self.tasks)
+        self.stats_publisher = StatsPublisher(self.executor, prefix, self.stats, self.loop)
+        self.stats_publisher.start()
 
     async def setup(self) -> None:
         """Check the servers and create or migrate the tables.
@@ -105,4 +108,5 @@ class Engine:
         await self.read_path.drain()
         await self.histories.drain()
         await self.write_through.drain()
+        await self.stats_publisher.close()
         await self.executor.close()

@@ -15,11 +15,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from langgraph_checkpoint_cached.cli.counters import RedisCounts, reads_between
-from langgraph_checkpoint_cached.cli.nodes import nodes_of
+from langgraph_checkpoint_cached.cli import saver_counters
+from langgraph_checkpoint_cached.cli.saver_counters import SaverCounters, SaverCountersReader
+from langgraph_checkpoint_cached.engine import stats_publisher
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key, thread_key
-from tests.support.agreement import Tiers, new_checkpoint, on_thread
+from tests.support.agreement import Tiers, new_checkpoint, on_thread, open_tiers
 from tests.support.conversations import Conversation
 from tests.support.proxy import Proxy
 
@@ -246,7 +247,7 @@ def old_id(days: float) -> str:
 # -- tail ------------------------------------------------------------------------------------------------------
 
 
-async def test_hits_and_misses_can_be_told_from_what_the_server_counts(
+async def test_published_counters_are_those_of_the_saver(
     tiers: Tiers, redis_servers: Callable[..., Any], migrated_database_url: str
 ) -> None:
     from redis.asyncio import Redis
@@ -256,17 +257,46 @@ async def test_hits_and_misses_can_be_told_from_what_the_server_counts(
     server = redis_servers()
     async with Redis.from_url(server.url) as redis:
         saver = CachedPostgresSaver(redis, tiers.upstream, prefix=tiers.prefix, redis_timeout=10)
-        nodes = await nodes_of(redis, tiers.prefix)
-        before = await RedisCounts.read(nodes)
+        assert (await SaverCountersReader(redis, tiers.prefix).read()).savers == 0
         conversations = [Conversation(saver, f"t{number}") for number in range(20)]
         for _ in range(5):
             await asyncio.gather(*(each.turns(2) for each in conversations))
-        now, stats = await RedisCounts.read(nodes), saver.stats()
-        reads = reads_between(before, now, own_scripts=1)
-        assert reads is not None
-        assert (reads.hits, reads.misses) == (stats["hits"], stats["loads"]), stats
-        assert reads_between(now, before, own_scripts=1) is None
+        saver._engine.stats_publisher.publish()
         await saver.aclose()
+        reader = SaverCountersReader(redis, tiers.prefix)
+        published, stats = await reader.read(), saver.stats()
+        assert published.savers == 1
+        assert (published.totals["hits"], published.totals["loads"]) == (stats["hits"], stats["loads"]), stats
+        assert published.totals["writes"] == stats["writes"] > 0
+        assert published.hits_per_second > 0
+        key = saver._engine.stats_publisher.key
+        assert 0 < await redis.pttl(key) <= 1000 * stats_publisher.EXPIRY_SECONDS
+        await redis.set(f"{tiers.prefix}:stats:stranger", '{"totals": 1}')
+        both = SaverCountersReader(redis, tiers.prefix)
+        assert (await both.read()) == published, "what no saver wrote does not count"
+        await redis.delete(key)
+        assert (await both.read()) == (await reader.read()) == SaverCounters.add_up([])
+        await both.close()
+        await reader.close()
+
+
+async def test_tail_adds_up_what_savers_publish(
+    tiers: Tiers, run_cli: Any, cli_servers: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats_publisher, "INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(saver_counters, "SCAN_SECONDS", 0.1)
+    servers = cli_servers[1], cli_servers[3], tiers.prefix
+    async with open_tiers(*servers) as one, open_tiers(*servers) as other:
+        conversations = [Conversation(each, f"t{n}") for n, each in enumerate((one.saver, other.saver))]
+        tail = asyncio.create_task(run_cli(["tail", "--seconds", "2", "--every", "0.1", *cli_servers, "--json"]))
+        while not tail.done():
+            await asyncio.gather(*(each.turns(2) for each in conversations))
+        assert await tail == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1]["savers"] == 2
+    for name in ("hits", "writes", "rows"):
+        assert any((line[f"{name}_per_second"] or 0) > 0 for line in lines), name
+    assert lines[-1]["unflushed"] == 0
 
 
 async def test_tail_says_a_line_a_time_and_survives_an_outage(
@@ -278,8 +308,10 @@ async def test_tail_says_a_line_a_time_and_survives_an_outage(
 ) -> None:
     proxy = proxies(cli_servers[3])
     servers = [*cli_servers[:3], proxy.url, *cli_servers[4:], "--timeout", "1"]
-    tail = asyncio.create_task(run_cli(["tail", "--seconds", "2", "--every", "0.1", *servers, "--json"]))
     conversation = Conversation(tiers.saver)
+    await conversation.turns(2)
+    tiers.saver._engine.stats_publisher.publish()
+    tail = asyncio.create_task(run_cli(["tail", "--seconds", "2", "--every", "0.1", *servers, "--json"]))
     await asyncio.sleep(0.5)
     proxy.stop()
     await conversation.turns(3)

@@ -28,6 +28,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 
 from langgraph_checkpoint_cached import ArgumentError, CachedPostgresSaver, CachedSaverError, IntentCache
+from langgraph_checkpoint_cached.cli.saver_counters import SaverCountersReader
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
 from langgraph_checkpoint_cached.stores.postgres import leases, stale_threads
 from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
@@ -83,6 +84,11 @@ async def use_everything(saver: CachedPostgresSaver) -> None:
     await saver.adelete_thread("t")
     assert await saver.aget_tuple(on_thread("t")) is None
     await write_behind(saver)
+    saver._engine.stats_publisher.publish()
+    await saver._engine.stats_publisher.close()
+    with contextlib.suppress(RedisError):  # what is denied is in the log
+        counters = SaverCountersReader(saver._redis, saver._executor.probe_key.partition(":")[0])
+        assert (await counters.read()).savers == 1
     intents: IntentCache[str] = IntentCache(saver._redis, prefix=saver._executor.probe_key.partition(":")[0])
     for ask in (intents.get_or_classify, intents.get_or_classify, intents.refresh):
         assert await ask("message", _classify) == "intent"

@@ -20,7 +20,7 @@ from langgraph_checkpoint_cached.stats import Stats
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FAILURES = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
-COLUMNS = {"stale_threads", "leases", "active", "locked", "rows/tx"}
+COLUMNS = {"stale", "leases", "active", "locked", "rows/tx"}
 """Of `tail`."""
 
 

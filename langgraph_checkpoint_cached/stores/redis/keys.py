@@ -66,6 +66,11 @@ def journal_key(prefix: str, thread_id: str) -> str:
     return f"{prefix}:{_tag(thread_id)}:journal"
 
 
+def stats_key(prefix: str, owner: str) -> str:
+    """Key of the counters that a saver publishes. Its owner is a token."""
+    return f"{prefix}:stats:{owner}"
+
+
 def parse_key(prefix: str, key: str) -> tuple[str, str, str] | None:
     """The names in a key: of its thread, its kind (`"thread"`, `"ns"`, `"names"` or `"journal"`), of its
     namespace or "".

@@ -2,7 +2,6 @@
 --
 -- KEYS: 1 the thread, 2 the journal. ARGV: 4 token, '' for an empty one only
 
-now_ms() -- for `operations/counters.py`
 local newest = newest_token(KEYS[2])
 if not lease() and (newest == '' or newest == ARGV[4]) then redis.call('DEL', KEYS[2]) end
 return 1

@@ -6,7 +6,6 @@
 
 local FENCE_TTL_MS = 60000 -- of what a fence on the thread may need
 local token, flushed = ARGV[4], tonumber(ARGV[5])
-now_ms() -- for `operations/counters.py`, as every script that does not look at a journal's entries
 local held = lease()
 if held and held ~= token then return 1 end -- long closed: the journal is another's
 if last_number(KEYS[2], token) > flushed then return 0 end

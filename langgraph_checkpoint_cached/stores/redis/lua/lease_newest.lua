@@ -1,4 +1,3 @@
 -- NEWEST: the token of the newest entry of a journal; '' if there is none. KEYS: 1 the thread, 2 the journal
 
-now_ms() -- for `operations/counters.py`
 return newest_token(KEYS[2])

@@ -10,7 +10,6 @@ local policy = string.match(memory, 'maxmemory_policy:(%S+)') or 'unknown'
 local bound = string.match(memory, 'maxmemory:(%d+)')
 if bound ~= '0' and policy ~= 'noeviction' and string.sub(policy, 1, 9) ~= 'volatile-' then return 'evicts ' .. policy end
 
-redis.call('HMGET', thread, 'g') -- for `operations/counters.py`: not to be taken for a hit
 local others, own = check_fences('')
 if others or own or current_generation() ~= wanted then return 'invalidated' end
 if redis.call('HGET', thread, 'lo') ~= string.match(token, '[^.]+$') then return 'invalidated' end

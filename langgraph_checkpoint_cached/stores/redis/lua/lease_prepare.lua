@@ -1,7 +1,6 @@
 -- PREPARE: somebody is about to make the row of a lease, after which only the OPEN of who prepared last is taken: one that
 -- comes late would take away the journal of the next lease. Answers the generation. ARGV: 4 nonce
 
-now_ms() -- for `operations/counters.py`
 local generation = current_generation()
 redis.call('HSET', thread, 'lo', ARGV[4])
 return generation
