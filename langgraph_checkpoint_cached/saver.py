@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from datetime import timedelta
-from typing import Any, get_args
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -17,26 +16,26 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.checkpoint.serde.base import SerializerProtocol
+from redis.asyncio import Redis, RedisCluster
+from typing_extensions import Self, Unpack
 
-from langgraph_checkpoint_cached.arguments import Mode, RedisDurability, Settings
+from langgraph_checkpoint_cached.arguments import (
+    ConnectionOptions,
+    ConnectionSettings,
+    SaverOptions,
+    Settings,
+    check_redis_client,
+    check_upstream,
+)
 from langgraph_checkpoint_cached.channel_versions import UnstoredVersions
 from langgraph_checkpoint_cached.config import check_checkpoint, check_search, parse_checkpoint_id, parse_namespace
 from langgraph_checkpoint_cached.engine.engine import Engine
-from langgraph_checkpoint_cached.engine.hit_auditor import check_fraction
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.records import Record
 from langgraph_checkpoint_cached.serde import codec
-from langgraph_checkpoint_cached.stores.postgres.pool import opened, postgres_pool
-from langgraph_checkpoint_cached.stores.postgres.store import check_upstream
-from langgraph_checkpoint_cached.stores.redis.client import AnyRedis, check_client
-from langgraph_checkpoint_cached.stores.redis.integrity import check_keys
-from langgraph_checkpoint_cached.stores.redis.keys import check_prefix
+from langgraph_checkpoint_cached.stores.postgres.pool import Pool, opened, postgres_pool
 from langgraph_checkpoint_cached.stores.redis.url import redis_client
 from langgraph_checkpoint_cached.thread_operations import ThreadOperationsMixin
-from langgraph_checkpoint_cached.ttl import CHECKPOINT, Ttl, to_seconds
-
-REDIS_TIMEOUT_SECONDS = 0.5
 
 
 class CachedPostgresSaver(ThreadOperationsMixin):
@@ -50,68 +49,44 @@ class CachedPostgresSaver(ThreadOperationsMixin):
     Copies made by `with_allowlist` share everything but the serializer.
 
     Args:
-        redis: A `redis.asyncio` client: `Redis`, `RedisCluster` or what a `Sentinel` gives for its master.
+        redis: Client from `redis.asyncio`: `Redis`, `RedisCluster`, or what a `Sentinel` returns for its primary.
             Never closed here. Redis 6.2 or later, or Valkey; no modules. Of a pool of 16 connections or more one
-            is kept until `aclose`, unless health checks or a credential provider are set.
+            stays in use until `aclose`, unless health checks or a credential provider are set.
         postgres: The upstream saver, over a pool (recommended) or a single connection. Never closed here.
-        ttl: How long an entry lives in Redis, in seconds or as a `timedelta`.
-        refresh_on_read: Whether reading an entry starts its `ttl` anew.
-        prefix: What every Redis key starts with. Services with different databases need different prefixes;
-            services on one database must use the same.
-        serde: The serializer; that of `postgres` by default.
-        mode: `"write_through"`: a write returns when Postgres has committed it. `"write_behind"`: when Redis has
-            it, and Postgres follows; until then, what Redis loses while this process dies too is lost.
-        redis_durability: With `"write_behind"`, what an acknowledgement means: `"as_is"`, that the primary has it;
-            `"replica"`, that one of its replicas has it too (`WAIT`); `"disk"`, that it is in the primary's
-            append-only file (`WAITAOF`, Redis 7.2). Where that is not to be had in half of `redis_timeout`,
-            Postgres has it before the write returns.
-        redis_timeout: How long one call to Redis may take, in seconds or as a `timedelta`, before the saver
-            goes on with Postgres.
+        ttl: Lifetime of an entry in Redis, in seconds or as a `timedelta`. By default 3600.
+        refresh_on_read: Whether a read starts the entry's `ttl` anew. By default True.
+        prefix: Start of every Redis key, by default `"langgraph"`. Services with different databases need
+            different prefixes; services on one database must use the same.
+        serde: The serializer; by default that of `postgres`.
+        mode: `"write_through"` (the default): a write returns when Postgres has committed it. `"write_behind"`:
+            when Redis has it, and it is flushed to Postgres later; until then, what Redis loses while this process
+            dies too is lost.
+        redis_durability: With `"write_behind"`, the meaning of an acknowledgement: `"as_is"` (the default), the
+            primary has the write; `"replica"`, one of its replicas has it too (`WAIT`); `"disk"`, it is in the
+            primary's append-only file (`WAITAOF`, Redis 7.2). Where that is not confirmed within half of
+            `redis_timeout`, Postgres has the write before the call returns.
+        redis_timeout: Longest time for one call to Redis, in seconds or as a `timedelta`, before the saver goes on
+            with Postgres. By default 0.5.
         signing_keys: Secrets of 16 to 64 bytes, or text. Every part of an entry is signed with the first, and
-            read if it is signed with any of them for its place; everything else is a miss. Without them, parts
+            read if it is signed with any of them for its place; everything else is a miss. By default None: parts
             carry checksums.
-        check_hits: Which fraction of the hits, from 0 to 1, is compared with Postgres in the background, at the
-            cost of a query each: `stats()["disagreements"]` is to stay 0. Never more than two at a time.
+        check_hits: Fraction of the hits, from 0 (the default) to 1, that is compared with Postgres in the
+            background, at the cost of a query each, never more than two at a time.
+            `stats()["disagreements"]` must stay 0.
 
     Raises:
         ArgumentTypeError, ArgumentError: an argument cannot work; the message names it.
+        TypeError: a keyword is unknown.
     """
 
     def __init__(
-        self,
-        redis: AnyRedis,
-        postgres: AsyncPostgresSaver,
-        *,
-        ttl: float | timedelta = CHECKPOINT.seconds,
-        refresh_on_read: bool = CHECKPOINT.sliding,
-        prefix: str = "langgraph",
-        serde: SerializerProtocol | None = None,
-        mode: Mode = "write_through",
-        redis_durability: RedisDurability = "as_is",
-        redis_timeout: float | timedelta = REDIS_TIMEOUT_SECONDS,
-        signing_keys: Sequence[bytes | str] | None = None,
-        check_hits: float = 0.0,
+        self, redis: Redis | RedisCluster, postgres: AsyncPostgresSaver, **options: Unpack[SaverOptions]
     ) -> None:
-        check_client(redis)
-        check_upstream(postgres)
-        super().__init__(serde=serde or postgres.serde)
-        if signing_keys is not None:
-            check_keys(signing_keys)
-        self._redis, self._upstream = redis, postgres
-        check_durability(redis_durability)
-        engine = self._engine = Engine(
-            redis,
-            postgres,
-            Settings(
-                ttl=Ttl(to_seconds(ttl, "ttl"), sliding=bool(refresh_on_read)),
-                prefix=check_prefix(prefix),
-                mode=check_mode(mode),
-                redis_durability=redis_durability,
-                redis_timeout_seconds=to_seconds(redis_timeout, "redis_timeout"),
-                signing_keys=signing_keys,
-                check_hits=check_fraction(check_hits, "check_hits"),
-            ),
-        )
+        self._redis = check_redis_client(redis, instead="SyncCachedPostgresSaver.from_conn_string")
+        self._upstream = check_upstream(postgres)
+        settings = Settings.from_options(**options)
+        super().__init__(serde=settings.serde or postgres.serde)
+        engine = self._engine = Engine(redis, postgres, settings)
         self._unstored_versions = UnstoredVersions()
         # For tests and the command line, until they take them from the engine.
         self._loop, self._stats, self._executor = engine.loop, engine.stats, engine.executor
@@ -124,32 +99,14 @@ class CachedPostgresSaver(ThreadOperationsMixin):
         self._histories, self._tasks, self._threads = engine.histories, engine.tasks, engine.threads
 
     @classmethod
-    @asynccontextmanager
-    async def from_conn_string(
-        cls,
-        postgres_uri: str,
-        redis_url: str,
-        *,
-        ttl: float | timedelta = CHECKPOINT.seconds,
-        refresh_on_read: bool = CHECKPOINT.sliding,
-        prefix: str = "langgraph",
-        serde: SerializerProtocol | None = None,
-        mode: Mode = "write_through",
-        redis_durability: RedisDurability = "as_is",
-        redis_timeout: float | timedelta = REDIS_TIMEOUT_SECONDS,
-        signing_keys: Sequence[bytes | str] | None = None,
-        check_hits: float = 0.0,
-        pool_min_size: int = 1,
-        pool_max_size: int = 10,
-        pool_timeout: float | timedelta = 30.0,
-        pool_max_idle: float | timedelta = 600.0,
-        pool_max_lifetime: float | timedelta = 3600.0,
-        redis_max_connections: int = 32,
-    ) -> AsyncIterator[CachedPostgresSaver]:
-        """A saver with a connection pool and a Redis client of its own, closed at the end of the block.
+    def from_conn_string(
+        cls, postgres_uri: str, redis_url: str, **options: Unpack[ConnectionOptions]
+    ) -> AbstractAsyncContextManager[Self]:
+        """Return a context manager for a saver with a connection pool and a Redis client of its own.
 
+        Arguments are checked at once; the pool connects when the block is entered. Both are closed when it ends.
         Connections to Postgres are checked before use when they have been idle, replaced when they are old, and
-        use prepared statements unless a pooler such as PgBouncer stands in between, which is found out.
+        use prepared statements unless a pooler such as PgBouncer stands in between, which is detected.
 
         Args:
             postgres_uri: A libpq connection string or URI.
@@ -159,47 +116,43 @@ class CachedPostgresSaver(ThreadOperationsMixin):
                 Options follow as redis-py takes them, such as `?ssl_ca_certs=ca.pem`; `sentinel_username` and
                 `sentinel_password` are for the Sentinels, user and password before the `@` for the primary.
             ttl, refresh_on_read, prefix, serde, mode, redis_durability, redis_timeout, signing_keys, check_hits:
-            As for the class.
-            pool_min_size: Connections to Postgres that are kept open.
-            pool_max_size: The most that are open at once.
-            pool_timeout: How long an operation waits for a connection.
-            pool_max_idle: After how long an unused connection beyond `pool_min_size` is closed.
-            pool_max_lifetime: After how long a connection is replaced.
-            redis_max_connections: The most connections to Redis, or to one node of a Cluster, open at once.
+                As for the class.
+            pool_min_size: Connections to Postgres that stay open. By default 1.
+            pool_max_size: Most connections to Postgres at once. By default 10.
+            pool_timeout: Longest wait of an operation for a connection, in seconds or as a `timedelta`, as the
+                next two. By default 30.
+            pool_max_idle: Idle time after which a connection beyond `pool_min_size` is closed. By default 600.
+            pool_max_lifetime: Age at which a connection is replaced. By default 3600.
+            redis_max_connections: Most connections at once to Redis, or to one node of a Cluster. By default 32.
 
         Raises:
-            ArgumentError, ArgumentTypeError: an argument cannot work; the message names it.
-            psycopg.OperationalError, psycopg_pool.PoolTimeout: Postgres cannot be reached.
+            ArgumentTypeError, ArgumentError: an argument cannot work; the message names it.
+            TypeError: a keyword is unknown.
+            psycopg.OperationalError, psycopg_pool.PoolTimeout: Postgres cannot be reached on entering the block.
         """
-        life = Ttl(to_seconds(ttl, "ttl"), sliding=bool(refresh_on_read))
-        check_prefix(prefix)
-        check_mode(mode)
-        if signing_keys is not None:
-            check_keys(signing_keys)
-        check_fraction(check_hits, "check_hits")
-        timeout = to_seconds(redis_timeout, "redis_timeout")
+        settings = ConnectionSettings.from_options(postgres_uri, redis_url, **options)
         pool = postgres_pool(
-            postgres_uri,
-            min_size=pool_min_size,
-            max_size=pool_max_size,
-            timeout_seconds=to_seconds(pool_timeout, "pool_timeout"),
-            max_idle_seconds=to_seconds(pool_max_idle, "pool_max_idle"),
-            max_lifetime_seconds=to_seconds(pool_max_lifetime, "pool_max_lifetime"),
+            settings.postgres_uri,
+            min_size=settings.pool_min_size,
+            max_size=settings.pool_max_size,
+            timeout_seconds=settings.pool_timeout_seconds,
+            max_idle_seconds=settings.pool_max_idle_seconds,
+            max_lifetime_seconds=settings.pool_max_lifetime_seconds,
         )
-        client = redis_client(redis_url, max_connections=redis_max_connections, timeout_seconds=timeout)
+        client = redis_client(
+            settings.redis_url,
+            max_connections=settings.redis_max_connections,
+            timeout_seconds=settings.redis_timeout_seconds,
+        )
+        return cls._over(pool, client, settings.saver_options)
+
+    @classmethod
+    @asynccontextmanager
+    async def _over(
+        cls, pool: Pool, client: Redis | RedisCluster, options: SaverOptions
+    ) -> AsyncGenerator[Self, None]:
         async with opened(pool, client):
-            saver = cls(
-                client,
-                AsyncPostgresSaver(pool, serde=serde),
-                ttl=life.seconds,
-                refresh_on_read=life.sliding,
-                prefix=prefix,
-                mode=mode,
-                redis_durability=redis_durability,
-                redis_timeout=timeout,
-                signing_keys=signing_keys,
-                check_hits=check_hits,
-            )
+            saver = cls(client, AsyncPostgresSaver(pool, serde=options.get("serde")), **options)
             try:
                 yield saver
             finally:
@@ -440,16 +393,3 @@ class CachedPostgresSaver(ThreadOperationsMixin):
             return await self._postgres.search(config, filter, before, limit)
 
         return search()
-
-
-def check_mode(mode: Mode) -> Mode:
-    """Raises `ArgumentError` if there is no such mode."""
-    if mode not in get_args(Mode):
-        raise ArgumentError(f'mode must be "write_through" or "write_behind", not {mode!r}')
-    return mode
-
-
-def check_durability(durability: object) -> None:
-    """Raises `ArgumentError` if there is no such durability."""
-    if durability not in get_args(RedisDurability):
-        raise ArgumentError(f'redis_durability must be "as_is", "replica" or "disk", not {durability!r}')

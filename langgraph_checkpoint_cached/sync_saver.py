@@ -1,14 +1,17 @@
-"""The saver for code without an event loop: the same saver, on a loop in a thread of its own."""
+"""Saver for code without an event loop: the same saver, on a loop in a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine, Generator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
+from typing_extensions import Self, Unpack
+
+from langgraph_checkpoint_cached.arguments import ConnectionOptions
 from langgraph_checkpoint_cached.saver import CachedPostgresSaver
 
 T = TypeVar("T")
@@ -22,32 +25,34 @@ class SyncCachedPostgresSaver(CachedPostgresSaver):
     """
 
     @classmethod
-    @contextmanager
     def from_conn_string(  # type: ignore[override]
-        cls, postgres_uri: str, redis_url: str, **options: Any
-    ) -> Iterator[SyncCachedPostgresSaver]:
-        """A saver with a loop, a connection pool and a Redis client of its own, closed at the end of the block.
+        cls, postgres_uri: str, redis_url: str, **options: Unpack[ConnectionOptions]
+    ) -> AbstractContextManager[Self]:
+        """Return a context manager for a saver with a loop, a connection pool and a Redis client of its own.
 
-        Args:
-            postgres_uri, redis_url, options: As for `CachedPostgresSaver.from_conn_string`, which also says what
-                is raised.
+        Args and Raises: As for `CachedPostgresSaver.from_conn_string`.
         """
-        with _background_loop() as loop:
-            opening = super().from_conn_string(postgres_uri, redis_url, **options)
-            saver = _result(opening.__aenter__(), loop)
-            try:
-                yield saver  # type: ignore[misc]
-            finally:
-                _result(opening.__aexit__(*sys.exc_info()), loop)
+        return _on_background_loop(super().from_conn_string(postgres_uri, redis_url, **options))
 
     def setup(self) -> None:  # type: ignore[override]
-        """Creates or migrates the upstream saver's tables and our own. As `CachedPostgresSaver.setup`."""
+        """Create or migrate the upstream saver's tables and our own. As `CachedPostgresSaver.setup`."""
         self._wait("setup", super().setup)
 
 
 @contextmanager
-def _background_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop that runs in a thread for the block."""
+def _on_background_loop(opening: AbstractAsyncContextManager[T]) -> Generator[T, None, None]:
+    """Enter and leave an asynchronous context manager on a loop that runs in a thread for the block."""
+    with _background_loop() as loop:
+        entered = _result(opening.__aenter__(), loop)
+        try:
+            yield entered
+        finally:
+            _result(opening.__aexit__(*sys.exc_info()), loop)
+
+
+@contextmanager
+def _background_loop() -> Generator[asyncio.AbstractEventLoop, None, None]:
+    """Run an event loop in a thread for the block."""
     loop = asyncio.SelectorEventLoop()  # on Windows the default one does not work with psycopg
     thread = threading.Thread(target=loop.run_forever, name="langgraph-checkpoint-cached", daemon=True)
     thread.start()

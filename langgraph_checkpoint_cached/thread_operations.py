@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres.base import PRUNE_STRATEGIES
+from typing_extensions import Unpack
 
 from langgraph_checkpoint_cached import event_loop
+from langgraph_checkpoint_cached.arguments import check_count, to_seconds, unique_ids
 from langgraph_checkpoint_cached.engine.thread_operations import THREADS_OF_A_CHANGE_MAX, Threads
-from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, WrongThreadError
+from langgraph_checkpoint_cached.errors import ArgumentError, WrongThreadError
 from langgraph_checkpoint_cached.retention import IdleThreads
-from langgraph_checkpoint_cached.ttl import to_seconds
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
 T = TypeVar("T")
@@ -22,6 +23,16 @@ T = TypeVar("T")
 PAUSE_SECONDS_MAX = 60.0
 IDS_MAX = 10_000
 """Run ids, or thread ids to look for them in, that one call takes."""
+
+
+class IdleOptions(TypedDict, total=False):
+    """Keywords of `adelete_idle_threads`, which documents them."""
+
+    batch_size: int
+    limit: int | None
+    pause: float | timedelta
+    dry_run: bool
+    progress: Callable[[IdleThreads], None] | None
 
 
 class ThreadOperationsMixin(BaseCheckpointSaver[str]):
@@ -136,7 +147,7 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
         pause_seconds = to_seconds(pause, "pause") if pause else 0.0
         if pause_seconds > PAUSE_SECONDS_MAX:
             raise ArgumentError(f"pause must be at most {PAUSE_SECONDS_MAX} seconds, not {pause_seconds}")
-        check_count(batch_size, "batch_size", THREADS_OF_A_CHANGE_MAX)
+        check_count(batch_size, "batch_size", most=THREADS_OF_A_CHANGE_MAX)
         if limit is not None:
             check_count(limit, "limit")
         self._check_loop("adelete_idle_threads")
@@ -169,7 +180,7 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
         """`adelete_for_runs`, from any thread but the event loop's."""
         self._wait("delete_for_runs", lambda: self.adelete_for_runs(run_ids, thread_ids=thread_ids))
 
-    def delete_idle_threads(self, idle_for: float | timedelta, **options: Any) -> IdleThreads:
+    def delete_idle_threads(self, idle_for: float | timedelta, **options: Unpack[IdleOptions]) -> IdleThreads:
         """`adelete_idle_threads`, from any thread but the event loop's. `progress` is called on that one."""
         return self._wait("delete_idle_threads", lambda: self.adelete_idle_threads(idle_for, **options))
 
@@ -190,26 +201,3 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
 
     def _check_loop(self, method: str) -> None:
         event_loop.check_loop(self._loop, method)
-
-
-def unique_ids(ids: Sequence[str], name: str, count_max: int | None = None) -> list[str]:
-    """The ids as text, each once.
-
-    Raises:
-        ArgumentTypeError: it is a single string.
-        ArgumentError: there are too many.
-    """
-    if isinstance(ids, str):
-        raise ArgumentTypeError(f"{name} must be a sequence of IDs, not a str")
-    found = list(dict.fromkeys(map(str, ids)))
-    if count_max is not None and len(found) > count_max:
-        raise ArgumentError(f"{name} must be at most {count_max}, not {len(found)}: call it several times")
-    return found
-
-
-def check_count(value: object, name: str, most: int | None = None) -> None:
-    """Raises `ArgumentTypeError` or `ArgumentError` if it is not a whole number from 1 to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ArgumentTypeError(f"{name} must be an int, not {type(value).__name__}")
-    if value < 1 or (most is not None and value > most):
-        raise ArgumentError(f"{name} must be at least 1{f' and at most {most}' if most else ''}, not {value}")

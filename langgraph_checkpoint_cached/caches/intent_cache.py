@@ -11,12 +11,13 @@ from typing import Any, Generic, TypeVar, cast
 import msgpack
 from redis.asyncio import Redis, RedisCluster
 
+from langgraph_checkpoint_cached.arguments import check_prefix, check_redis_client, check_signing_keys, to_seconds
 from langgraph_checkpoint_cached.caches.cache_aside import CacheAside, Serializer
 from langgraph_checkpoint_cached.caches.key_value_store import TIMEOUT_SECONDS, KeyValueStore
 from langgraph_checkpoint_cached.caches.stampede_lock import StampedeLock
-from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
+from langgraph_checkpoint_cached.errors import ArgumentTypeError
 from langgraph_checkpoint_cached.stores.redis.integrity import integrity_for
-from langgraph_checkpoint_cached.ttl import INTENT, Ttl, to_seconds
+from langgraph_checkpoint_cached.ttl import INTENT, Ttl
 
 T = TypeVar("T")
 
@@ -65,13 +66,11 @@ class IntentCache(Generic[T]):
         timeout_seconds: float | timedelta = TIMEOUT_SECONDS,
         signing_keys: Sequence[bytes | str] | None = None,
     ) -> None:
-        if not isinstance(redis, (Redis, RedisCluster)):
-            raise ArgumentTypeError(f"redis must be a redis.asyncio client, not {type(redis).__name__}")
         store = KeyValueStore(
-            redis,
-            f"{_part_of_key(prefix, 'prefix')}:{_part_of_key(namespace, 'namespace')}",
+            check_redis_client(redis),
+            f"{check_prefix(prefix)}:{check_prefix(namespace, 'namespace')}",
             timeout_seconds=to_seconds(timeout_seconds, "timeout_seconds"),
-            seal=None if signing_keys is None else integrity_for(signing_keys),
+            seal=None if signing_keys is None else integrity_for(check_signing_keys(signing_keys)),
         )
         self._cache: CacheAside[T] = CacheAside(
             store,
@@ -134,13 +133,5 @@ def _question(message: str, classifier: Callable[[str], Awaitable[T]]) -> tuple[
 
 def _key(message: str) -> str:
     if not isinstance(message, str):
-        raise ArgumentTypeError(f"message must be a string, not {type(message).__name__}")
+        raise ArgumentTypeError(f"message must be a str, not {type(message).__name__}")
     return hashlib.blake2b(message.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
-
-
-def _part_of_key(value: str, name: str) -> str:
-    if not isinstance(value, str):
-        raise ArgumentTypeError(f"{name} must be a string, not {type(value).__name__}")
-    if not value or "{" in value or "}" in value:
-        raise ArgumentError(f"{name} must not be empty nor contain '{{' or '}}', as {value!r} does")
-    return value

@@ -14,14 +14,12 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
 
+from langgraph_checkpoint_cached.arguments import check_postgres_uri, check_prefix, check_signing_keys, to_seconds
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.saver import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores.postgres.pool import check_uri
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
-from langgraph_checkpoint_cached.stores.redis.integrity import check_keys
-from langgraph_checkpoint_cached.stores.redis.keys import check_prefix
 from langgraph_checkpoint_cached.stores.redis.url import redis_client
-from langgraph_checkpoint_cached.ttl import CHECKPOINT, to_seconds
+from langgraph_checkpoint_cached.ttl import CHECKPOINT
 
 POSTGRES_VARIABLE, REDIS_VARIABLE, PREFIX_VARIABLE = "POSTGRES_URI", "REDIS_URL", "LANGGRAPH_CACHED_PREFIX"
 TIMEOUT_SECONDS = 5.0
@@ -55,7 +53,7 @@ class Servers:
             to_seconds(getattr(options, "ttl", CHECKPOINT.seconds), "--ttl"),
             _keys(options.signing_key_env),
         )
-        check_uri(servers.postgres_uri)
+        check_postgres_uri(servers.postgres_uri)
         return servers
 
     async def postgres(self, **settings: Any) -> AsyncConnection[DictRow]:
@@ -138,4 +136,4 @@ def _keys(names: Sequence[str] | None) -> Sequence[bytes] | None:
     for name in names:
         if not os.environ.get(name):
             raise ArgumentError(f"--signing-key-env: the environment variable {name} is not set")
-    return check_keys([os.environ[name] for name in names])
+    return check_signing_keys([os.environ[name] for name in names])

@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
+from langgraph_checkpoint_cached.arguments import check_postgres_uri
 from langgraph_checkpoint_cached.demo.desk import OrderBook
 from langgraph_checkpoint_cached.demo.embedded import PostgresServer, RedisServer
 from langgraph_checkpoint_cached.demo.graph import build_graph
@@ -124,7 +125,7 @@ async def open_stage(screen: Screen, servers: Servers) -> AsyncIterator[Stage]:
         client = redis_client(servers.redis_url, max_connections=2, timeout_seconds=CONNECT_TIMEOUT_SECONDS)
         stack.push_async_callback(client.aclose)
         pool = postgres_pool(
-            servers.postgres_uri,
+            check_postgres_uri(servers.postgres_uri),
             min_size=1,
             max_size=10,
             timeout_seconds=30,

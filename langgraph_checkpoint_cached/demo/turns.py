@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.messages import AnyMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -37,9 +37,10 @@ class WatchedSaver(CachedPostgresSaver):
 @asynccontextmanager
 async def open_saver(postgres_uri: str, redis_url: str, prefix: str) -> AsyncIterator[WatchedSaver]:
     """A saver for the block."""
-    options = {"prefix": prefix, "ttl": TTL_SECONDS, "redis_timeout": REDIS_TIMEOUT_SECONDS}
-    async with WatchedSaver.from_conn_string(postgres_uri, redis_url, **options) as saver:  # type: ignore[arg-type]
-        yield cast(WatchedSaver, saver)
+    async with WatchedSaver.from_conn_string(
+        postgres_uri, redis_url, prefix=prefix, ttl=TTL_SECONDS, redis_timeout=REDIS_TIMEOUT_SECONDS
+    ) as saver:
+        yield saver
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import psycopg
 from langgraph_checkpoint_cached import jsonb
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
-from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, BehindError, OverloadedError
+from langgraph_checkpoint_cached.errors import BehindError, OverloadedError
 from langgraph_checkpoint_cached.records import Namespace, Record
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
@@ -129,17 +129,3 @@ def comparable_content(record: Record | None) -> Any:
         {value.channel: value for value in record.values if value.type != "empty"},
         {(write.task_id, write.idx): write for write in record.writes},
     )
-
-
-def check_fraction(value: object, name: str) -> float:
-    """`value`, if it is a fraction.
-
-    Raises:
-        ArgumentTypeError: it is no number; the message names `name`.
-        ArgumentError: it is not between 0 and 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ArgumentTypeError(f"{name} must be a number from 0 to 1, not {type(value).__name__}")
-    if not 0 <= value <= 1:  # also refuses NaN
-        raise ArgumentError(f"{name} must be from 0 to 1, not {value!r}")
-    return float(value)

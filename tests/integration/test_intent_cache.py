@@ -356,9 +356,9 @@ async def test_the_callers_client_stays_open(redis: Redis, cache: IntentCache[An
         ({"prefix": ""}, ArgumentError, "prefix must not be empty"),
         ({"prefix": "a{b"}, ArgumentError, "prefix must not .* contain"),
         ({"prefix": "a}b"}, ArgumentError, "prefix must not .* contain"),
-        ({"prefix": None}, ArgumentTypeError, "prefix must be a string, not NoneType"),
+        ({"prefix": None}, ArgumentTypeError, "prefix must be a str, not NoneType"),
         ({"namespace": "{}"}, ArgumentError, "namespace must not .* contain"),
-        ({"namespace": b"intent"}, ArgumentTypeError, "namespace must be a string, not bytes"),
+        ({"namespace": b"intent"}, ArgumentTypeError, "namespace must be a str, not bytes"),
     ],
     ids=repr,
 )
@@ -378,14 +378,14 @@ def test_a_client_that_is_not_an_asyncio_client_is_refused(client: Any) -> None:
 @pytest.mark.parametrize("method", ["get_or_classify", "refresh"])
 async def test_a_message_must_be_a_string_and_a_classifier_callable(method: str) -> None:
     call = getattr(IntentCache(Redis()), method)
-    with pytest.raises(ArgumentTypeError, match="message must be a string, not int"):
+    with pytest.raises(ArgumentTypeError, match="message must be a str, not int"):
         await call(1, never)
     with pytest.raises(ArgumentTypeError, match="classifier must be an async function, not str"):
         await call(MESSAGE, "parcel")
 
 
 async def test_a_message_to_invalidate_must_be_a_string() -> None:
-    with pytest.raises(ArgumentTypeError, match="message must be a string, not NoneType"):
+    with pytest.raises(ArgumentTypeError, match="message must be a str, not NoneType"):
         await IntentCache(Redis()).invalidate(None)  # type: ignore[arg-type]
 
 

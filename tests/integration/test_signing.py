@@ -141,7 +141,7 @@ async def test_no_part_of_another_place_or_version_is_taken(tiers: Tiers, keys: 
     await assert_refused(saver, tiers)
 
 
-@pytest.mark.parametrize("forger", [CHECKSUMS, integrity_for([FOREIGN])])
+@pytest.mark.parametrize("forger", [CHECKSUMS, integrity_for([FOREIGN.encode()])])
 async def test_nothing_that_a_stranger_wrote_is_decoded(tiers: Tiers, forger: Integrity) -> None:
     """The stranger knows all of this package, and the state of the thread, but no key."""
     serde = Recorder()

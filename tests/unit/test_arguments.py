@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
 import pytest
+import redis
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import Redis
 
-from langgraph_checkpoint_cached import SyncCachedPostgresSaver
+from langgraph_checkpoint_cached import CachedPostgresSaver, SyncCachedPostgresSaver
+from langgraph_checkpoint_cached.arguments import ConnectionSettings, Settings, to_seconds
 from langgraph_checkpoint_cached.config import check_checkpoint, check_search, parse_checkpoint_id, parse_namespace
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.ttl import Ttl, to_seconds
+from langgraph_checkpoint_cached.ttl import Ttl
 
 POSTGRES = "postgresql://localhost/db"
 REDIS = "redis://localhost"
@@ -101,36 +107,95 @@ def test_a_time_of_another_type_is_refused(value: Any) -> None:
         to_seconds(value, "ttl")
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"ttl": 0}, "ttl"),
-        ({"prefix": "{x}"}, "prefix"),
-        ({"mode": "write_around"}, "mode"),
-        ({"redis_timeout": -1}, "redis_timeout"),
-        ({"check_hits": 1.1}, "check_hits"),
-        ({"check_hits": -0.1}, "check_hits"),
-        ({"check_hits": float("nan")}, "check_hits"),
-        ({"check_hits": True}, "check_hits"),
-        ({"check_hits": "0.1"}, "check_hits"),
-        ({"pool_min_size": 5, "pool_max_size": 2}, "pool_max_size"),
-        ({"pool_max_size": "10"}, "pool_max_size"),
-        ({"pool_max_idle": 0}, "pool_max_idle"),
-        ({"redis_max_connections": 0}, "redis_max_connections"),
-        ({"postgres_uri": "postgres//user:secret@host"}, "postgres_uri"),
-        ({"postgres_uri": 5}, "postgres_uri"),
-        ({"redis_url": "http://user:secret@host"}, "redis_url"),
-        ({"redis_url": None}, "redis_url"),
-    ],
-)
+BAD_OPTIONS = [
+    ({"ttl": 0}, "ttl"),
+    ({"prefix": "{x}"}, "prefix"),
+    ({"mode": "write_around"}, "mode"),
+    ({"redis_durability": "moon"}, "redis_durability"),
+    ({"redis_timeout": -1}, "redis_timeout"),
+    ({"signing_keys": ["a secret"]}, "signing_keys"),
+    ({"check_hits": 1.1}, "check_hits"),
+    ({"check_hits": -0.1}, "check_hits"),
+    ({"check_hits": float("nan")}, "check_hits"),
+    ({"check_hits": True}, "check_hits"),
+    ({"check_hits": "0.1"}, "check_hits"),
+]
+BAD_CONNECTIONS = [
+    ({"pool_min_size": 5, "pool_max_size": 2}, "pool_max_size"),
+    ({"pool_max_size": "10"}, "pool_max_size"),
+    ({"pool_max_idle": 0}, "pool_max_idle"),
+    ({"redis_max_connections": 0}, "redis_max_connections"),
+    ({"postgres_uri": "postgres//user:secret@host"}, "postgres_uri"),
+    ({"postgres_uri": 5}, "postgres_uri"),
+    ({"redis_url": "http://user:secret@host"}, "redis_url"),
+    ({"redis_url": None}, "redis_url"),
+]
+
+
+@pytest.mark.parametrize(("options", "named"), [*BAD_OPTIONS, *BAD_CONNECTIONS])
 def test_options_that_cannot_work_are_named_and_no_secret_with_them(options: dict[str, Any], named: str) -> None:
     arguments = {"postgres_uri": POSTGRES, "redis_url": REDIS, **options}
-    with (
-        pytest.raises((ArgumentError, ArgumentTypeError), match=named) as caught,
-        SyncCachedPostgresSaver.from_conn_string(**arguments),
-    ):
-        pass
-    chain = caught.value
-    while chain is not None:
-        assert "secret" not in str(chain)
-        chain = chain.__cause__
+    errors = []
+    for saver_class in (SyncCachedPostgresSaver, CachedPostgresSaver):
+        with pytest.raises((ArgumentError, ArgumentTypeError), match=named) as caught:
+            saver_class.from_conn_string(**arguments)
+        errors.append((caught.type, str(caught.value)))
+        chain: BaseException | None = caught.value
+        while chain is not None:
+            assert "secret" not in str(chain).replace("secrets.token_bytes", "")
+            chain = chain.__cause__
+    assert errors[0] == errors[1]
+
+
+async def upstream() -> AsyncPostgresSaver:
+    return AsyncPostgresSaver(AsyncConnectionPool(POSTGRES, open=False))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("options", "named"), BAD_OPTIONS)
+async def test_constructor_and_from_conn_string_raise_the_same(options: dict[str, Any], named: str) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=named) as of_constructor:
+        CachedPostgresSaver(Redis(), await upstream(), **options)
+    with pytest.raises(of_constructor.type, match=re.escape(str(of_constructor.value))):
+        CachedPostgresSaver.from_conn_string(POSTGRES, REDIS, **options)
+
+
+async def test_unknown_keyword_is_a_type_error() -> None:
+    options: Any = {"tll": 5}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'tll'"):
+        CachedPostgresSaver(Redis(), await upstream(), **options)
+    for saver_class in (CachedPostgresSaver, SyncCachedPostgresSaver):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'tll'"):
+            saver_class.from_conn_string(POSTGRES, REDIS, **options)
+
+
+async def test_pool_option_of_constructor_is_a_type_error() -> None:
+    options: Any = {"pool_max_size": 5}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'pool_max_size'"):
+        CachedPostgresSaver(Redis(), await upstream(), **options)
+
+
+@pytest.mark.parametrize(
+    ("client", "hint"),
+    [
+        (redis.Redis(), "import it from redis.asyncio, or use SyncCachedPostgresSaver.from_conn_string"),
+        (None, "not builtins.NoneType"),
+    ],
+)
+async def test_client_that_is_not_asynchronous_is_refused(client: Any, hint: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=hint):
+        CachedPostgresSaver(client, await upstream())
+
+
+def test_settings_show_no_secret() -> None:
+    settings = Settings.from_options(signing_keys=["a secret that is long enough"])
+    assert settings.signing_keys == (b"a secret that is long enough",)
+    connections = ConnectionSettings.from_options(
+        "postgresql://user:secret@host/db",
+        "redis://user:secret@host",
+        signing_keys=["a secret that is long enough"],
+    )
+    assert "secret" not in repr(settings) + repr(connections)
+
+
+def test_settings_and_keywords_have_the_same_defaults() -> None:
+    assert Settings.from_options() == Settings()

@@ -46,7 +46,7 @@ def test_other_keys_tell_nothing(key: str) -> None:
     assert parse_key("p", key) is None
 
 
-@pytest.mark.parametrize("seal", [CHECKSUMS, integrity_for(["a key of more than 16 bytes"])])
+@pytest.mark.parametrize("seal", [CHECKSUMS, integrity_for([b"a key of more than 16 bytes"])])
 def test_an_entry_says_whose_it_is_and_garbage_does_not(seal: Any) -> None:
     namespace = Namespace("x" * 300, "sub")
     record = Record(namespace, "id", None, b'{"v": 4, "channel_versions": {}}', b"{}", (), ())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.arguments import ConnectionOptions, SaverOptions
 from langgraph_checkpoint_cached.cli import main
 from langgraph_checkpoint_cached.stats import Stats
 
@@ -85,7 +84,7 @@ def bullets(kind: str) -> Iterator[tuple[str, str]]:
 
 
 def test_metrics_that_are_named_for_a_failure_are_there() -> None:
-    known = Stats().as_dict().keys() | inspect.signature(CachedPostgresSaver).parameters.keys()
+    known = Stats().as_dict().keys() | SaverOptions.__optional_keys__
     for fault, text in bullets("metrics"):
         for name in re.findall(r"`([^`]*)`", text):
             assert name in known, f"{fault}: {name}"
@@ -121,5 +120,4 @@ def test_keywords_in_the_readme_are_those_of_the_saver() -> None:
     table = PAGES[0].read_text(encoding="utf-8").partition("| keyword |")[2].partition("\n\n")[0]
     first = [row.split("|")[1] for row in table.splitlines() if row.startswith("|")]
     named = {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
-    parameters = inspect.signature(CachedPostgresSaver.from_conn_string).parameters
-    assert named == parameters.keys() - {"postgres_uri", "redis_url"}
+    assert named == ConnectionOptions.__optional_keys__

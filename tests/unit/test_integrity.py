@@ -13,11 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langgraph_checkpoint_cached import IntentCache, SyncCachedPostgresSaver
+from langgraph_checkpoint_cached.arguments import check_signing_keys
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
-from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity, check_keys, integrity_for
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity, integrity_for
 
 OLD, NEW = b"an old secret key", "a new secret key ü"
-SEALS = [CHECKSUMS, integrity_for([OLD]), integrity_for((NEW, OLD))]
+
+
+def signed(*keys: bytes | str) -> Integrity:
+    return integrity_for(check_signing_keys(keys))
+
+
+SEALS = [CHECKSUMS, signed(OLD), signed(NEW, OLD)]
 
 seals = st.sampled_from(SEALS)
 names = st.text(max_size=6)
@@ -57,7 +64,7 @@ def test_names_that_run_into_each_other_are_different_places(seal: Integrity) ->
 
 
 def test_each_key_and_kind_has_seals_of_its_own() -> None:
-    old, new, both = (integrity_for(keys) for keys in ([OLD], [NEW], [NEW, OLD]))
+    old, new, both = (signed(*keys) for keys in ([OLD], [NEW], [NEW, OLD]))
     sealed = {seal: seal.of("n").seal(b"body", b"p") for seal in (CHECKSUMS, old, new, both)}
     opens = {(by, of) for by in sealed for of in sealed if by.of("n").open(sealed[of], b"p") is not None}
     pairs = {(seal, seal) for seal in sealed}
@@ -66,14 +73,14 @@ def test_each_key_and_kind_has_seals_of_its_own() -> None:
 
 def test_keys_are_rotated_without_a_miss() -> None:
     """Two steps: everybody reads what the new key signs before anybody signs with it."""
-    before, first, second, after = (integrity_for(keys) for keys in ([OLD], [OLD, NEW], [NEW, OLD], [NEW]))
+    before, first, second, after = (signed(*keys) for keys in ([OLD], [OLD, NEW], [NEW, OLD], [NEW]))
     for side, other in ((before, first), (first, second), (second, first), (first, before)):
         assert other.of("n").open(side.of("n").seal(b"body", b"p"), b"p") == b"body"
     assert after.of("n").open(second.of("n").seal(b"body", b"p"), b"p") == b"body"
 
 
 def test_a_signature_is_not_made_of_public_things_alone() -> None:
-    sealed = integrity_for([OLD]).of("n").seal(b"body", b"p")
+    sealed = signed(OLD).of("n").seal(b"body", b"p")
     assert sealed[4:] != b"body"
     assert zlib.crc32(b"body") != int.from_bytes(sealed[:4], "big")
     assert OLD not in sealed
@@ -102,7 +109,7 @@ def test_a_signature_is_not_made_of_public_things_alone() -> None:
 )
 def test_bad_keys_are_refused_before_anything_is_opened_and_not_repeated(keys: Any, message: str) -> None:
     attempts = [
-        lambda: check_keys(keys),
+        lambda: check_signing_keys(keys),
         lambda: SyncCachedPostgresSaver.from_conn_string(
             "postgresql://127.0.0.1:1/nowhere", "redis://127.0.0.1:1", signing_keys=keys
         ).__enter__(),
@@ -126,12 +133,12 @@ async def test_intent_cache_refuses_bad_keys_too(keys: Any) -> None:
 
 @pytest.mark.parametrize("keys", [[b"x" * 16], ["x" * 64], ("ü" * 32, b"\0" * 16), ["\ud800" * 6]])
 def test_keys_of_allowed_lengths_are_taken(keys: Sequence[bytes | str]) -> None:
-    assert len(check_keys(keys)) == len(keys)
+    assert len(check_signing_keys(keys)) == len(keys)
 
 
 def test_keys_do_not_show() -> None:
     key = b"canary canary canary"
-    seal = integrity_for([key])
+    seal = signed(key)
     place = seal.of("n")
     shown = [repr(seal), repr(vars(seal)), repr(place), str(seal)]
     assert not [text for text in shown if "canary" in text]

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from langgraph_checkpoint_cached.arguments import check_prefix
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.keys import (
     NAME_BYTES_MAX,
-    check_prefix,
     names_key,
     namespace_key,
     thread_key,

@@ -11,12 +11,8 @@ from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
-
-from langgraph_checkpoint_cached.arguments import check_count_at_least
-from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 
 Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
@@ -43,14 +39,11 @@ def postgres_pool(
     max_idle_seconds: float,
     max_lifetime_seconds: float,
 ) -> Pool:
-    """A pool, not yet open, whose connections are set up as the upstream saver needs them.
+    """Return a pool, not yet open, whose connections are set up as the upstream saver needs them.
 
-    Raises:
-        ArgumentTypeError, ArgumentError: `postgres_uri` or a pool size cannot work. No secret is in the message.
+    Args:
+        uri: From `check_postgres_uri`: errors of the pool repeat parts of others, passwords too.
     """
-    check_uri(uri)
-    check_count_at_least("pool_min_size", min_size, least=0)
-    check_count_at_least("pool_max_size", max_size, least=max(1, min_size))
     care = _PoolCallbacks()
     care.pool = AsyncConnectionPool(
         uri,
@@ -67,38 +60,6 @@ def postgres_pool(
         kwargs={"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row},
     )
     return care.pool
-
-
-def check_uri(uri: object) -> str:
-    """`uri`, if libpq can use it.
-
-    Raises:
-        ArgumentTypeError, ArgumentError: it cannot. No part of it is in the message.
-    """
-    if not isinstance(uri, str):
-        raise ArgumentTypeError(f"postgres_uri must be a str, not {type(uri).__name__}")
-    if not _is_conninfo(uri):
-        raise ArgumentError(
-            "postgres_uri does not parse: use postgresql://user:password@host:5432/database, with special "
-            "characters of the password percent-encoded"
-        )
-    return uri
-
-
-def _is_conninfo(uri: str) -> bool:
-    """Whether libpq can use it. Its own message repeats the string, password and all, and so does the error of a
-    connection to a host, or a path, that is the second half of a password with an `@` or `/` in it.
-    """
-    try:
-        conninfo_to_dict(uri)
-    except psycopg.ProgrammingError:
-        return False
-    scheme, is_uri, rest = uri.partition("://")
-    if not is_uri or scheme not in ("postgresql", "postgres"):
-        return True
-    authority, _, path = rest.partition("/")
-    host = authority.partition("@")[2]
-    return "@" not in host.partition("?")[0] and "@" not in path.partition("?")[0]
 
 
 @asynccontextmanager

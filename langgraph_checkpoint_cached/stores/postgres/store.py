@@ -26,7 +26,7 @@ from psycopg.pq import Format
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from langgraph_checkpoint_cached.errors import OVERLOADED, ArgumentError, ArgumentTypeError, OverloadedError
+from langgraph_checkpoint_cached.errors import OVERLOADED, OverloadedError
 from langgraph_checkpoint_cached.records import (
     History,
     Latest,
@@ -48,7 +48,6 @@ from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, QueueFull,
 T = TypeVar("T")
 
 JSONB_OID = 3802
-REPLACED_METHODS = ("aget_tuple", "alist", "aput", "aput_writes")
 LOADS_OF_A_QUERY_MAX = 32
 LOADS_WAITING_MAX = 10_000
 QUERIES_AT_ONCE_MAX = 4
@@ -364,25 +363,6 @@ class PostgresStore:
             _record(row, sends[record.parent_id]) if record.parent_id and record.predates_tasks_channel else record
             for row, record in zip(rows, records, strict=True)
         ]
-
-
-def check_upstream(saver: object) -> AsyncPostgresSaver:
-    """`saver`, if it is one whose tables and statements this store knows.
-
-    Raises:
-        ArgumentTypeError: it is not an `AsyncPostgresSaver`, or one that stores or reads in a way of its own.
-        ArgumentError: its single connection is not in autocommit mode, so that nothing it stores is durable.
-    """
-    if not isinstance(saver, AsyncPostgresSaver):
-        raise ArgumentTypeError(f"postgres must be an AsyncPostgresSaver, not {type(saver).__qualname__}")
-    for method in REPLACED_METHODS:
-        if getattr(type(saver), method) is not getattr(AsyncPostgresSaver, method):
-            raise ArgumentTypeError(
-                f"postgres is a {type(saver).__qualname__} with its own {method}(), which would not be called"
-            )
-    if not isinstance(saver.conn, AsyncConnectionPool) and not saver.conn.autocommit:
-        raise ArgumentError("postgres: its connection must be opened with autocommit=True")
-    return saver
 
 
 def outcome_unknown(error: BaseException) -> bool:

@@ -9,13 +9,9 @@ from hmac import compare_digest
 from typing import Protocol
 from zlib import crc32
 
-from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
-
 CHECKSUM_BYTES = 4
 SIGNATURE_BYTES = 16
 SCOPES_CACHED_MAX = 1024
-KEY_BYTES_MIN = 16
-KEY_BYTES_MAX = blake2b.MAX_KEY_SIZE
 PERSON = b"lg-cached"
 """Keeps these signatures apart from others that are made with the same key."""
 
@@ -50,7 +46,7 @@ class Signatures:
     The keys themselves are not kept, only states of the hash, which can be neither printed nor pickled.
 
     Args:
-        keys: From `check_keys`.
+        keys: From `check_signing_keys`.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:
@@ -66,33 +62,9 @@ class Signatures:
 CHECKSUMS = Checksums()
 
 
-def integrity_for(signing_keys: Sequence[bytes | str] | None) -> Integrity:
-    """Signatures by these keys; checksums for None. As `check_keys`."""
-    return CHECKSUMS if signing_keys is None else Signatures(check_keys(signing_keys))
-
-
-def check_keys(signing_keys: object) -> list[bytes]:
-    """The keys as bytes, text as UTF-8.
-
-    Raises:
-        ArgumentTypeError, ArgumentError: one cannot be used, or there is none. Nothing of a key is in the message.
-    """
-    if isinstance(signing_keys, (str, bytes, bytearray)) or not isinstance(signing_keys, Sequence):
-        kind = type(signing_keys).__name__
-        raise ArgumentTypeError(f"signing_keys must be a list or tuple of keys, not a single {kind}")
-    if not signing_keys:
-        raise ArgumentError("signing_keys is empty: leave it out where entries are not to be signed")
-    keys = []
-    for number, key in enumerate(signing_keys):
-        if not isinstance(key, (bytes, str)):
-            raise ArgumentTypeError(f"signing_keys[{number}] must be bytes or str, not {type(key).__name__}")
-        keys.append(_bytes(key) if isinstance(key, str) else key)
-        if not KEY_BYTES_MIN <= len(keys[-1]) <= KEY_BYTES_MAX:
-            raise ArgumentError(
-                f"signing_keys[{number}] must be {KEY_BYTES_MIN} to {KEY_BYTES_MAX} bytes long, "
-                f"not {len(keys[-1])}: secrets.token_bytes(32) makes a good one"
-            )
-    return keys
+def integrity_for(signing_keys: Sequence[bytes] | None) -> Integrity:
+    """Return signatures by these valid keys, or checksums for None."""
+    return CHECKSUMS if signing_keys is None else Signatures(signing_keys)
 
 
 class _ChecksumScope:

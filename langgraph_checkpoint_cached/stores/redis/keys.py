@@ -7,26 +7,11 @@ from functools import lru_cache
 from hashlib import blake2b
 from urllib.parse import quote, unquote
 
-from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.records import Namespace
 
 NAME_BYTES_MAX = 200
 TAGS_CACHED_MAX = 1024
 _PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")  # what quoting leaves as it is
-
-
-def check_prefix(prefix: object) -> str:
-    """`prefix`, if every key can start with it.
-
-    Raises:
-        ArgumentTypeError: it is not a `str`.
-        ArgumentError: it is empty, or holds a brace: Redis Cluster hashes what stands between the first pair.
-    """
-    if not isinstance(prefix, str):
-        raise ArgumentTypeError(f"prefix must be a str, not {type(prefix).__name__}")
-    if not prefix or "{" in prefix or "}" in prefix:
-        raise ArgumentError(f"prefix must not be empty nor contain '{{' or '}}': {prefix!r}")
-    return prefix
 
 
 def encode_name(text: str) -> str:

@@ -15,8 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
-from langgraph_checkpoint_cached.arguments import check_count_at_least
-from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
+from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
 
 CLUSTER_FORM = "redis+cluster://user:password@host:6379,host:6379"
@@ -29,24 +28,13 @@ CLUSTER_PORT, SENTINEL_PORT = 6379, 26379
 
 
 def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> AnyRedis:
-    """A client for a server, a Cluster or the primary of a Sentinel service, that connects in `timeout_seconds`.
-    How long a call may take is for its caller to say.
+    """Return a client for a server, a Cluster or the primary of a Sentinel service.
+
+    It connects when it is first used, in `timeout_seconds`. Its caller bounds the time of a call. Options in the
+    URL go before the arguments.
 
     Raises:
-        ArgumentTypeError, ArgumentError: `redis_url` or `redis_max_connections` cannot work. No secret is in the
-            message.
-    """
-    if not isinstance(url, str):
-        raise ArgumentTypeError(f"redis_url must be a str, not {type(url).__name__}")
-    check_count_at_least("redis_max_connections", max_connections, least=1)
-    return client_of(url, max_connections=max_connections, timeout_seconds=timeout_seconds)
-
-
-def client_of(url: str, *, max_connections: int, timeout_seconds: float) -> AnyRedis:
-    """The client for a URL. Connects when it is first used; options in the URL go before the arguments.
-
-    Raises:
-        ArgumentError: the URL cannot work. No part of it is in the message, for it may hold a password.
+        ArgumentError: `redis_url` cannot work. No part of it is in the message, since it may hold a password.
     """
     settings = {
         "max_connections": max_connections,
