@@ -118,8 +118,14 @@ def relative_docstrings(sources: Sources) -> list[str]:
 def nodes(sources: Sources) -> Iterator[tuple[str, ast.AST]]:
     """Yield every node with the path of its file."""
     for path, text in sources.items():
-        for node in ast.walk(ast.parse(text)):
+        for node in walked(text):
             yield path, node
+
+
+@cache
+def walked(text: str) -> list[ast.AST]:
+    """Return every node of a source. Parsed once."""
+    return list(ast.walk(ast.parse(text)))
 
 
 def functions(sources: Sources) -> Iterator[tuple[str, Function]]:
@@ -188,10 +194,9 @@ def is_function(value: ast.expr, methods: set[str], free: set[str]) -> bool:
 @cache
 def free_functions(text: str) -> set[str]:
     """Return the names of functions that a file defines outside classes, and of what it imports from modules."""
-    tree = ast.parse(text)
-    methods = {id(item) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for item in node.body}
+    methods = {id(item) for node in walked(text) if isinstance(node, ast.ClassDef) for item in node.body}
     names = set()
-    for node in ast.walk(tree):
+    for node in walked(text):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and id(node) not in methods:
             names.add(node.name)
         elif isinstance(node, ast.ImportFrom):
