@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import psycopg
 import redis
 
-from benchmarks import machine, paths, rounds
+from benchmarks import against, machine, paths, rounds
 from benchmarks.backlog import backlog
 from benchmarks.backlog import table as backlog_table
 from benchmarks.bars import SOAK_THREADS, SOAK_TURNS
@@ -42,6 +42,7 @@ from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError
 T = TypeVar("T")
 
 OUTPUT = Path(__file__).with_name("results")
+ROUNDS = 15
 TERMINATED = 143
 CANCEL_AGAIN_SECONDS = 2.0
 PROBLEMS = (AnotherRun, ServerProblem, EmbeddedServerError, psycopg.OperationalError, redis.ConnectionError)
@@ -69,11 +70,14 @@ def _command(options: argparse.Namespace) -> int:
         return 0
     if options.paths:
         return paths.run(options)
+    if options.against:
+        return _against(options)
     names = options.contestants.split(",") if options.contestants else list(BY_NAME)
     if unknown := [name for name in names if name not in BY_NAME]:
         sys.stderr.write(f"no such contestant: {', '.join(unknown)}; there are {', '.join(BY_NAME)}\n")
         return 2
     options.output = options.output or OUTPUT
+    options.rounds = options.rounds or (against.ROUNDS if options.against else ROUNDS)
     if options.backlog:
         return _backlog(options)
     if options.outage:
@@ -239,6 +243,19 @@ def _retention(options: argparse.Namespace) -> int:
     return 0
 
 
+def _against(options: argparse.Namespace) -> int:
+    mode = "write_behind" if options.write_behind else "write_through"
+    count, turns = (1, against.QUICK_TURNS) if options.quick else (options.rounds, against.TURNS)
+    with Screen(count + 1) as screen, servers(options.postgres, options.redis, screen.say) as found:
+        builds = against.builds(options.against, mode)
+        measured = _run(against.compare(found, builds, count, turns, screen.step, screen.advance))
+        versions = {**machine.versions(), **found.versions()}
+    print(f"{against.comparison(measured)}\n\n{against.conditions(count, turns, mode)}")
+    print("\n".join(f"- {name}: {value}" for name, value in machine.machine().items()))
+    print("- " + ", ".join(f"{name} {version}" for name, version in versions.items()))
+    return 0
+
+
 def save(data: dict[str, Any], output: Path) -> None:
     """Writes the results."""
     output.mkdir(parents=True, exist_ok=True)
@@ -270,7 +287,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.description = (
         "Measure the saver beside others: tables, plots, and whether the figures asked for are met."
     )
-    parser.add_argument("--rounds", type=int, default=15, help="how often each contestant is measured (15)")
+    parser.add_argument(
+        "--rounds", type=int, help=f"how often each is measured ({ROUNDS}; {against.ROUNDS} with --against)"
+    )
     parser.add_argument("--seconds", type=float, default=0.2, help="how long a measurement takes, about (0.2)")
     parser.add_argument("--only", default="", metavar="REGEX", help="workloads whose name has a match")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was cut off")
@@ -303,15 +322,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--paths",
-        action="store_true",
-        help="only how many of the package's functions and files a call goes through",
-    )
+    parser.add_argument("--paths", action="store_true", help="only count the functions and files of a call's path")
     parser.add_argument("--list", action="store_true", help="with --paths: name the functions, in call order")
+    parser.add_argument("--of", type=Path, metavar="CHECKOUT", help="with --paths: the package of this checkout")
     parser.add_argument(
-        "--of", type=Path, metavar="CHECKOUT", help="with --paths: of the package in this checkout"
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="only compare chat turns of this build, the build in this checkout and the upstream saver",
     )
+    parser.add_argument("--write-behind", action="store_true", help="with --against: measure that mode")
 
 
 if __name__ == "__main__":

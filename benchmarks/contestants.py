@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
@@ -21,11 +21,15 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import BlockingConnectionPool, Redis
 
 from benchmarks.chat import Saver
-from benchmarks.servers import Place, Servers
+from benchmarks.place import Place
 from benchmarks.textbook import NothingSaver, TextbookSaver
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.arguments import Mode
 
+if TYPE_CHECKING:
+    from benchmarks.servers import Servers
+    from langgraph_checkpoint_cached.arguments import Mode
+
+MODES: tuple[Mode, ...] = ("write_through", "write_behind")
 POOL = 10
 PEER_CONNECTIONS = 512
 """Of the savers that open a connection for each operation under way: as many as any workload has."""
@@ -158,9 +162,7 @@ async def _nothing(place: Place) -> AsyncIterator[Entrant]:
 
 
 POSTGRES, BOTH = frozenset({"postgres"}), frozenset({"postgres", "redis"})
-OURS = [
-    Contestant(mode, f"CachedPostgresSaver, {mode}", partial(_ours, mode=mode), BOTH) for mode in get_args(Mode)
-]
+OURS = [Contestant(mode, f"CachedPostgresSaver, {mode}", partial(_ours, mode=mode), BOTH) for mode in MODES]
 CONTESTANTS = [
     Contestant("upstream", "AsyncPostgresSaver, pool of 10", _upstream, POSTGRES),
     *OURS,

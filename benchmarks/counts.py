@@ -20,7 +20,8 @@ from langgraph.checkpoint.base import CheckpointTuple
 from benchmarks import chat
 from benchmarks.chat import Saver
 from benchmarks.contestants import Contestant
-from benchmarks.servers import Place, Servers
+from benchmarks.place import Place
+from benchmarks.servers import Servers
 from benchmarks.turns import Turn, talked_threads
 from benchmarks.workloads import ColdRead, Put, PutWrites, WarmRead, Workload, in_lanes
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import cpu
 from benchmarks.contestants import Entrant
-from benchmarks.servers import Place
+from benchmarks.place import Place
 from benchmarks.turns import Turn
 from benchmarks.workloads import Operation, Sample, Workload
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
-from benchmarks.servers import Place
+from benchmarks.place import Place
 from langgraph_checkpoint_cached.demo.embedded import LOCALHOST
 
 POSTGRES_ROUND_TRIP_MS = 2.0

@@ -19,7 +19,8 @@ from langchain_core.runnables import RunnableConfig
 from benchmarks import chat, machine
 from benchmarks.contestants import Contestant, Entrant
 from benchmarks.outage import Deadline
-from benchmarks.servers import Place, Servers
+from benchmarks.place import Place
+from benchmarks.servers import Servers
 from benchmarks.turns import talked_threads
 from langgraph_checkpoint_cached import IdleThreads, SyncCachedPostgresSaver
 from langgraph_checkpoint_cached.retention import TICKS_AT_EPOCH, TICKS_PER_SECOND

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from benchmarks.contestants import Contestant, Entrant
 from benchmarks.many import TurnInProcesses
 from benchmarks.network import Network
+from benchmarks.place import Place
 from benchmarks.results import summary
-from benchmarks.servers import Place, Servers
+from benchmarks.servers import Servers
 from benchmarks.workloads import Sample, Workload
 
 T = TypeVar("T")

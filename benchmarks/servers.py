@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
@@ -16,6 +15,7 @@ import redis
 from psycopg import sql
 
 from benchmarks.cpu import PostgresCpu
+from benchmarks.place import Place
 from benchmarks.stack import StackServer, why_no_stack
 from langgraph_checkpoint_cached.demo.embedded import EmbeddedServerError, PostgresServer, RedisServer
 
@@ -29,17 +29,6 @@ REDIS_DATABASES = 16
 
 class ServerProblem(Exception):
     """A server is not there or cannot be used; the message says why."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one contestant keeps things, and nobody else does."""
-
-    postgres_uri: str
-    redis_url: str
-    stack_url: str
-    directory: str
-    prefix: str
 
 
 class Servers:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.against import Measured, comparison
 from benchmarks.bars import Bar, bars
 from benchmarks.catalogue import catalogue
 from benchmarks.paths import Figures, figures, listing
@@ -219,3 +220,19 @@ def test_path_figures_count_functions_files_and_switches() -> None:
 def test_path_listing_names_a_file_where_a_switch_leads_to_it() -> None:
     lines = listing([("saver.py", "aput"), ("codec.py", "dump"), ("codec.py", "load")]).splitlines()
     assert [line.split() for line in lines] == [["saver.py", "aput"], ["codec.py", "dump"], ["load"]]
+
+
+def test_comparison_has_medians_and_ratios_of_each_round() -> None:
+    def measured(*values: float) -> list[dict[int, Measured]]:
+        return [{lanes: Measured(value, value, value) for lanes in (1, 16)} for value in values]
+
+    names = ("this build", "other build", "upstream")
+    columns = zip(measured(1, 2, 3), measured(2, 2, 2), measured(4, 4, 4), strict=True)
+    tables = comparison([dict(zip(names, column, strict=True)) for column in columns]).split("\n\n")
+    assert len(tables) == 4
+    for each in tables:
+        assert each.splitlines()[2:] == [
+            "| this build | 2 | - | - | - |",
+            "| other build | 2 | 1 | 0.5 | 1.5 |",
+            "| upstream | 4 | 0.5 | 0.25 | 0.75 |",
+        ]
