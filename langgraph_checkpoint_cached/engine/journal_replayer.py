@@ -16,8 +16,9 @@ import psycopg
 from langgraph_checkpoint_cached.errors import BehindError
 from langgraph_checkpoint_cached.records import LeaseRow
 from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.stores.postgres.errors import is_statement_error
 from langgraph_checkpoint_cached.stores.postgres.leases import Replay, pages
-from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore, is_statement_error
+from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.redis.entries import LeasePosition, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry
 from langgraph_checkpoint_cached.stores.redis.journal import Journal
@@ -149,7 +150,7 @@ class JournalReplayer:
         Raises `RedisUnavailable`, and psycopg's errors.
         """
         seen = set[str]()
-        async for rows in pages(lambda last: self._postgres.leases.still(last, ABANDONED_SECONDS / 2)):
+        async for rows in pages(lambda last: self._postgres.leases.idle_after(last, ABANDONED_SECONDS / 2)):
             self._note_poll()
             for thread_id, row in rows.items():
                 seen.add(thread_id)

@@ -20,8 +20,9 @@ from langgraph_checkpoint_cached.engine.write_through import WriteThrough
 from langgraph_checkpoint_cached.errors import OverloadedError
 from langgraph_checkpoint_cached.records import Put, PutWrites
 from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.stores.postgres.errors import is_statement_error
 from langgraph_checkpoint_cached.stores.postgres.leases import Replay
-from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore, is_statement_error
+from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.postgres.validation import is_storable
 from langgraph_checkpoint_cached.stores.redis.entries import DROP, EntryUpdate, RedisEntries, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.executor import NotDone

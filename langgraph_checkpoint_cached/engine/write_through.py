@@ -17,12 +17,8 @@ from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.errors import OVERLOADED, OverloadedError
 from langgraph_checkpoint_cached.records import Put, PutWrites
 from langgraph_checkpoint_cached.stats import Stats
-from langgraph_checkpoint_cached.stores.postgres.store import (
-    PostgresStore,
-    is_statement_error,
-    outcome_unknown,
-    retrying,
-)
+from langgraph_checkpoint_cached.stores.postgres.errors import is_statement_error, outcome_unknown, retrying
+from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.redis.entries import (
     DROP,
     EntryUpdate,

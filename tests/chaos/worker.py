@@ -25,7 +25,7 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
 from langgraph_checkpoint_cached.errors import OverloadedError
-from langgraph_checkpoint_cached.stores.postgres.store import outcome_unknown
+from langgraph_checkpoint_cached.stores.postgres.errors import outcome_unknown
 from langgraph_checkpoint_cached.utils.circuit_breaker import CircuitBreaker
 from tests.chaos import turns
 from tests.chaos.history import (

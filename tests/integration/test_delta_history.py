@@ -34,7 +34,7 @@ def queries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     async def counted(self: Any, query: Any, *args: Any, **options: Any) -> Any:
         text = str(query)
-        looks = text == leases.FIND_STILL or "checkpoint_cache_stale_threads" in text
+        looks = text == leases.PAGE_OF_IDLE or "checkpoint_cache_stale_threads" in text
         if "select" in text.lower() and not looks and "INSERT" not in text:
             found.append(text)
         return await execute(self, query, *args, **options)

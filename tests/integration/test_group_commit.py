@@ -22,6 +22,7 @@ from redis.exceptions import NoScriptError
 from langgraph_checkpoint_cached import ArgumentError, CachedPostgresSaver, OverloadedError
 from langgraph_checkpoint_cached.engine import write_through
 from langgraph_checkpoint_cached.records import Latest, Namespace
+from langgraph_checkpoint_cached.stores.postgres import latest_loader
 from langgraph_checkpoint_cached.stores.postgres import store as postgres_store
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from langgraph_checkpoint_cached.stores.redis.transport import Step, Transport
@@ -202,19 +203,20 @@ async def test_misses_that_wait_are_loaded_with_one_query(
     threads = [f"t{i}" for i in range(40)]
     await asyncio.gather(*(put(saver, config_of(t), [t]) for t in threads))
     await asyncio.gather(*(saver.adelete_thread(t) for t in threads[::4]))
-    queries, load = [], saver._postgres._latest
+    loader = saver._postgres._loader
+    queries, load = [], loader._select
 
     async def counted(namespaces: Any) -> Any:
         queries.append(len(namespaces))
         return await load(namespaces)
 
-    monkeypatch.setattr(saver._postgres, "_latest", counted)
+    monkeypatch.setattr(loader, "_select", counted)
     assert await saver._redis.flushall()
     found = await asyncio.gather(*(saver.aget_tuple(config_of(t)) for t in threads))
     assert found == [await saver._upstream.aget_tuple(config_of(t)) for t in threads]
     assert [t for t, one in zip(threads, found, strict=True) if one is None] == threads[::4]
     assert sum(queries) == 40
-    assert len(queries) <= 2 * postgres_store.QUERIES_AT_ONCE_MAX
+    assert len(queries) <= 2 * latest_loader.QUERIES_AT_ONCE_MAX
     assert await asyncio.gather(*(saver.aget_tuple(config_of(t)) for t in threads)) == found
     assert sum(queries) == 40
 
@@ -307,13 +309,13 @@ async def test_a_turn_of_a_graph_asks_postgres_nothing_beside_its_transactions(
     graph.add_edge("a", "b")
     graph.add_edge("b", "c")
     executed: list[str] = []
-    execute = postgres_store._execute
+    execute = postgres_store.execute
 
     async def recorded(cur: Any, sql: str, parameters: Any) -> Any:
         executed.append(sql)
         return await execute(cur, sql, parameters)
 
-    monkeypatch.setattr(postgres_store, "_execute", recorded)
+    monkeypatch.setattr(postgres_store, "execute", recorded)
     async with CachedPostgresSaver.from_conn_string(
         migrated_database_url, redis_url, prefix=redis_prefix, redis_timeout=PATIENT_SECONDS
     ) as saver:
@@ -321,6 +323,6 @@ async def test_a_turn_of_a_graph_asks_postgres_nothing_beside_its_transactions(
         for turn in range(3):
             executed.clear()
             await app.ainvoke({"messages": [HumanMessage("?")]}, config_of("t"), durability="sync")
-            assert postgres_store.ASK_FOR_VALUES not in executed
+            assert postgres_store.FIND_VALUES not in executed
             assert len(executed) <= 7, turn  # 3 nodes, so 5 checkpoints; alone, if the writes come late, more
         assert saver.stats()["entry_updates"] == saver.stats()["writes"]

@@ -206,7 +206,7 @@ async def test_a_clock_that_is_set_back_hides_no_lease(
         with psycopg.connect(migrated_database_url, autocommit=True) as connection:
             connection.execute("update checkpoint_cache_leases set moved_at = now() + interval '1 hour'")
         table = saver._postgres.leases
-        assert list(await table.after("")) == list(await table.still("", 5.0)) == ["t"]
+        assert list(await table.after("")) == list(await table.idle_after("", 5.0)) == ["t"]
         await saver.aflush()
         assert saver.stats()["unflushed"] == 0
 

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.engine.write_through import CANCELED_MAX
 from langgraph_checkpoint_cached.stores.postgres import pool
-from langgraph_checkpoint_cached.stores.postgres.store import ATTEMPTS_MAX
+from langgraph_checkpoint_cached.stores.postgres.errors import ATTEMPTS_MAX
 from tests.support.agreement import eventually, fences_left, new_checkpoint, on_thread
 from tests.support.proxy import Proxy
 

@@ -160,9 +160,9 @@ async def test_a_thread_that_has_just_become_active_is_kept_whole(
 
     async def look_then_write(cur: Any, name: str, parameters: Any) -> Any:
         found = await rows(cur, name, parameters)
-        if name == "delete_idle" and "a" in parameters["threads"]:
+        if name == thread_maintenance.DELETE_IDLE and "a" in parameters["threads"]:
             assert found[0]["not_idle"] == ["a"]
-        elif name == "delete_idle" and "b" in parameters["threads"]:
+        elif name == thread_maintenance.DELETE_IDLE and "b" in parameters["threads"]:
             await put(tiers.upstream, "b", 0)
         return found
 

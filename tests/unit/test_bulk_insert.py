@@ -8,11 +8,11 @@ from langgraph.checkpoint.postgres.base import BasePostgresSaver
 from langgraph_checkpoint_cached.records import Namespace, Put, PutWrites, Value, Write
 from langgraph_checkpoint_cached.stores.postgres import bulk_insert as made
 from langgraph_checkpoint_cached.stores.postgres.bulk_insert import (
-    Batch,
-    batches,
+    RowBatch,
     for_rows,
     numbered,
     one_statement,
+    row_batches,
     statements,
 )
 
@@ -44,17 +44,17 @@ def test_the_stock_saver_s_statements_extend_to_many_rows(sql: str) -> None:
 
 @pytest.mark.parametrize("sql", ["INSERT INTO t SELECT %s, %s", "INSERT INTO t VALUES (%s, lower(%s))", "x"])
 def test_a_statement_of_another_kind_stays_one_for_each_row(sql: str) -> None:
-    batch = Batch(sql, [("a", "b")] * 3, {0})
+    batch = RowBatch(sql, ["a", "b"] * 3, 3, {0})
     assert [(s.sql, s.parameters, s.rows) for s in statements([batch])] == [(sql, ["a", "b"], 1)] * 3
-    assert one_statement([batch], sql) is None
-    assert one_statement([Batch(sql, [("a", "b")], {0})], sql) is not None
+    assert one_statement({sql: batch}, sql) is None
+    assert one_statement({sql: RowBatch(sql, ["a", "b"], 1, {0})}, sql) is not None
 
 
 def test_rows_of_one_statement_are_gathered_over_the_operations() -> None:
-    [gathered] = batches(
+    [gathered] = row_batches(
         UPSTREAM, [put("a", channels=2), put_writes("a"), put("b"), put_writes("b", replace=True)]
     )
-    assert {batch.sql: (len(batch.rows), batch.of) for batch in gathered} == {
+    assert {sql: (batch.rows, batch.positions) for sql, batch in gathered.items()} == {
         BLOBS: (3, {0, 2}),
         CHECKPOINTS: (2, {0, 2}),
         KEEP: (2, {1}),
@@ -71,18 +71,20 @@ def test_rows_of_one_statement_are_gathered_over_the_operations() -> None:
     ],
 )
 def test_a_row_that_is_written_again_goes_into_a_later_set(again: list[Any]) -> None:
-    sets = batches(UPSTREAM, [put("b"), *again, put("c")])
+    sets = row_batches(UPSTREAM, [put("b"), *again, put("c")])
     assert len(sets) == 2
-    assert {position for batch in sets[0] for position in batch.of} >= {0, 1}
-    assert {position for batch in sets[1] for position in batch.of} == {2, 3}
+    assert {position for batch in sets[0].values() for position in batch.positions} >= {0, 1}
+    assert {position for batch in sets[1].values() for position in batch.positions} == {2, 3}
 
 
 def test_statements_hold_every_row_once_in_order_in_few_sizes() -> None:
     for count in range(1, 100):
         for sql in EACH:
             columns = sql.count("%s")
-            rows = [tuple(range(i * columns, (i + 1) * columns)) for i in range(count)]
-            these = list(statements([Batch(sql, rows)]))
+            batch = RowBatch(sql)
+            for i in range(count):
+                batch.add(tuple(range(i * columns, (i + 1) * columns)))
+            these = list(statements([batch]))
             assert [p for one in these for p in one.parameters] == list(range(count * columns))
             assert sum(one.rows for one in these) == count
             for one in these:
@@ -104,7 +106,7 @@ def test_parameters_are_numbered_as_they_stand() -> None:
 
 
 def test_a_small_group_is_one_statement_that_ends_with_the_rows_to_be_counted() -> None:
-    [gathered] = batches(UPSTREAM, [put_writes("a"), put("a", channels=2)])
+    [gathered] = row_batches(UPSTREAM, [put_writes("a"), put("a", channels=2)])
     alone = one_statement(gathered, BLOBS)
     assert alone is not None
     assert (alone.batch.sql, alone.rows) == (BLOBS, 2)
@@ -116,5 +118,5 @@ def test_a_small_group_is_one_statement_that_ends_with_the_rows_to_be_counted() 
 
 
 def test_a_group_with_too_many_parameters_is_several_statements() -> None:
-    [gathered] = batches(UPSTREAM, [put(f"t{i}") for i in range(5)])
+    [gathered] = row_batches(UPSTREAM, [put(f"t{i}") for i in range(5)])
     assert one_statement(gathered, BLOBS) is None

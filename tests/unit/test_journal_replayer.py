@@ -35,13 +35,13 @@ class Servers:
     def leases(self) -> Servers:
         return self
 
-    async def still(self, thread_id: str, seconds: float) -> dict[str, LeaseRow]:
+    async def idle_after(self, thread_id: str, seconds: float) -> dict[str, LeaseRow]:
         if self.is_away:
             raise psycopg.OperationalError("away")
         return {t: row for t, row in self.rows.items() if t > thread_id}
 
     async def find(self, thread_ids: Any) -> dict[str, LeaseRow]:
-        return await self.still("", 0)
+        return await self.idle_after("", 0)
 
     async def end(self, leases: Any) -> None:
         for thread_id in leases:

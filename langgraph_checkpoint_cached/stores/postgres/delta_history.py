@@ -1,4 +1,4 @@
-"""Delta channel histories as the upstream saver gathers them, with their values left as bytes."""
+"""Histories of `DeltaChannel`s as the upstream saver gathers them, with their values left as bytes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from langgraph_checkpoint_cached.records import History, Step, StoredValue
 
 
 class RawSerializer:
-    """A serializer that leaves bytes as they are, for the upstream saver to gather them."""
+    """Serializer that leaves bytes as they are."""
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
-        """Nothing is stored with it."""
+        """Refuse: nothing is stored with this serializer."""
         raise NotImplementedError
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        """The bytes and their type."""
+        """Return the bytes and their type."""
         return StoredValue(*data)
 
 
 def raw_histories(found: Mapping[str, DeltaChannelHistory]) -> dict[str, History]:
-    """What the upstream saver returns with `RawSerializer` for a serializer."""
+    """Convert what the upstream saver returns when `RawSerializer` is its serializer."""
     return {
         channel: History(
             history.get("seed"),

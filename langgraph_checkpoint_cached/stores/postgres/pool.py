@@ -14,12 +14,15 @@ from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
+from langgraph_checkpoint_cached.stores.postgres.queries import query
+
+BACKEND_PID = query("backend_pid")
 Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
 CHECK_AFTER_IDLE_SECONDS = 5.0
-"""A connection that was checked or used less than this ago is handed out as it is."""
+"""A connection that was checked or used less than this ago is handed out without a check."""
 RECONNECT_SECONDS = 5.0
-"""After which a pool that has lost Postgres begins anew to try: within it the pauses between attempts double."""
+"""Time after which a pool that has lost Postgres starts over: until then the pauses between attempts double."""
 NUDGE_SECONDS = 0.01
 
 
@@ -64,7 +67,7 @@ def postgres_pool(
 
 @asynccontextmanager
 async def opened(pool: Pool, client: Closable) -> AsyncIterator[None]:
-    """Opens the pool for the block, and closes both after it. Redis is connected to when it is first used."""
+    """Open the pool for the block, and close both after it. The client connects when it is first used."""
     try:
         await pool.open(wait=True, timeout=pool.timeout)
         yield
@@ -76,24 +79,24 @@ async def opened(pool: Pool, client: Closable) -> AsyncIterator[None]:
 
 
 async def _prepare_unless_pooled(conn: AsyncConnection[Any]) -> None:
-    """Turns prepared statements off where a pooler may run each transaction on another server connection.
+    """Turn prepared statements off where a pooler may run each transaction on another server connection.
 
     A pooler answers the connection itself, with a process id that is not the server's.
     """
-    row = await (await conn.execute("select pg_backend_pid() as pid", prepare=False)).fetchone()
+    row = await (await conn.execute(BACKEND_PID, prepare=False)).fetchone()
     if row["pid"] != conn.info.backend_pid:  # type: ignore[index]
         conn.prepare_threshold = None
 
 
 class _PoolCallbacks:
-    """What the pool's connections need when they are new, and before they are used.
+    """Callbacks of the pool for new connections, and for connections before they are used.
 
-    The check is left out for those that were used a moment ago: on a busy pool it would be a round trip for each
-    operation. Where one is found dead, all are replaced, for they mostly die together, and the pool pauses for
-    longer and longer after each one that it finds.
+    A connection that was used a moment ago is not checked: on a busy pool that would be a round trip for each
+    operation. When one is found dead, all are replaced: they mostly die together, and the pool pauses longer after
+    each dead one that it finds.
 
-    Nor does the pool pause for longer and longer between attempts to connect: it would come back after an outage
-    when that time has passed once more.
+    The pauses between attempts to connect do not grow beyond `RECONNECT_SECONDS` either: otherwise an outage would
+    last twice as long for the pool as it does for Postgres.
     """
 
     pool: Pool
@@ -116,7 +119,7 @@ class _PoolCallbacks:
         self._seen[conn] = now
 
     async def reconnect(self, pool: Pool) -> None:
-        """The pool has given up: asking for a connection has it try again."""
+        """Ask for a connection after the pool has stopped trying to connect, so that it tries again."""
         with contextlib.suppress(psycopg.Error):  # as a rule there is none in so short a time
             async with pool.connection(NUDGE_SECONDS):
                 pass

@@ -13,9 +13,8 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
-from langgraph_checkpoint_cached.stores.postgres.leases import CREATE as CREATE_LEASES
 from langgraph_checkpoint_cached.stores.postgres.leases import TABLE as LEASES
-from langgraph_checkpoint_cached.stores.postgres.stale_threads import CREATE as CREATE_STALE_THREADS
+from langgraph_checkpoint_cached.stores.postgres.queries import query
 from langgraph_checkpoint_cached.stores.postgres.stale_threads import TABLE as STALE_THREADS
 
 POSTGRES_VERSION_MIN = 120_000
@@ -23,17 +22,22 @@ MIGRATION_LOCK = 7_211_945_316_402_881_113
 """Key of the advisory lock under which tables are migrated; drawn at random, once."""
 LOCK_POLL_SECONDS = 0.1
 
-CREATE_OWN_TABLES = (CREATE_STALE_THREADS, CREATE_LEASES)
+CREATE_OWN_TABLES = (query("create_stale_threads"), query("create_leases"))
+ARE_TABLES_THERE = query("are_tables_there")
+UPSTREAM_VERSION = query("upstream_version")
+TRY_TRANSACTION_LOCK = query("try_transaction_lock").format(key=MIGRATION_LOCK)
+TRY_SESSION_LOCK = query("try_session_lock").format(key=MIGRATION_LOCK)
+RELEASE_SESSION_LOCK = query("release_session_lock").format(key=MIGRATION_LOCK)
 
 
 async def migrate(upstream: AsyncPostgresSaver, abandoned: asyncio.Event) -> bool:
-    """Creates what is missing of the upstream saver's tables and of ours, in one process at a time.
+    """Create what is missing of the upstream saver's tables and of ours, in one process at a time.
 
-    Returns whether anything was.
+    Return whether anything was missing.
 
-    To be run to its end: an index that is half-way when its statement is cancelled stays, invalid, and is taken
-    for done the next time; and a single connection that is cancelled twice is closed by psycopg. Once it is
-    `abandoned`, no other process is waited for.
+    Run it to its end, never cancel it: an index whose statement is cancelled half-way stays, invalid, and is taken
+    for done the next time; and psycopg closes a single connection that is cancelled twice. Once `abandoned` is
+    set, it does not wait for another process.
 
     Raises:
         UnsupportedServerError: Postgres is too old.
@@ -55,43 +59,40 @@ async def _is_migrated(upstream: AsyncPostgresSaver) -> bool:
             raise UnsupportedServerError(
                 f"PostgreSQL {version // 10_000} is too old: {POSTGRES_VERSION_MIN // 10_000} or later is needed"
             )
-        await cur.execute(
-            "select to_regclass(name) is not null as is_there from unnest(%s::text[]) name",
-            (["checkpoint_migrations", STALE_THREADS, LEASES],),
-        )
+        await cur.execute(ARE_TABLES_THERE, {"tables": ["checkpoint_migrations", STALE_THREADS, LEASES]})
         if not all(row["is_there"] for row in await cur.fetchall()):
             return False
-        await cur.execute("select max(v) as v from checkpoint_migrations")
+        await cur.execute(UPSTREAM_VERSION)
         row = await cur.fetchone()
         return row is not None and row["v"] is not None and row["v"] >= len(upstream.MIGRATIONS) - 1
 
 
 @asynccontextmanager
 async def _one_at_a_time(upstream: AsyncPostgresSaver, abandoned: asyncio.Event) -> AsyncIterator[None]:
-    """Holds the advisory lock for the block.
+    """Hold the advisory lock for the block.
 
     It is polled for, not waited for: a statement that waits has a snapshot, and the migrations' CREATE INDEX
-    CONCURRENTLY waits for every older snapshot, so the two would wait for each other. Over a pool a transaction
-    of another connection holds it, for behind PgBouncer a session's lock may never be given back.
+    CONCURRENTLY waits for every older snapshot, so the two would wait for each other. Over a pool, a transaction
+    of another connection holds the lock: behind PgBouncer a session's lock may never be released.
     """
     if isinstance(upstream.conn, AsyncConnectionPool):
         async with _second_connection(upstream.conn) as conn:
             while True:
                 async with conn.transaction():
-                    if await _try_lock(conn.cursor(), "pg_try_advisory_xact_lock"):
+                    if await _try_lock(conn.cursor(), TRY_TRANSACTION_LOCK):
                         yield
                         return
                 await _pause(abandoned)
     while True:
         async with upstream._cursor() as cur:
-            if await _try_lock(cur, "pg_try_advisory_lock"):
+            if await _try_lock(cur, TRY_SESSION_LOCK):
                 break
         await _pause(abandoned)
     try:
         yield
     finally:
         async with upstream._cursor(pipeline=True) as cur:
-            await cur.execute("select pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
+            await cur.execute(RELEASE_SESSION_LOCK)
 
 
 async def _pause(abandoned: asyncio.Event) -> None:
@@ -102,7 +103,7 @@ async def _pause(abandoned: asyncio.Event) -> None:
 
 @asynccontextmanager
 async def _second_connection(pool: AsyncConnectionPool[Any]) -> AsyncIterator[AsyncConnection[Any]]:
-    """A connection beside the one that migrates, even if the pool has only one."""
+    """Open a connection beside the one that migrates, even if the pool has only one."""
     async with AsyncExitStack() as stack:
         if pool.max_size == 1:
             like_it = AsyncConnectionPool(pool.conninfo, kwargs=pool.kwargs, min_size=1, max_size=1, open=False)
@@ -110,9 +111,7 @@ async def _second_connection(pool: AsyncConnectionPool[Any]) -> AsyncIterator[As
         yield await stack.enter_async_context(pool.connection())
 
 
-async def _try_lock(cur: psycopg.AsyncCursor[Any], function: str) -> bool:
-    # Without parameters, so by the simple protocol: the portal of the extended one would keep its snapshot for
-    # as long as the transaction lasts, and the migrations would wait for that.
-    await cur.execute(f"select {function}({MIGRATION_LOCK}) as locked", prepare=False)
+async def _try_lock(cur: psycopg.AsyncCursor[Any], sql: str) -> bool:
+    await cur.execute(sql, prepare=False)
     row = await cur.fetchone()
     return bool(row["locked"] if isinstance(row, dict) else row[0])  # type: ignore[index]

@@ -1,7 +1,7 @@
-"""What Postgres is sure to take, and to keep as it is: who acknowledges a write before Postgres has seen it must
-not be proved wrong later. Pure.
+"""Check of writes that Postgres is certain to accept and to keep as they are. Pure.
 
-Doubtful ones are not refused here. They are written through, and get Postgres' own answer.
+Write-behind acknowledges only those before Postgres has seen them. Others are not refused: they are written
+through, and get Postgres' own answer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from langgraph_checkpoint_cached.records import Put, PutWrites, text_bytes
 
 KEY_BYTES_MAX = 2000
-"""Of the texts of one primary key. An index takes some 2,700."""
+"""Bytes of the texts of one primary key. An index takes some 2,700."""
 _DOUBTFUL_JSON = re.compile(
     r"\\u0000|NaN|Infinity"
     r"|\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])"  # a surrogate alone
@@ -20,7 +20,7 @@ _DOUBTFUL_JSON = re.compile(
 
 
 def is_storable(operation: Put | PutWrites) -> bool:
-    """Whether Postgres takes these rows, whatever is there, and gives them back as they are."""
+    """Tell whether Postgres accepts these rows, whatever it holds, and returns them as they are."""
     where = operation.namespace
     key = (where.thread_id, where.checkpoint_ns, operation.checkpoint_id)
     if isinstance(operation, PutWrites):
@@ -36,7 +36,7 @@ def is_storable(operation: Put | PutWrites) -> bool:
 
 
 def _are_texts(*texts: str, bytes_max: int | None = KEY_BYTES_MAX) -> bool:
-    """Whether these are text columns that Postgres takes, together no longer than that."""
+    """Tell whether Postgres accepts these as text columns, and they are together no longer than that."""
     size = text_bytes("".join(texts))
     return size is not None and (bytes_max is None or size <= bytes_max)
 

@@ -1,6 +1,13 @@
--- Of each namespace of a thread its latest checkpoint; with the parent, if that one holds its pending sends, as it does
--- for checkpoints of a format before the fourth. `over` is whether the namespace belongs to a call of a subgraph that
--- started from an older checkpoint of the root than the latest, one that is saved: then it goes as a whole.
+-- Prunes of threads with a `DeltaChannel`.
+
+-- name: one_snapshot
+-- Have all statements of the transaction read one snapshot.
+set transaction isolation level repeatable read
+
+-- name: prune_heads
+-- Find the latest checkpoint of each namespace of a thread, with the parent if that one holds its pending sends,
+-- as it does before format 4. `over` tells that the namespace belongs to a call of a subgraph that started from an
+-- older root checkpoint than the latest, one that is saved: then the namespace is deleted as a whole.
 with heads as (
     select distinct on (checkpoint_ns) checkpoint_ns, checkpoint_id
     from checkpoints where thread_id = %(thread)s
@@ -26,3 +33,8 @@ cross join lateral (
     where thread_id = %(thread)s and checkpoint_ns = heads.checkpoint_ns and checkpoint_id = heads.checkpoint_id
     limit 1
 ) as c
+
+-- name: other_checkpoints
+-- Find the checkpoints of a namespace but those given.
+select checkpoint_id from checkpoints
+where thread_id = %(thread)s and checkpoint_ns = %(ns)s and checkpoint_id <> all(%(ids)s)

@@ -1,0 +1,27 @@
+-- Tables, migrations and connections.
+
+-- name: are_tables_there
+-- Tell for each table whether it exists.
+select to_regclass(name) is not null as is_there from unnest(%(tables)s::text[]) as name
+
+-- name: upstream_version
+-- Find the number of the upstream saver's last migration.
+select max(v) as v from checkpoint_migrations
+
+-- name: try_transaction_lock
+-- Try to take the migration lock until the transaction ends. The number is not a parameter, so that the simple
+-- protocol is used: the extended one's portal would keep its snapshot for the whole transaction, and CREATE INDEX
+-- CONCURRENTLY would wait for that. The same holds for the next statement.
+select pg_try_advisory_xact_lock({key}) as locked
+
+-- name: try_session_lock
+-- Try to take the migration lock until it is released.
+select pg_try_advisory_lock({key}) as locked
+
+-- name: release_session_lock
+-- Release the migration lock.
+select pg_advisory_unlock({key})
+
+-- name: backend_pid
+-- Tell the id of the server process behind a connection.
+select pg_backend_pid() as pid
