@@ -1,4 +1,4 @@
-"""What a `RunnableConfig` says of a checkpoint, or a clear error. Pure."""
+"""Parsing of a `RunnableConfig`, and checks of what comes with it. Pure."""
 
 from __future__ import annotations
 
@@ -8,41 +8,57 @@ from typing import Any
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.records import Namespace, text_bytes
 
+_CHECKPOINT_KEYS: tuple[tuple[str, type, type], ...] = (
+    ("v", int, int),
+    ("id", str, str),
+    ("channel_values", dict, Mapping),
+    ("channel_versions", dict, Mapping),
+)
+"""Keys that a checkpoint needs, with their usual type, which is fast to tell, and the type that is required."""
 
-def parse_namespace(config: object, *, required: bool = False) -> Namespace:
-    """The thread and namespace that `config` names.
+
+def parse_config(config: Any, *, for_write: bool = False) -> tuple[Namespace, str | None]:
+    """Return the namespace and the checkpoint id that `config` names; None for the id of the latest checkpoint.
 
     Args:
-        config: `{"configurable": {"thread_id": ..., "checkpoint_ns": ...}}`.
-        required: Whether `checkpoint_ns` has to be there, as the upstream saver demands for writes; else "".
+        config: `{"configurable": {"thread_id": ..., "checkpoint_ns": ..., "checkpoint_id": ...}}`. Only
+            `thread_id` is required.
+        for_write: Whether `checkpoint_ns` is required too, as by the upstream saver's writes. Else it is "" if
+            missing.
 
     Raises:
         ArgumentError: a key is missing, or Postgres cannot store its value.
         ArgumentTypeError: `config` or one of the values has the wrong type.
     """
+    if type(config) is dict and type(found := config.get("configurable")) is dict:
+        thread_id, checkpoint_id = found.get("thread_id"), found.get("checkpoint_id") or None
+        checkpoint_ns = found.get("checkpoint_ns", None if for_write else "")
+        if type(thread_id) is type(checkpoint_ns) is str and (checkpoint_id is None or type(checkpoint_id) is str):
+            text = f"{thread_id}{checkpoint_ns}{checkpoint_id}"
+            if "\0" not in text and (text.isascii() or text_bytes(text) is not None):
+                return Namespace(thread_id, checkpoint_ns), checkpoint_id
+    return _parse_unusual(config, for_write)
+
+
+def _parse_unusual(config: object, for_write: bool) -> tuple[Namespace, str | None]:
+    """Parse a config that is not plain dicts of text, or raise an error that names what is wrong."""
     configurable = _configurable(config)
     if "thread_id" not in configurable:
         raise ArgumentError(
             'config["configurable"] has no "thread_id": pass {"configurable": {"thread_id": "..."}}'
         )
-    if required and "checkpoint_ns" not in configurable:
+    if for_write and "checkpoint_ns" not in configurable:
         raise ArgumentError('config["configurable"] has no "checkpoint_ns": use "" for the root graph')
-    return Namespace(_text(configurable, "thread_id"), _text(configurable, "checkpoint_ns"))
-
-
-def parse_checkpoint_id(config: object) -> str | None:
-    """The checkpoint that `config` names, or None if it names the latest. Raises as `parse_namespace`."""
-    configurable = _configurable(config)
-    return _text(configurable, "checkpoint_id") if configurable.get("checkpoint_id") else None
+    namespace = Namespace(_text(configurable, "thread_id"), _text(configurable, "checkpoint_ns"))
+    return namespace, _checkpoint_id(configurable)
 
 
 def check_search(config: object, before: object, filter: object, limit: object) -> None:
-    """Raises as `parse_namespace` if these are not what `alist` takes. `config` and `before` may be None."""
+    """Check the arguments of `alist`, of which each may be None. Raises as `parse_config`."""
     if config is not None:
-        parse_namespace(config)
-        parse_checkpoint_id(config)
+        parse_config(config)
     if before is not None:
-        parse_checkpoint_id(before)
+        _checkpoint_id(_configurable(before))
     if filter is not None and not isinstance(filter, Mapping):
         raise ArgumentTypeError(f"filter must be a dict, not {type(filter).__name__}")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
@@ -50,29 +66,26 @@ def check_search(config: object, before: object, filter: object, limit: object) 
 
 
 def check_checkpoint(checkpoint: Any) -> None:
-    """Raises as `parse_namespace` if this is not a checkpoint that can be stored and read again."""
-    if not _is(checkpoint, Mapping):
+    """Check that this is a checkpoint which can be stored and read again. Raises as `parse_config`."""
+    if type(checkpoint) is not dict and not isinstance(checkpoint, Mapping):
         raise ArgumentTypeError(f"checkpoint must be a dict, not {type(checkpoint).__name__}")
-    for key, kind in (("v", int), ("id", str), ("channel_values", Mapping), ("channel_versions", Mapping)):
+    for key, usual, kind in _CHECKPOINT_KEYS:
+        value = checkpoint.get(key)
+        if type(value) is usual or isinstance(value, kind):
+            continue
         if key not in checkpoint:
             raise ArgumentError(f'checkpoint has no "{key}"')
-        if not _is(checkpoint[key], kind):
-            raise ArgumentTypeError(
-                f'checkpoint["{key}"] must be a {kind.__name__}, not {type(checkpoint[key]).__name__}'
-            )
+        raise ArgumentTypeError(f'checkpoint["{key}"] must be a {kind.__name__}, not {type(value).__name__}')
 
 
 def _configurable(config: Any) -> Mapping[str, Any]:
-    if _is(config, Mapping):
-        configurable = config.get("configurable")
-        if _is(configurable, Mapping):
-            return configurable  # type: ignore[no-any-return]
+    if isinstance(config, Mapping) and isinstance(configurable := config.get("configurable"), Mapping):
+        return configurable
     raise ArgumentTypeError('config must be a dict with a dict under "configurable"')
 
 
-def _is(value: Any, kind: type) -> bool:
-    """`isinstance`, which takes its time to tell that a dict is a mapping."""
-    return (type(value) is dict and kind is Mapping) or isinstance(value, kind)
+def _checkpoint_id(configurable: Mapping[str, Any]) -> str | None:
+    return _text(configurable, "checkpoint_id") if configurable.get("checkpoint_id") else None
 
 
 def _text(configurable: Mapping[str, Any], key: str) -> str:

@@ -1,4 +1,4 @@
-"""A saver belongs to one event loop: what may be called from where."""
+"""Calls from other threads and event loops than the one that a saver belongs to."""
 
 from __future__ import annotations
 
@@ -11,22 +11,30 @@ from langgraph_checkpoint_cached.errors import WrongThreadError
 T = TypeVar("T")
 
 
-def check_loop(loop: asyncio.AbstractEventLoop, method: str) -> None:
-    """Raises `WrongThreadError` if the caller is not on this loop."""
-    if running_loop() is not loop:
-        raise WrongThreadError(
-            f"{method}() was awaited on another event loop than the one this saver's connections belong to. "
-            "Make a saver per event loop, or call the sync method from here."
-        )
+def wrong_loop(method: str) -> WrongThreadError:
+    """Return the error of a method that was awaited on another event loop."""
+    return WrongThreadError(
+        f"{method}() was awaited on another event loop than the one this saver's connections belong to. "
+        "Make a saver per event loop, or call the sync method from here."
+    )
 
 
 def wait_on(loop: asyncio.AbstractEventLoop, method: str, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Runs a coroutine on this loop and blocks the calling thread until it is done.
+    """Run a coroutine on this loop and block the calling thread until it is done.
+
+    Args:
+        loop: The saver's event loop.
+        method: Name of the synchronous method, for errors.
+        start: Makes the coroutine.
 
     Raises:
         WrongThreadError: the loop would wait for itself, or is not running.
     """
-    if running_loop() is loop:
+    try:
+        own_loop = asyncio.get_running_loop()
+    except RuntimeError:
+        own_loop = None
+    if own_loop is loop:
         raise WrongThreadError(
             f"{method}() would block the event loop it needs. Use `await saver.a{method}(...)` and the "
             "graph's async methods here, or call it from another thread."
@@ -37,11 +45,3 @@ def wait_on(loop: asyncio.AbstractEventLoop, method: str, start: Callable[[], Co
             "use SyncCachedPostgresSaver."
         )
     return asyncio.run_coroutine_threadsafe(start(), loop).result()
-
-
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The one of the calling thread."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

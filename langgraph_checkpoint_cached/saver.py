@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -28,9 +29,10 @@ from langgraph_checkpoint_cached.arguments import (
     check_upstream,
 )
 from langgraph_checkpoint_cached.channel_versions import UnstoredVersions
-from langgraph_checkpoint_cached.config import check_checkpoint, check_search, parse_checkpoint_id, parse_namespace
+from langgraph_checkpoint_cached.config import check_checkpoint, check_search, parse_config
 from langgraph_checkpoint_cached.engine.engine import Engine
 from langgraph_checkpoint_cached.errors import ArgumentError
+from langgraph_checkpoint_cached.event_loop import wrong_loop
 from langgraph_checkpoint_cached.records import Record
 from langgraph_checkpoint_cached.serde import codec
 from langgraph_checkpoint_cached.stores.postgres.pool import Pool, opened, postgres_pool
@@ -169,7 +171,8 @@ class CachedPostgresSaver(ThreadOperationsMixin):
             UnsupportedServerError: Postgres or Redis is too old, or Redis may evict what `mode="write_behind"`
                 leaves to it. It is not asked if it cannot be reached.
         """
-        self._check_loop("setup")
+        if asyncio.get_running_loop() is not self._loop:
+            raise wrong_loop("setup")
         await self._engine.setup()
 
     async def aclose(self) -> None:
@@ -194,8 +197,9 @@ class CachedPostgresSaver(ThreadOperationsMixin):
             OverloadedError: too many reads wait for Postgres.
             psycopg.Error: as from the upstream saver, if Redis could not answer.
         """
-        namespace, checkpoint_id = parse_namespace(config), parse_checkpoint_id(config)
-        self._check_loop("aget_tuple")
+        namespace, checkpoint_id = parse_config(config)
+        if asyncio.get_running_loop() is not self._loop:
+            raise wrong_loop("aget_tuple")
         started = time.perf_counter()
         if checkpoint_id is None:
             record, times = await self._reader.latest(namespace)
@@ -232,7 +236,7 @@ class CachedPostgresSaver(ThreadOperationsMixin):
         Served from Redis where the entry is that checkpoint, and once it was asked for; else read from Postgres by
         the upstream saver.
         """
-        namespace, checkpoint_id = parse_namespace(config), parse_checkpoint_id(config)
+        namespace, checkpoint_id = parse_config(config)
         if checkpoint_id is None:
             upstream = self._postgres.upstream(self.serde)
 
@@ -241,7 +245,8 @@ class CachedPostgresSaver(ThreadOperationsMixin):
                 return await upstream.aget_delta_channel_history(config=config, channels=channels)
 
             return await self._run("get_delta_channel_history", get())
-        self._check_loop("aget_delta_channel_history")
+        if asyncio.get_running_loop() is not self._loop:
+            raise wrong_loop("aget_delta_channel_history")
         found = await self._histories.get(namespace, checkpoint_id, channels) if channels else {}
         return codec.decode_delta_histories(found, channels, self.serde)
 
@@ -265,10 +270,10 @@ class CachedPostgresSaver(ThreadOperationsMixin):
             OverloadedError: too many writes wait for Postgres.
             psycopg.Error: as from the upstream saver.
         """
-        namespace = parse_namespace(config, required=True)
-        parse_checkpoint_id(config)
+        namespace, _ = parse_config(config, for_write=True)
         check_checkpoint(checkpoint)
-        self._check_loop("aput")
+        if asyncio.get_running_loop() is not self._loop:
+            raise wrong_loop("aput")
         started = time.perf_counter()
         put = codec.encode_put(
             namespace, config, checkpoint, metadata, new_versions, self.serde, self._unstored_versions.take
@@ -285,13 +290,13 @@ class CachedPostgresSaver(ThreadOperationsMixin):
         task_path: str = "",
     ) -> None:
         """Stores what a task wrote, for the checkpoint that `config` names. As for `aput`."""
-        namespace = parse_namespace(config, required=True)
-        checkpoint_id = parse_checkpoint_id(config)
+        namespace, checkpoint_id = parse_config(config, for_write=True)
         if checkpoint_id is None:
             raise ArgumentError('config["configurable"] has no "checkpoint_id": writes belong to a checkpoint')
         if not writes:
             return
-        self._check_loop("aput_writes")
+        if asyncio.get_running_loop() is not self._loop:
+            raise wrong_loop("aput_writes")
         started = time.perf_counter()
         put = codec.encode_writes(namespace, checkpoint_id, writes, task_id, task_path, self.serde)
         await self._engine.write(put)
@@ -386,7 +391,7 @@ class CachedPostgresSaver(ThreadOperationsMixin):
         limit: int | None,
     ) -> Coroutine[Any, Any, Sequence[Record]]:
         check_search(config, before, filter, limit)
-        thread_ids = None if config is None else [parse_namespace(config).thread_id]
+        thread_ids = None if config is None else [parse_config(config)[0].thread_id]
 
         async def search() -> Sequence[Record]:
             await self._replayer.flush_threads(thread_ids)

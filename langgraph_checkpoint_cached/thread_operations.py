@@ -11,10 +11,10 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres.base import PRUNE_STRATEGIES
 from typing_extensions import Unpack
 
-from langgraph_checkpoint_cached import event_loop
 from langgraph_checkpoint_cached.arguments import check_count, to_seconds, unique_ids
 from langgraph_checkpoint_cached.engine.thread_operations import THREADS_OF_A_CHANGE_MAX, Threads
-from langgraph_checkpoint_cached.errors import ArgumentError, WrongThreadError
+from langgraph_checkpoint_cached.errors import ArgumentError
+from langgraph_checkpoint_cached.event_loop import wait_on, wrong_loop
 from langgraph_checkpoint_cached.retention import IdleThreads
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
@@ -150,7 +150,8 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
         check_count(batch_size, "batch_size", most=THREADS_OF_A_CHANGE_MAX)
         if limit is not None:
             check_count(limit, "limit")
-        self._check_loop("adelete_idle_threads")
+        if asyncio.get_running_loop() is not self._loop:
+            raise wrong_loop("adelete_idle_threads")
         return await self._threads.delete_idle(
             seconds,
             batch_size=batch_size,
@@ -187,17 +188,12 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
     # -- inside ----------------------------------------------------------------------------------------------
 
     async def _run(self, method: str, work: Coroutine[Any, Any, T]) -> T:
-        """Runs the work on this saver's loop, to its end even if the caller is cancelled."""
-        try:
-            self._check_loop(f"a{method}")
-        except WrongThreadError:
+        """Run the work on this saver's loop, to its end even if the caller is cancelled."""
+        if asyncio.get_running_loop() is not self._loop:
             work.close()
-            raise
+            raise wrong_loop(f"a{method}")
         return await self._tasks.finish(work)
 
     def _wait(self, method: str, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Runs a coroutine on this saver's loop and blocks this thread until it is done."""
-        return event_loop.wait_on(self._loop, method, start)
-
-    def _check_loop(self, method: str) -> None:
-        event_loop.check_loop(self._loop, method)
+        """Run a coroutine on this saver's loop and block this thread until it is done."""
+        return wait_on(self._loop, method, start)

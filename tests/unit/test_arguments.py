@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver, SyncCachedPostgresSaver
 from langgraph_checkpoint_cached.arguments import ConnectionSettings, Settings, to_seconds
-from langgraph_checkpoint_cached.config import check_checkpoint, check_search, parse_checkpoint_id, parse_namespace
+from langgraph_checkpoint_cached.config import check_checkpoint, check_search, parse_config
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.ttl import Ttl
@@ -28,35 +30,60 @@ def config(**configurable: Any) -> dict[str, Any]:
 
 
 def test_a_config_names_a_thread_and_a_namespace() -> None:
-    assert parse_namespace(config(thread_id="t")) == Namespace("t", "")
-    assert parse_namespace(config(thread_id="t", checkpoint_ns="a|b"), required=True) == Namespace("t", "a|b")
+    assert parse_config(config(thread_id="t")) == (Namespace("t", ""), None)
+    assert parse_config(config(thread_id="t", checkpoint_ns="a|b"), for_write=True) == (
+        Namespace("t", "a|b"),
+        None,
+    )
 
 
 @pytest.mark.parametrize("bad", [None, {}, {"configurable": None}, "t"])
 def test_a_config_has_to_be_one(bad: object) -> None:
     with pytest.raises(ArgumentTypeError, match="configurable"):
-        parse_namespace(bad)
+        parse_config(bad)
 
 
 def test_what_a_config_lacks_is_named() -> None:
     with pytest.raises(ArgumentError, match="thread_id"):
-        parse_namespace(config(checkpoint_ns=""))
+        parse_config(config(checkpoint_ns=""))
     with pytest.raises(ArgumentError, match="checkpoint_ns"):
-        parse_namespace(config(thread_id="t"), required=True)
+        parse_config(config(thread_id="t"), for_write=True)
 
 
 @pytest.mark.parametrize("key", ["thread_id", "checkpoint_ns"])
 @pytest.mark.parametrize("value", [1, None, b"t", ["t"]])
 def test_wrong_types_in_a_config_are_named(key: str, value: object) -> None:
     with pytest.raises(ArgumentTypeError, match=f'"{key}".*{type(value).__name__}'):
-        parse_namespace({"configurable": {"thread_id": "t", "checkpoint_ns": "", key: value}})
+        parse_config({"configurable": {"thread_id": "t", "checkpoint_ns": "", key: value}})
 
 
 def test_a_checkpoint_id_is_a_str_or_nothing() -> None:
-    assert parse_checkpoint_id(config(checkpoint_id="c")) == "c"
-    assert parse_checkpoint_id(config()) is parse_checkpoint_id(config(checkpoint_id=None)) is None
-    with pytest.raises(ArgumentTypeError, match="checkpoint_id"):
-        parse_checkpoint_id(config(checkpoint_id=7))
+    assert parse_config(config(thread_id="t", checkpoint_id="c")) == (Namespace("t"), "c")
+    for nothing in (None, "", 0):
+        assert parse_config(config(thread_id="t", checkpoint_id=nothing)) == (Namespace("t"), None)
+    for for_write in (False, True):
+        with pytest.raises(ArgumentTypeError, match="checkpoint_id"):
+            parse_config(config(thread_id="t", checkpoint_ns="", checkpoint_id=7), for_write=for_write)
+
+
+@pytest.mark.parametrize("key", ["thread_id", "checkpoint_ns", "checkpoint_id"])
+@pytest.mark.parametrize("value", ["a\0b", "\ud800"])
+def test_text_that_postgres_cannot_store_is_refused(key: str, value: str) -> None:
+    with pytest.raises(ArgumentError, match=f'"{key}".*Postgres cannot store'):
+        parse_config(config(**{"thread_id": "t", "checkpoint_ns": "", key: value}))
+
+
+class Text(str):
+    """Text of a caller's own class."""
+
+
+@pytest.mark.parametrize("mapping", [dict, MappingProxyType, OrderedDict])
+@pytest.mark.parametrize("text", ["t", "\u65e5\u672c", Text("t")])
+def test_unusual_configs_are_parsed_as_usual_ones(mapping: Any, text: str) -> None:
+    configurable = mapping({"thread_id": text, "checkpoint_ns": text, "checkpoint_id": text})
+    for for_write in (False, True):
+        found = parse_config(mapping({"configurable": configurable}), for_write=for_write)
+        assert found == (Namespace(text, text), text)
 
 
 @pytest.mark.parametrize(
