@@ -70,7 +70,9 @@ def checkpoint(
         "versions_seen": {"__input__": {}, "__start__": {"__start__": start}},
         "updated_channels": ["messages"],
     }
-    return made, {"source": "loop", "step": 3, "parents": {}}, {"messages": version}
+    # A first checkpoint stores all its versions: the cache cannot follow one with a version that was never stored.
+    changed: ChannelVersions = {"messages": version} if before else dict(made["channel_versions"])
+    return made, {"source": "loop", "step": 3, "parents": {}}, changed
 
 
 def graph(saver: Saver) -> Any:

@@ -67,9 +67,6 @@ class Thread:
     def put(self) -> Call:
         """Return a call that stores a checkpoint after the previous one, with one changed channel."""
         checkpoint, metadata, versions = chat.checkpoint(self._saver, STATE, self._before)  # type: ignore[arg-type]
-        if self._before is None:  # as LangGraph does: a version is stored with its value
-            checkpoint["channel_values"]["__start__"] = "a question"
-            versions = dict(checkpoint["channel_versions"])
         config = chat.thread(self._thread_id, self._before["id"] if self._before else None)
         self._before = checkpoint
         return lambda: self._saver.aput(config, checkpoint, metadata, versions)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
 
+from benchmarks import chat
 from benchmarks.against import Measured, comparison
 from benchmarks.bars import Bar, bars
 from benchmarks.catalogue import catalogue
@@ -236,3 +238,10 @@ def test_comparison_has_medians_and_ratios_of_each_round() -> None:
             "| other build | 2 | 1 | 0.5 | 1.5 |",
             "| upstream | 4 | 0.5 | 0.25 | 0.75 |",
         ]
+
+
+def test_first_checkpoint_stores_all_its_versions() -> None:
+    first, _, stored = chat.checkpoint(InMemorySaver(), chat.messages(2))
+    _, _, stored_next = chat.checkpoint(InMemorySaver(), chat.messages(2), first)
+    assert stored == first["channel_versions"]
+    assert list(stored_next) == ["messages"]
