@@ -23,14 +23,14 @@ from benchmarks.backlog import backlog
 from benchmarks.backlog import table as backlog_table
 from benchmarks.bars import SOAK_THREADS, SOAK_TURNS
 from benchmarks.catalogue import catalogue
-from benchmarks.contestants import BY_NAME, CONTESTANTS, OURS, UPSTREAM, Contestant
+from benchmarks.contestants import BY_NAME, CONTESTANTS, OURS, Contestant
 from benchmarks.counts import count_all
 from benchmarks.network import Network, NoNetwork, network
 from benchmarks.outage import outages
 from benchmarks.outage import table as outage_table
 from benchmarks.readme import put_into
 from benchmarks.report import bars_table, markdown
-from benchmarks.results import AnotherRun, Results, resumed
+from benchmarks.results import UPSTREAM, AnotherRun, Results, resumed
 from benchmarks.retention import ROWS, SECONDS, retention
 from benchmarks.retention import table as retention_table
 from benchmarks.screen import Screen

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks.contestants import BOTH, UPSTREAM
+from benchmarks.contestants import BOTH
 from benchmarks.many import ROOT, Workers
 from benchmarks.place import Place
 from benchmarks.report import number, table
+from benchmarks.results import UPSTREAM
 from benchmarks.rounds import rotated
 from benchmarks.servers import Servers
 

@@ -22,6 +22,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 
 from benchmarks.chat import Saver
 from benchmarks.place import Place
+from benchmarks.results import UPSTREAM
 from benchmarks.textbook import NothingSaver, TextbookSaver
 from langgraph_checkpoint_cached import CachedPostgresSaver
 
@@ -164,7 +165,7 @@ async def _nothing(place: Place) -> AsyncIterator[Entrant]:
 POSTGRES, BOTH = frozenset({"postgres"}), frozenset({"postgres", "redis"})
 OURS = [Contestant(mode, f"CachedPostgresSaver, {mode}", partial(_ours, mode=mode), BOTH) for mode in MODES]
 CONTESTANTS = [
-    Contestant("upstream", "AsyncPostgresSaver, pool of 10", _upstream, POSTGRES),
+    Contestant(UPSTREAM, "AsyncPostgresSaver, pool of 10", _upstream, POSTGRES),
     *OURS,
     Contestant("unlocked", "AsyncPostgresSaver, pool of 10, no lock", partial(_upstream, locked=False), POSTGRES),
     Contestant(
@@ -207,7 +208,7 @@ CONTESTANTS = [
     Contestant("nothing", "a saver that does nothing, so that its turns have no history either", _nothing),
 ]
 BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
-UPSTREAM, BASELINE = "upstream", "unlocked"
+BASELINE = "unlocked"
 REDIS_ONLY = frozenset({"valkey", "redis"})
 MAIN = frozenset({UPSTREAM, BASELINE, *(contestant.name for contestant in OURS)})
 """Of whom the bars tell."""

@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import cpu
 from benchmarks.contestants import Entrant
 from benchmarks.place import Place
+from benchmarks.results import UPSTREAM
 from benchmarks.turns import Turn
 from benchmarks.workloads import Operation, Sample, Workload
 
@@ -128,4 +129,4 @@ class TurnInProcesses(Turn):
         )
 
     def small(self) -> Workload:
-        return replace(self, processes=2, concurrency=2, contestants=frozenset({"upstream", "write_through"}))
+        return replace(self, processes=2, concurrency=2, contestants=frozenset({UPSTREAM, "write_through"}))

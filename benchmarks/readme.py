@@ -10,7 +10,7 @@ from benchmarks.results import UPSTREAM, Results
 
 BEGIN, END = "<!-- begin: python -m benchmarks report -->", "<!-- end -->"
 NAMES = {
-    "upstream": "upstream",
+    UPSTREAM: "upstream",
     "write_through": "**this**",
     "write_behind": "**this, behind**",
     "unlocked": "upstream, no lock",

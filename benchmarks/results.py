@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-UPSTREAM = "upstream"
+UPSTREAM = "stock"
+"""Key of the upstream saver in results files and tables, unchanged so that older files can be read."""
 MEASURES = ("value", "cpu_application", "cpu_postgres")
 CONDITIONS = ("plan", "machine", "versions", "settings", "contestants")
 Cells = dict[str, dict[str, Any]]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
+import benchmarks
 from benchmarks import chat
 from benchmarks.against import Measured, comparison
 from benchmarks.bars import Bar, bars
@@ -15,7 +17,7 @@ from benchmarks.catalogue import catalogue
 from benchmarks.paths import Figures, figures, listing
 from benchmarks.readme import BEGIN, END, put_into
 from benchmarks.report import QUICK, bars_table, markdown, number, table
-from benchmarks.results import AnotherRun, Results, quartiles, ratios, resumed, summary
+from benchmarks.results import UPSTREAM, AnotherRun, Results, quartiles, ratios, resumed, summary
 from benchmarks.rounds import Plan, next_count, rotated, takes_part
 from benchmarks.soak import growth
 from benchmarks.workloads import ColdRead, WarmRead
@@ -35,7 +37,7 @@ def results(workloads: dict[str, dict[str, dict[str, Any]]], **more: Any) -> Res
             "versions": {"Python": "3"},
             "settings": {"fsync": "on"},
             "network": {},
-            "contestants": {"upstream": "Stock", "write_through": "Ours"},
+            "contestants": {UPSTREAM: "Stock", "write_through": "Ours"},
             "left_out": {},
             "workloads": [
                 {
@@ -100,10 +102,10 @@ def test_a_ratio_to_nothing_is_left_out() -> None:
 
 def test_a_slow_round_for_both_does_not_change_the_ratio() -> None:
     found = results(
-        {"warm read, 2 messages, 1 at once": {"upstream": cell(4, 40, 4), "write_through": cell(1, 10, 1)}}
+        {"warm read, 2 messages, 1 at once": {UPSTREAM: cell(4, 40, 4), "write_through": cell(1, 10, 1)}}
     )
     assert found.ratio("warm read, 2 messages, 1 at once", "write_through") == 0.25
-    assert found.median("warm read, 2 messages, 1 at once", "upstream") == 4
+    assert found.median("warm read, 2 messages, 1 at once", UPSTREAM) == 4
     assert found.workloads["warm read, 2 messages, 1 at once"]["cells"]["write_through"]["value_to_stock"] == {
         "low": 0.25,
         "median": 0.25,
@@ -113,20 +115,20 @@ def test_a_slow_round_for_both_does_not_change_the_ratio() -> None:
 
 @pytest.mark.parametrize(("ours", "expected"), [(1.0, "met"), (1.2, "missed")])
 def test_a_time_is_met_up_to_the_bar(ours: float, expected: str) -> None:
-    found = results({"warm read, 2 messages, 1 at once": {"upstream": cell(4.0), "write_through": cell(ours)}})
+    found = results({"warm read, 2 messages, 1 at once": {UPSTREAM: cell(4.0), "write_through": cell(ours)}})
     bar = verdict(found, "warm read, 2 messages, 1 at once")
     assert (bar.figure, bar.wanted, bar.verdict) == (ours / 4, "at most 0.25", expected)
 
 
 @pytest.mark.parametrize(("ours", "expected"), [(800.0, "met"), (799.0, "missed")])
 def test_a_throughput_is_met_from_the_bar_on(ours: float, expected: str) -> None:
-    found = results({"warm read, 2 messages, 64 at once": {"upstream": cell(100.0), "write_through": cell(ours)}})
+    found = results({"warm read, 2 messages, 64 at once": {UPSTREAM: cell(100.0), "write_through": cell(ours)}})
     assert verdict(found, "warm read, 2 messages, 64 at once").verdict == expected
 
 
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
     failed = {"operations": 1, "failure": "OSError: gone", "rounds": {}}
-    found = results({"warm read, 2 messages, 1 at once": {"upstream": cell(4.0), "write_through": failed}})
+    found = results({"warm read, 2 messages, 1 at once": {UPSTREAM: cell(4.0), "write_through": failed}})
     assert {bar.verdict for bar in bars(found)} == {"not measured"}
     assert "write_through in warm read, 2 messages, 1 at once: OSError: gone" in markdown(found)
 
@@ -139,7 +141,7 @@ def test_no_query_at_all_meets_the_bar_of_none() -> None:
 
 
 def test_a_quick_run_is_not_judged() -> None:
-    found = results({"warm read, 2 messages, 1 at once": {"upstream": cell(4.0), "write_through": cell(1.0)}})
+    found = results({"warm read, 2 messages, 1 at once": {UPSTREAM: cell(4.0), "write_through": cell(1.0)}})
     assert "| met |" in bars_table(found)
     found.data["plan"]["quick"] = True
     assert "| met |" not in bars_table(found)
@@ -188,7 +190,7 @@ def test_the_readme_gets_an_excerpt_between_its_marks_and_keeps_the_rest(tmp_pat
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     found = results(
-        {"warm read, 20 messages, 1 at once": {"upstream": cell(1, 2, 4), "write_through": cell(0.5, 1, 2)}}
+        {"warm read, 20 messages, 1 at once": {UPSTREAM: cell(1, 2, 4), "write_through": cell(0.5, 1, 2)}}
     )
     for _ in range(2):
         put_into(readme, found)
@@ -204,7 +206,7 @@ def test_the_readme_gets_an_excerpt_between_its_marks_and_keeps_the_rest(tmp_pat
 
 def test_a_run_that_was_cut_off_goes_on_with_what_it_has_but_not_on_another_machine() -> None:
     def workload(name: str, failure: str | None) -> dict[str, Any]:
-        return {"name": name, "cells": {"upstream": {"failure": failure}}}
+        return {"name": name, "cells": {UPSTREAM: {"failure": failure}}}
 
     data = {key: {"is": key} for key in ("plan", "machine", "versions", "settings", "contestants")}
     good, bad = workload("good", None), workload("bad", "PoolTimeout")
@@ -245,3 +247,10 @@ def test_first_checkpoint_stores_all_its_versions() -> None:
     _, _, stored_next = chat.checkpoint(InMemorySaver(), chat.messages(2), first)
     assert stored == first["channel_versions"]
     assert list(stored_next) == ["messages"]
+
+
+def test_stored_results_can_be_reported() -> None:
+    file = Path(str(benchmarks.__file__)).with_name("results") / "results.json"
+    found = Results(json.loads(file.read_text()))
+    assert sum(bar.verdict == "met" for bar in bars(found)) > 30
+    assert "## A chat turn" in markdown(found)
