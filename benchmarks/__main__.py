@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks`."""
+"""Command line of the benchmarks: `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PROBLEMS = (AnotherRun, ServerProblem, EmbeddedServerError, psycopg.OperationalE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 1 if a contestant failed or a server cannot be used."""
+    """Run the command. Return its exit code: 1 if a contestant failed or a server cannot be used."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that the servers are stopped too
     try:
@@ -99,7 +99,7 @@ def _command(options: argparse.Namespace) -> int:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs it to its end, or cancels it when this process is told to end.
+    """Run a coroutine to its end, or cancel it when this process gets SIGTERM.
 
     A signal handler that raises could do so inside a decoder of a contestant, which would then have failed. And a
     cancellation may be lost in a driver (in Python 3.11's `wait_for`, say), so it is repeated.
@@ -120,7 +120,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _small(workloads: Sequence[Workload]) -> list[Workload]:
-    """One of each kind for a quick run, and small: sizes and counts are data, and take time but no other code."""
+    """Return one small workload of each kind, for a quick run: sizes take time but run no other code."""
     kinds: dict[Any, Workload] = {}
     for workload in workloads:
         small = workload.small()
@@ -175,7 +175,7 @@ async def _all(
     contestants: Sequence[Contestant],
     screen: Screen,
 ) -> None:
-    """Adds what is measured to the data, and keeps what there is so far in a file."""
+    """Add the measurements to `data`, and save them after each workload."""
     plan = rounds.Plan(**data["plan"])
     gc.collect()
     gc.freeze()  # what was imported stays: collecting before each measurement need not look through it
@@ -192,7 +192,7 @@ async def _all(
 
 
 def _soak(options: argparse.Namespace) -> int:
-    """Its result stands beside the others, which may be of another day."""
+    """Measure memory. The result goes in a file of its own, as it may be of another day than the others."""
     output: Path = options.output
     with Screen(1) as screen, servers(options.postgres, options.redis, screen.say) as found:
         screen.step(f"{options.soak_turns:,} turns on {options.soak_threads:,} threads")
@@ -257,15 +257,15 @@ def _against(options: argparse.Namespace) -> int:
 
 
 def save(data: dict[str, Any], output: Path) -> None:
-    """Writes the results."""
+    """Write the results file."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "results.json").write_text(json.dumps(data) + "\n")
 
 
 def write(data: dict[str, Any], output: Path, soaked: Path | None = None) -> None:
-    """Writes the results, the tables and the pictures, and prints what was asked for.
+    """Write the results, the tables and the plots, and print the bars.
 
-    What `--soak` has found is taken from the directory `soaked`, else from where the results go.
+    The result of `--soak` is read from the directory `soaked`, else from where the results go.
     """
     save(data, output)
     if (soak_file := (soaked or output) / "soak.json").exists():
@@ -292,18 +292,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seconds", type=float, default=0.2, help="how long a measurement takes, about (0.2)")
     parser.add_argument("--only", default="", metavar="REGEX", help="workloads whose name has a match")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was cut off")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--contestants", metavar="A,B", help=f"of {','.join(BY_NAME)}")
-    parser.add_argument("--quick", action="store_true", help="see that it works: no figures, less than a minute")
-    parser.add_argument("--soak", action="store_true", help="only the memory of the process, over very many turns")
     parser.add_argument(
-        "--backlog", action="store_true", help="only what write-behind does while Postgres is away, and after it"
+        "--quick", action="store_true", help="check that everything runs: no figures, less than a minute"
     )
-    parser.add_argument("--outage", action="store_true", help="only what is noticed when Redis stops or hangs")
+    parser.add_argument(
+        "--soak", action="store_true", help="only measure the memory of the process, over very many turns"
+    )
+    parser.add_argument(
+        "--backlog", action="store_true", help="only measure write-behind while Postgres is away, and after it"
+    )
+    parser.add_argument("--outage", action="store_true", help="only measure the effects when Redis stops or hangs")
     parser.add_argument(
         "--retention",
         action="store_true",
-        help="only how long it takes to delete idle threads, and what it disturbs",
+        help="only measure the deletion of idle threads, and its effect on turns",
     )
     _add_comparison_arguments(parser)
     parser.add_argument("--soak-turns", type=int, default=SOAK_TURNS, help=f"({SOAK_TURNS})")
@@ -314,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, help=f"where results go ({OUTPUT})")
     commands = parser.add_subparsers(dest="command")
-    report = commands.add_parser("report", help="make tables and plots again, of a results file")
+    report = commands.add_parser("report", help="make tables and plots of a results file again")
     report.add_argument("file", type=Path)
     report.add_argument("--output", type=Path)
     report.add_argument("--readme", type=Path, help="put an excerpt between its marks in this file")

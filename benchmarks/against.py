@@ -22,7 +22,7 @@ DURABILITY = "async"
 WARM_UP_TURNS = 48
 LANES = (1, 16)
 TURNS = {1: 120, 16: 320}
-"""Turns of one measurement, by concurrency: some two seconds for the upstream saver."""
+"""Turns of one measurement, by concurrency: two to five seconds for the upstream saver."""
 QUICK_TURNS = {1: 8, 16: 16}
 
 

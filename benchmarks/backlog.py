@@ -1,4 +1,4 @@
-"""Write-behind while Postgres is away: how much goes on, how fast Postgres catches up, and is anything lost?"""
+"""Write-behind while Postgres is away: turns that go on, time until Postgres has caught up, and losses."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ POLL_SECONDS = 0.02
 async def backlog(
     servers: Servers,
     upstream: Contestant,
-    behind: Contestant,
+    write_behind: Contestant,
     advance: Callable[[float], None],
     *,
     quick: bool,
 ) -> dict[str, Any]:
-    """Both parts, on a Postgres of their own that can be stopped. With `quick` small, to see that it works."""
+    """Run both parts on a Postgres of their own that can be stopped; with `quick`, few operations."""
     operations, away = (1_000, 1.0) if quick else (OPERATIONS, AWAY_SECONDS)
     with own_postgres() as postgres:
-        place = replace(servers.place(behind.name, {"redis"}), postgres_uri=postgres.url)
+        place = replace(servers.place(write_behind.name, {"redis"}), postgres_uri=postgres.url)
         async with AsyncExitStack() as stack:
             plain = await stack.enter_async_context(upstream.open(place))
-            ours = await stack.enter_async_context(behind.open(place))
+            ours = await stack.enter_async_context(write_behind.open(place))
             figures: dict[str, Any] = {
                 "stock_per_second": await _stock_rate(plain, 1.0 if quick else STOCK_SECONDS)
             }
@@ -58,7 +58,7 @@ async def backlog(
 
 
 class _Talk:
-    """A thread that grows by a checkpoint, and then its pending writes, in turn."""
+    """Thread that grows by a checkpoint and its pending writes in turn."""
 
     def __init__(self, saver: Any, name: str) -> None:
         self._saver, self._latest, self._before = saver, chat.thread(name), None
@@ -78,7 +78,7 @@ class _Talk:
 
 
 async def _operate(talks: list[_Talk], until: Callable[[], bool]) -> int:
-    """A put, then its writes, on each thread in turn, in `LANES` lanes. Returns how many operations that were."""
+    """Put a checkpoint and its writes on each thread in turn, in `LANES` lanes. Return their number."""
     done = 0
 
     async def lane(mine: Iterable[_Talk]) -> None:
@@ -121,7 +121,7 @@ async def _drain(postgres: PostgresServer, saver: CachedPostgresSaver, operation
     up = time.perf_counter()
     while saver.stats()["unflushed"] == waiting:  # noqa: ASYNC110 - the pool has to connect again
         await asyncio.sleep(POLL_SECONDS)
-    follows = time.perf_counter()
+    connected = time.perf_counter()
     left_then = saver.stats()["unflushed"]
     await _until_followed(saver)
     now = time.perf_counter()
@@ -129,15 +129,15 @@ async def _drain(postgres: PostgresServer, saver: CachedPostgresSaver, operation
         "backlog": waiting,
         "appended_per_second": operations / appended,
         "start_seconds": up - started,
-        "connected_seconds": follows - up,
-        "drained_seconds": now - follows,
-        "drained_per_second": left_then / (now - follows),
+        "connected_seconds": connected - up,
+        "drained_seconds": now - connected,
+        "drained_per_second": left_then / (now - connected),
     }
 
 
 async def _until_followed(saver: CachedPostgresSaver) -> None:
-    """Waits until Postgres has all of it."""
-    while saver.stats()["unflushed"]:  # noqa: ASYNC110 - nobody tells
+    """Wait until everything is flushed to Postgres."""
+    while saver.stats()["unflushed"]:  # noqa: ASYNC110 - nothing signals it
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -147,7 +147,7 @@ class _State(TypedDict):
 
 
 def _counting_graph(saver: Any) -> Any:
-    """Three nodes, and a state that does not grow, so that all turns are alike."""
+    """Return a graph of three nodes whose state does not grow, so that all turns are alike."""
 
     def talk(state: _State) -> dict[str, Any]:
         return {"messages": chat.messages(STATE_MESSAGES)}
@@ -164,7 +164,7 @@ def _counting_graph(saver: Any) -> Any:
 async def _away(
     postgres: PostgresServer, saver: CachedPostgresSaver, away: float, around: float
 ) -> dict[str, Any]:
-    """Turns in `TURN_LANES` lanes, each on one thread, with Postgres stopped in the middle."""
+    """Run turns in `TURN_LANES` lanes, each on one thread, with Postgres stopped in the middle."""
     graph, ended = _counting_graph(saver), False
     turns: list[float] = []
     acknowledged: dict[str, int] = {}
@@ -204,7 +204,7 @@ async def _away(
 
 
 def table(found: dict[str, Any]) -> str:
-    """What was found, as Markdown."""
+    """Return the result as Markdown."""
     ratio = found["drained_per_second"] / found["stock_per_second"]
     return f"""\
 # Write-behind while Postgres is away
@@ -215,7 +215,7 @@ def table(found: dict[str, Any]) -> str:
 | appended while Postgres was stopped, operations/s | {found["appended_per_second"]:,.0f} |
 | backlog, operations | {found["backlog"]:,.0f} |
 | from its start until the pool was connected again, s | {found["connected_seconds"]:.1f} |
-| then Postgres followed in, s | {found["drained_seconds"]:.1f} |
+| flushed to Postgres in, s | {found["drained_seconds"]:.1f} |
 | rate of that, operations/s | {found["drained_per_second"]:,.0f} |
 | to the upstream saver's rate | {ratio:.1f} |
 | turns/s, {found["turn_lanes"]} at once, before Postgres is stopped | {found["turns_before_per_second"]:,.0f} |

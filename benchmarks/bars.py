@@ -1,4 +1,4 @@
-"""What was asked of the saver, as figures to reach, and whether a run has reached them. Pure."""
+"""Figures that the saver is to reach, and the verdict on a run. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THROUGHPUT_GROUPS = ("Reading", "Writing", "A chat turn")
 
 @dataclass(frozen=True)
 class Bar:
-    """One figure, and what it should be at most or at least."""
+    """Measured figure and its upper or lower bound."""
 
     what: str
     figure: float | None
@@ -25,19 +25,19 @@ class Bar:
 
     @property
     def wanted(self) -> str:
-        """The bar in words."""
+        """Return the bound in words."""
         return f"{'at most' if self.at_most else 'at least'} {self.bound:g}"
 
     @property
     def verdict(self) -> str:
-        """Whether it was reached."""
+        """Return "met", "missed", or "not measured"."""
         if self.figure is None:
             return "not measured"
         return "met" if (self.figure <= self.bound if self.at_most else self.figure >= self.bound) else "missed"
 
 
 def bars(results: Results) -> list[Bar]:
-    """All of them, in order. Times and throughputs are ratios to the upstream saver, unless they say otherwise."""
+    """Return all bars. Times and throughputs are ratios to the upstream saver unless they say otherwise."""
     return [
         *_reads_and_writes(results),
         *_turns(results),
@@ -115,7 +115,7 @@ def _without_lock(results: Results) -> Iterator[Bar]:
 
 
 def _peers(results: Results) -> Iterator[Bar]:
-    """The smallest lead over each of them on any chat turn."""
+    """Yield the smallest lead over each saver without Postgres, on any chat turn."""
     for peer, title in PEERS.items():
         leads: list[tuple[float, str]] = []
         for name, workload in results.workloads.items():

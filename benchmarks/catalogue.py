@@ -1,4 +1,4 @@
-"""Every workload of a run."""
+"""List of the workloads of a run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from benchmarks.workloads import ColdRead, Put, PutWrites, WarmRead, Workload
 SIZES = (2, 20, 200)
 DURABILITIES = ("sync", "async", "exit")
 SERVERS_ONLY = MAIN | {"valkey", "textbook"}
-"""Whom a network, or another process, can stand between."""
+"""Contestants that are measured over a network and in several processes."""
 GROWTH = MAIN | REDIS_ONLY
 FEW = 5
 """Rounds of the workloads that plots are made of."""
 
 
 def catalogue() -> list[Workload]:
-    """The workloads, in the order in which they are measured."""
+    """Return the workloads, in the order in which they are measured."""
     return [*_single_calls(), *_turns(), *_growth(), *_several_processes(), *_network()]
 
 

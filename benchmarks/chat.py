@@ -1,4 +1,4 @@
-"""What the contestants store: conversations, their checkpoints, and the graph that has them."""
+"""Conversations that the contestants store, their checkpoints, and the graph that makes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Saver: TypeAlias = "BaseCheckpointSaver[Any]"
 
 NODES = ("understand", "look_up", "answer")
 FORMAT = 4
-"""Of checkpoints. Older ones cost the upstream saver a second query and would flatter everybody else."""
+"""Version of the checkpoint format. Older ones cost the upstream saver a second query."""
 
 QUESTION = "My order A-1001 has not arrived yet. Could you please find out where the parcel is right now?"
 ANSWER = (
@@ -37,17 +37,17 @@ def _messages(count: int, extra_characters: int) -> tuple[AnyMessage, ...]:
 
 
 def messages(count: int, extra_characters: int = 0) -> list[AnyMessage]:
-    """A conversation of that many messages, questions and answers in turn, some 120 characters each."""
+    """Return a conversation of `count` messages, questions and answers in turn, some 120 characters each."""
     return list(_messages(count, extra_characters))
 
 
 def question() -> dict[str, Any]:
-    """What starts a turn."""
+    """Return the input that starts a turn."""
     return {"messages": [HumanMessage(QUESTION)]}
 
 
 def thread(thread_id: str, checkpoint_id: str | None = None) -> RunnableConfig:
-    """The config of a thread, or of one of its checkpoints."""
+    """Return the config of a thread, or of one of its checkpoints."""
     configurable = {"thread_id": thread_id, "checkpoint_ns": ""}
     if checkpoint_id is not None:
         configurable["checkpoint_id"] = checkpoint_id
@@ -57,7 +57,7 @@ def thread(thread_id: str, checkpoint_id: str | None = None) -> RunnableConfig:
 def checkpoint(
     saver: Saver, state: Sequence[AnyMessage], before: Checkpoint | None = None
 ) -> tuple[Checkpoint, CheckpointMetadata, ChannelVersions]:
-    """A checkpoint with this conversation, as the graph's last node leaves it, and what `aput` wants beside it."""
+    """Return `aput`'s arguments for a checkpoint with this conversation, as the graph's last node leaves it."""
     versions: ChannelVersions = before["channel_versions"] if before else {}
     start = versions.get("__start__") or saver.get_next_version(None, None)
     version = saver.get_next_version(versions.get("messages"), None)
@@ -76,23 +76,23 @@ def checkpoint(
 
 
 def graph(saver: Saver) -> Any:
-    """Three nodes in a row, each of which adds one short message."""
+    """Return a graph of three nodes in a row, each of which adds one short message."""
     return _compiled(MessagesState, saver)
 
 
 def short_graph(saver: Saver) -> Any:
-    """The same, but of the conversation only the last messages are kept: its state does not grow."""
+    """Return the same graph with a state that does not grow: only the last messages stay."""
     return _compiled(ShortState, saver)
 
 
 def keep_last(before: list[AnyMessage], new: list[AnyMessage]) -> list[AnyMessage]:
-    """`add_messages`, of which only the last four messages stay."""
+    """Add messages as `add_messages` does, and keep only the last four."""
     merged = cast("list[AnyMessage]", add_messages(cast("Messages", before), cast("Messages", new)))
     return merged[-4:]
 
 
 class ShortState(TypedDict):
-    """The end of a conversation."""
+    """State with the end of a conversation."""
 
     messages: Annotated[list[AnyMessage], keep_last]
 

@@ -1,6 +1,4 @@
-"""Who takes part: ours in each mode, the upstream saver in three ways, others that are published, and two
-limits.
-"""
+"""Contestants: this saver in each mode, the upstream saver in three ways, other savers, and two limits."""
 
 from __future__ import annotations
 
@@ -33,36 +31,36 @@ if TYPE_CHECKING:
 MODES: tuple[Mode, ...] = ("write_through", "write_behind")
 POOL = 10
 PEER_CONNECTIONS = 512
-"""Of the savers that open a connection for each operation under way: as many as any workload has."""
+"""Connections of savers that open one for each operation under way: as many as any workload has."""
 
 
 @dataclass
 class Entrant:
-    """A contestant's saver, open."""
+    """Open saver of a contestant."""
 
     saver: Saver
     empty_cache: Callable[[], Awaitable[object]] | None = None
-    """Forgets what is cached; None for a saver that has no cache."""
+    """Empties the cache; None for a saver that has none."""
     remembers: bool = True
-    """Whether it finds again what was stored."""
+    """False for a saver that does not store anything."""
     threads: dict[tuple[int, int, int], list[RunnableConfig]] = field(default_factory=dict)
     """Threads that were made to be read, by their number and size."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One of those who take part."""
+    """Saver that takes part in the benchmarks."""
 
     name: str
     title: str
     open: Callable[[Place], AbstractAsyncContextManager[Entrant]]
     uses: frozenset[str] = frozenset()
-    """Of "postgres", "redis" and "stack"."""
+    """Servers that it needs, out of "postgres", "redis" and "stack"."""
     packages: Mapping[str, str] = field(default_factory=dict)
-    """What has to be installed: a module to look for, and the package that has it."""
+    """Packages that it needs, by the module that shows whether they are installed."""
 
     def why_not(self, servers: Servers) -> str | None:
-        """Why it cannot take part here; None if it can."""
+        """Return the reason why it cannot take part here; None if it can."""
         missing = [package for module, package in self.packages.items() if not _installed(module)]
         if missing:
             return f"{', '.join(missing)} not installed"
@@ -211,4 +209,4 @@ BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
 BASELINE = "unlocked"
 REDIS_ONLY = frozenset({"valkey", "redis"})
 MAIN = frozenset({UPSTREAM, BASELINE, *(contestant.name for contestant in OURS)})
-"""Of whom the bars tell."""
+"""Contestants that bars compare."""

@@ -1,6 +1,6 @@
-"""What an operation costs beside time: transactions, queries, Redis commands; and what a thread takes in Redis.
+"""Costs of an operation beside time: transactions, queries, Redis commands; and the memory of a thread in Redis.
 
-Counted in sessions of their own, not while anything is timed. Backends tell of their transactions when they end,
+Counted in sessions of their own, not while anything is timed. Backends report their transactions when they end,
 so a session that prepares, operates and prepares is taken off from one that then operates once more, when every
 connection has what it needs.
 """
@@ -33,7 +33,7 @@ SIZES = (20, 200)
 
 
 def counted(only: str, *, quick: bool) -> list[Workload]:
-    """The workloads whose operations are counted, of those whose name has a match."""
+    """Return the workloads whose operations are counted, if their name matches `only`."""
     workloads: list[Workload] = [
         WarmRead(),
         ColdRead(threads=OPERATIONS_MIN),
@@ -45,7 +45,7 @@ def counted(only: str, *, quick: bool) -> list[Workload]:
 
 
 class Counter:
-    """Counts what contestants do on the servers."""
+    """Counter of what contestants do on the servers."""
 
     def __init__(self, servers: Servers, quick: bool) -> None:
         self._servers, self._quick = servers, quick
@@ -53,11 +53,11 @@ class Counter:
         self._places: dict[str, Place] = {}
 
     def close(self) -> None:
-        """Closes its connection."""
+        """Close the connection."""
         self._watcher.close()
 
     async def count(self, contestant: Contestant, workload: Workload) -> dict[str, float]:
-        """Transactions, queries and Redis commands of one operation, as far as they can be told."""
+        """Return transactions, queries and Redis commands per operation, as far as they can be counted."""
         place = await self._place(contestant)
         operations = 4 if self._quick else max(OPERATIONS_MIN, workload.concurrency)
         before = self._transactions(place)
@@ -80,7 +80,7 @@ class Counter:
         return {name: value / len(prepared) for name, value in found.items() if value is not None}
 
     async def redis_bytes(self, contestant: Contestant, messages: int) -> dict[str, float]:
-        """What a thread takes in Redis after a chat turn, and how large its latest state is."""
+        """Return the memory that a thread takes in Redis after a chat turn, and the size of its latest state."""
         place = await self._place(contestant)
         with redis.Redis.from_url(place.redis_url) as client:
             client.flushdb()
@@ -142,7 +142,7 @@ async def count_all(
     quick: bool,
     advance: Callable[[float], None],
 ) -> dict[str, Any]:
-    """Everything that is counted and whose name has a match, as JSON."""
+    """Return all counts whose name matches `only`, as JSON."""
     counts: dict[str, dict[str, Any]] = {}
     sizes: dict[str, dict[str, Any]] = {}
     counter = Counter(servers, quick)
@@ -165,7 +165,7 @@ async def count_all(
 
 
 def state_bytes(saver: Saver, found: CheckpointTuple) -> int:
-    """The size of a state as Postgres gets it: checkpoint and metadata as JSON, values and writes serialized."""
+    """Return the bytes of a state in Postgres: checkpoint and metadata as JSON, values and writes serialized."""
     values = found.checkpoint["channel_values"]
     inline = {
         name: value for name, value in values.items() if value is None or isinstance(value, (str, int, float))

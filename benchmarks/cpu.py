@@ -1,4 +1,4 @@
-"""How much CPU this process and the Postgres server use."""
+"""CPU used by this process and by the Postgres server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NANOSECONDS = 1e9
 
 @dataclass(frozen=True)
 class Cpu:
-    """Seconds of CPU; of Postgres None where its processes cannot be seen."""
+    """Seconds of CPU; `postgres` is None where its processes cannot be seen."""
 
     application: float
     postgres: float | None
@@ -28,7 +28,7 @@ class Cpu:
 
 
 class PostgresCpu:
-    """The CPU of a server's processes: all of them, its writers too, whoever made them work.
+    """CPU of all processes of a server, background writers included.
 
     A backend that ends takes its share with it, so connections should outlast what is measured.
     """
@@ -38,7 +38,7 @@ class PostgresCpu:
 
     @classmethod
     def of_connection(cls, connection: psycopg.Connection[Any]) -> PostgresCpu:
-        """Of the server at the other end, if it runs on this machine."""
+        """Make one for the server at the other end, if it runs on this machine."""
         backend = connection.info.backend_pid
         try:
             stat = (PROC / str(backend) / "stat").read_text()
@@ -48,7 +48,7 @@ class PostgresCpu:
         return cls(int(rest.split()[1]) if name.startswith("postgres") else None)
 
     def read(self) -> float | None:
-        """Seconds, of the processes that there are now."""
+        """Return the seconds used by the processes that run now; None if they cannot be seen."""
         if self._postmaster is None:
             return None
         try:
@@ -66,5 +66,5 @@ def _seconds(pid: str) -> float:
 
 
 def now(postgres: PostgresCpu) -> Cpu:
-    """This process and the server, up to now."""
+    """Return the CPU used so far by this process and the server."""
     return Cpu(time.process_time(), postgres.read())

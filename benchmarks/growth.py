@@ -1,4 +1,4 @@
-"""Workloads that ask how a cost grows, and what decoding alone costs."""
+"""Workloads that show how a cost grows, and the cost of decoding alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GROUP = "Growth"
 
 @dataclass(frozen=True)
 class ReadByState(Workload):
-    """How does a warm read grow with the history's length, with the size of its messages?"""
+    """Growth of a warm read with the history's length and with the size of its messages."""
 
     group = GROUP
     messages: int = 20
@@ -46,7 +46,7 @@ class ReadByState(Workload):
 
     @property
     def _kilobytes(self) -> int:
-        """Beside what the messages have without extra characters, which only answers get: every other one."""
+        """Return the average characters added to a message: only answers, every other one, get extra ones."""
         return self.extra * (self.messages // 2) // 1000
 
     async def prepare(self, entrant: Entrant, count: int) -> list[Operation]:
@@ -58,7 +58,7 @@ class ReadByState(Workload):
 
 @dataclass(frozen=True)
 class ReadByThreads(Workload):
-    """How does a warm read grow with the number of threads that are stored?"""
+    """Growth of a warm read with the number of stored threads."""
 
     group = GROUP
     threads: int = 100
@@ -84,7 +84,7 @@ class ReadByThreads(Workload):
 
 @dataclass(frozen=True)
 class TurnByHistory(Turn):
-    """How does a chat turn grow with its history?"""
+    """Growth of a chat turn with its history."""
 
     group = GROUP
 
@@ -95,7 +95,7 @@ class TurnByHistory(Turn):
 
 @dataclass(frozen=True)
 class Decode(Workload):
-    """What does it cost to turn stored bytes into messages? The upstream saver's serializer, and our decoding.
+    """Cost of turning stored bytes into messages, with the upstream saver's serializer and with our decoding.
 
     Ours is given a whole record of which they are the one value.
     """

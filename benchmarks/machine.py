@@ -1,4 +1,4 @@
-"""What the benchmarks ran on."""
+"""Machine and versions that the benchmarks run on."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PACKAGES = (
 
 
 def machine() -> dict[str, str]:
-    """Processor, memory and system."""
+    """Return processor, memory and system."""
     release = ".".join(platform.release().split(".")[:2])
     system = f"{platform.system()} {release}, {platform.machine()}"
     return {"processor": f"{os.cpu_count()} x {_processor()}", "memory": _memory(), "system": system}
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that matter, as far as they are installed."""
+    """Return the versions of Python and of the packages that matter, as far as they are installed."""
     found = {"Python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""The chat turn in several processes at once."""
+"""Chat turns in several processes at once."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ STOP_TIMEOUT_SECONDS = 10.0
 
 
 class Workers:
-    """Processes that each have a saver of the contestant, and take part in each round."""
+    """Processes with a saver of the contestant each, which take part in every round."""
 
     def __init__(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
         self._processes = processes
 
     @classmethod
     async def start(cls, number: int, job: dict[str, Any]) -> Workers:
-        """Starts that many `python -m benchmarks.worker` with this job."""
+        """Start `number` processes `python -m benchmarks.worker` with this job."""
         processes = [
             await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -47,7 +47,7 @@ class Workers:
         return workers
 
     async def ask(self, question: dict[str, Any]) -> list[dict[str, Any]]:
-        """What each of them answers. All are asked before any is waited for."""
+        """Return the answer of each process. All are asked before any is waited for."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(json.dumps(question).encode() + b"\n")
@@ -63,7 +63,7 @@ class Workers:
         return answer
 
     async def stop(self) -> None:
-        """Ends them: they leave when there is nothing more to read."""
+        """End the processes by closing their input."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.close()
@@ -77,7 +77,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class TurnInProcesses(Turn):
-    """How many turns do several processes do together, each on threads of its own?"""
+    """Turns that several processes do together, each on threads of its own."""
 
     group = "Several processes"
     concurrency: int = 16
@@ -100,7 +100,7 @@ class TurnInProcesses(Turn):
         raise NotImplementedError("the workers prepare their own operations")
 
     async def start(self, entrant: Entrant, contestant: str, place: Place, stack: AsyncExitStack) -> None:
-        """Starts the processes of this contestant; they end with the stack."""
+        """Start the processes of this contestant; they end with the stack."""
         job = {
             "contestant": contestant,
             "place": asdict(place),
@@ -113,7 +113,7 @@ class TurnInProcesses(Turn):
         self._workers[id(entrant)] = workers
 
     def started(self, entrant: Entrant) -> bool:
-        """Whether this contestant's processes run."""
+        """Return True if this contestant's processes run."""
         return id(entrant) in self._workers
 
     async def measure(self, entrant: Entrant, count: int, postgres: cpu.PostgresCpu) -> Sample:

@@ -1,4 +1,4 @@
-"""A network in between: TCP proxies that pass everything on a little later, and how much later they do."""
+"""Simulated network: TCP proxies that delay what they pass on, and measurements of the delay."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class NoNetwork(Exception):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a proxy does."""
+    """Delay and rate of a proxy, as measured."""
 
     wanted_ms: float
     added_ms: float
-    """By a round trip through it, to one without it."""
+    """Round trip through the proxy less a round trip without it."""
     megabytes_per_second: float
 
 
@@ -53,7 +53,7 @@ class Network:
             self._corrections[wanted], self.measured[name] = self._tuned(wanted)
 
     def _tuned(self, wanted_ms: float) -> tuple[float, Measured]:
-        """The round trip to ask for, so that with what passing on takes it is as long as wanted."""
+        """Return the delay to set, so that with the time of passing on the round trip is as long as wanted."""
         asked, tries = wanted_ms, []
         for _ in range(TRIES):
             measured = self._measure(wanted_ms, asked)
@@ -64,14 +64,14 @@ class Network:
         return min(tries, key=lambda pair: abs(pair[1].added_ms - wanted_ms))
 
     def place(self, place: Place) -> Place:
-        """The same place, with the network in between."""
+        """Return the same place, reached over the network."""
         return replace(
             place,
-            postgres_uri=self._write_through(place.postgres_uri, 5432, POSTGRES_ROUND_TRIP_MS),
-            redis_url=self._write_through(place.redis_url, 6379, REDIS_ROUND_TRIP_MS),
+            postgres_uri=self._proxied(place.postgres_uri, 5432, POSTGRES_ROUND_TRIP_MS),
+            redis_url=self._proxied(place.redis_url, 6379, REDIS_ROUND_TRIP_MS),
         )
 
-    def _write_through(self, url: str, default_port: int, round_trip_ms: float) -> str:
+    def _proxied(self, url: str, default_port: int, round_trip_ms: float) -> str:
         if not url:
             return url
         target = urlsplit(url)
@@ -82,7 +82,7 @@ class Network:
         return target._replace(netloc=f"{credentials}{LOCALHOST}:{self._ports[key]}").geturl()
 
     def _start(self, stack: ExitStack, host: str, port: int, round_trip_ms: float) -> int:
-        """A proxy until the stack ends; returns its port."""
+        """Start a proxy that ends with the stack. Return its port."""
         process = subprocess.Popen(
             [self._program, host, str(port), str(round(round_trip_ms * 500))],
             stdin=subprocess.PIPE,
@@ -107,7 +107,7 @@ class Network:
 
 
 class _Client:
-    """A connection to the echo."""
+    """Connection to the echo server."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection((LOCALHOST, port))
@@ -120,7 +120,7 @@ class _Client:
         self._socket.close()
 
     def ping(self) -> float:
-        """Seconds of a round trip."""
+        """Return the seconds of a round trip."""
         started = time.perf_counter()
         self._socket.sendall(b"x" * 100)
         received = 0
@@ -129,7 +129,7 @@ class _Client:
         return time.perf_counter() - started
 
     def volume(self) -> float:
-        """Megabytes per second, there and back."""
+        """Return megabytes per second, there and back."""
         started, received = time.perf_counter(), 0
         sender = threading.Thread(target=self._socket.sendall, args=(bytes(VOLUME_BYTES),))
         sender.start()
@@ -141,7 +141,7 @@ class _Client:
 
 @contextmanager
 def _echo() -> Iterator[int]:
-    """A server on a port that says what it is told."""
+    """Run an echo server on a port."""
     listener = socket.create_server((LOCALHOST, 0))
 
     def serve(connection: socket.socket) -> None:
@@ -161,7 +161,7 @@ def _echo() -> Iterator[int]:
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """The network for the time of the context.
+    """Set up the network for the time of the context.
 
     Raises:
         NoNetwork: there is no C compiler, or the program does not compile here.

@@ -1,4 +1,4 @@
-"""What do users notice when Redis stops, comes back, or hangs?"""
+"""Effects of an outage on users: Redis stops, comes back, or hangs."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ CONCURRENCIES = (1, 16)
 LANES = 16
 SECONDS = 4.0
 NORMAL = 2.0
-"""A turn is normal again when it takes at most so many times the median from before."""
+"""Factor to the median from before, up to which a turn counts as normal again."""
 
 Note = Callable[[str, float], None]
 
 
 class Deadline:
-    """So many seconds after it was first asked for."""
+    """Moment that lies `seconds` after the first question for it."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._ends_at = seconds, 0.0
 
     def __call__(self) -> bool:
-        """Whether it has passed."""
+        """Return True once it has passed."""
         self._ends_at = self._ends_at or time.perf_counter() + self._seconds
         return time.perf_counter() >= self._ends_at
 
 
 class Load:
-    """Turns that go on, each on a thread of its own, and how long each took."""
+    """Continuous turns, each on a thread of its own, and their times."""
 
     def __init__(self, entrant: Entrant) -> None:
         self._entrant, self._graph = entrant, chat.graph(entrant.saver)
         self.turns: list[tuple[float, float]] = []
-        """Start and length of each, in seconds."""
+        """Start and duration of each turn, in seconds."""
 
     async def run(self, lanes: int, until: Callable[[], bool], turns_max: int) -> float:
-        """Runs turns until it is time to stop, at most so many in each lane. Returns the seconds that it took."""
+        """Run turns until it is time to stop, at most `count` in each lane. Return the seconds taken."""
         threads = await talked_threads(self._entrant, self._graph, lanes * turns_max, MESSAGES)
 
         async def lane(number: int) -> None:
@@ -67,23 +67,23 @@ class Load:
         return time.perf_counter() - started
 
     async def run_for(self, seconds: float) -> None:
-        """Runs turns in `LANES` lanes for so long, after their threads have been made."""
+        """Run turns in `LANES` lanes for the time of the context, on threads that are made before."""
         await self.run(LANES, Deadline(seconds), TURNS_PER_LANE_MAX)
 
     async def goes_on(self) -> None:
-        """Waits until some turns have ended."""
+        """Wait until some turns have ended."""
         while len(self.turns) < 3 * LANES:  # noqa: ASYNC110 - an event would be one more thing for each turn
             await asyncio.sleep(0.01)
 
     def lengths(self, since: float = 0.0) -> list[float]:
-        """Of the turns that started since then."""
+        """Return the durations of turns that started since then."""
         return [length for started, length in self.turns if started >= since]
 
 
 async def outages(
     servers: Servers, upstream: Contestant, ours: Contestant, rounds: int, advance: Callable[[float], None]
 ) -> dict[str, Any]:
-    """Each of the faults, so often; throughputs in turns with the upstream saver."""
+    """Measure each fault `rounds` times, and throughputs in turns with the upstream saver."""
     found: dict[str, list[float]] = {}
 
     def note(name: str, figure: float) -> None:
@@ -132,7 +132,7 @@ async def _stopped(server: RedisServer, cached: Entrant, plain: Entrant, note: N
 
 
 async def _hanging(server: RedisServer, cached: Entrant, note: Note) -> None:
-    """It takes connections and answers nothing."""
+    """Make Redis accept connections and answer nothing, for the time of the context."""
     pid = server.pid
     assert pid is not None
     load = Load(cached)
@@ -168,7 +168,7 @@ def _p99(lengths: Sequence[float]) -> float:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The medians, and the range of the rounds."""
+    """Return the medians and the range of the rounds as Markdown."""
     lines = [
         f"{result['rounds']} rounds, {result['lanes']} turns at once, {result['messages']} messages",
         "",

@@ -1,4 +1,4 @@
-"""Where a contestant keeps what it stores."""
+"""Databases and directory of a contestant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A results file as pictures."""
+"""Plots of a results file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROWTH = {
 
 
 def draw(results: Results, directory: Path) -> list[Path]:
-    """Writes the pictures that these results allow, as SVG; returns where they are."""
+    """Draw the plots that these results allow, as SVG. Return their paths."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -33,7 +33,7 @@ def draw(results: Results, directory: Path) -> list[Path]:
 
 
 def speed(workload: dict[str, Any], name: str) -> float | None:
-    """How many times as fast as the upstream saver."""
+    """Return the speed as a multiple of the upstream saver's; None if it was not measured."""
     ratio = workload["cells"].get(name, {}).get("value_to_stock")
     if not ratio or not ratio["median"]:
         return None
@@ -126,7 +126,7 @@ def _soak(results: Results, path: Path) -> Iterable[Path]:
 
 
 def _logarithmic(scale: Callable[[str], None], axis: Any) -> None:
-    """A logarithmic axis with plain numbers, at 1, 2 and 5."""
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     scale("log")

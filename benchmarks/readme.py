@@ -1,4 +1,4 @@
-"""The few figures that the README shows, and how they get there. Pure but for `put_into`."""
+"""Excerpt of the results for the README. Pure but for `put_into`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ VERSIONS = ("Python", "langgraph", "langgraph-checkpoint-postgres", "PostgreSQL"
 
 
 def excerpt(results: Results) -> str:
-    """One table: milliseconds where there is one operation at a time, else operations per second."""
+    """Return a table: milliseconds where there is one operation at a time, else operations per second."""
     names = [name for name in NAMES if name in results.data["contestants"]]
     rows = [_row(results.workloads[name], names) for name in ROWS if name in results.workloads]
     machine = ", ".join(str(value) for value in results.data["machine"].values())
@@ -71,7 +71,7 @@ def _cell(cell: dict[str, Any] | None, name: str) -> str:
 
 
 def put_into(readme: Path, results: Results) -> None:
-    """Puts the excerpt between the marks in a README.
+    """Put the excerpt between the marks in a README.
 
     Raises:
         ValueError: it has no such marks.

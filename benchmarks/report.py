@@ -1,4 +1,4 @@
-"""A results file as Markdown. Pure."""
+"""Report of a results file as Markdown. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOT_JUDGED = "quick run"
 
 
 def markdown(results: Results) -> str:
-    """The whole report."""
+    """Return the whole report."""
     parts = [
         "# Benchmarks",
         *([QUICK] if results.data["plan"]["quick"] else []),
@@ -35,7 +35,7 @@ def markdown(results: Results) -> str:
 
 
 def bars_table(results: Results) -> str:
-    """Each figure that was asked for, with what it came to."""
+    """Return each wanted figure beside the measured one, as a table."""
     quick = results.data["plan"]["quick"]
     rows = [
         (bar.what, number(bar.figure), bar.wanted, NOT_JUDGED if quick else bar.verdict) for bar in bars(results)
@@ -44,13 +44,13 @@ def bars_table(results: Results) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; all but its first column to the right."""
+    """Return a Markdown table; all but its first column are aligned to the right."""
     lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """With that many digits that count; a dash for nothing."""
+    """Format a number with `digits` significant digits; None is a dash."""
     if value is None:
         return "-"
     if value == 0:

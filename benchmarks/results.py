@@ -1,4 +1,4 @@
-"""Medians, quartiles and ratios, and what stands in a results file. Pure."""
+"""Medians, quartiles and ratios, and access to a results file. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AnotherRun(Exception):
 
 
 def resumed(before: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a run that was cut off has measured under the conditions of `data`, but not what failed.
+    """Return the complete workloads of an interrupted run, if its conditions were those of `data`.
 
     Raises:
         AnotherRun: its conditions were others.
@@ -30,7 +30,7 @@ def resumed(before: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[str
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """The median and what lies a quarter from either end; of one value, that value."""
+    """Return the median and the quartiles; of one value, that value three times."""
     if len(values) == 1:
         return {"low": values[0], "median": values[0], "high": values[0]}
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -38,7 +38,7 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(cell: Mapping[str, Any], other: Mapping[str, Any], measure: str = "value") -> list[float]:
-    """`cell` to `other` in each round that has both."""
+    """Return the ratio of `cell` to `other` in each round that has both."""
     mine, theirs = cell.get("rounds", {}), other.get("rounds", {})
     return [
         mine[number][measure] / theirs[number][measure]
@@ -48,7 +48,7 @@ def ratios(cell: Mapping[str, Any], other: Mapping[str, Any], measure: str = "va
 
 
 def summary(cells: Cells) -> Cells:
-    """The same with medians and quartiles, and with ratios to the upstream saver, over the rounds."""
+    """Return the cells with medians, quartiles, and ratios to the upstream saver over the rounds."""
     upstream = cells.get(UPSTREAM, {})
     found: Cells = {}
     for name, cell in cells.items():
@@ -63,28 +63,28 @@ def summary(cells: Cells) -> Cells:
 
 
 class Results:
-    """A results file, to look things up in."""
+    """Look-ups in a results file."""
 
     def __init__(self, data: dict[str, Any]) -> None:
         self.data = data
         self.workloads: dict[str, dict[str, Any]] = {workload["name"]: workload for workload in data["workloads"]}
 
     def cell(self, workload: str, contestant: str) -> dict[str, Any]:
-        """A contestant's measurements of a workload; empty if there are none."""
+        """Return a contestant's measurements of a workload; empty if there are none."""
         found = self.workloads.get(workload, {}).get("cells", {}).get(contestant, {})
         return dict(found) if found.get("rounds") else {}
 
     def median(self, workload: str, contestant: str, measure: str = "value") -> float | None:
-        """The median over the rounds."""
+        """Return the median over the rounds."""
         found = self.cell(workload, contestant).get(measure)
         return None if found is None else float(found["median"])
 
     def ratio(self, workload: str, one: str, other: str = UPSTREAM, measure: str = "value") -> float | None:
-        """The median of the rounds' ratios; None if they were not both measured in any round."""
+        """Return the median of the rounds' ratios; None if no round has both."""
         compared = ratios(self.cell(workload, one), self.cell(workload, other), measure)
         return statistics.median(compared) if compared else None
 
     def count(self, kind: str, contestant: str, what: str) -> float | None:
-        """Transactions, queries or commands per operation."""
+        """Return transactions, queries or commands per operation."""
         found = self.data.get("counts", {}).get(kind, {}).get(contestant, {}).get(what)
         return None if found is None else float(found)

@@ -1,4 +1,4 @@
-"""How long does it take to delete idle threads out of a million rows, and what do users notice of it?"""
+"""Time to delete idle threads out of a million rows, and its effect on users."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from langgraph_checkpoint_cached.retention import TICKS_AT_EPOCH, TICKS_PER_SECO
 
 ROWS = 1_000_000
 CHECKPOINTS, BLOBS, WRITES = 20, 20, 10
-"""Of a thread."""
+"""Rows of a thread."""
 IDLE = 9
-"""Of ten threads; the others were used an hour ago."""
+"""Idle ones out of ten threads; the others were used an hour ago."""
 IDLE_SECONDS, YOUNG_SECONDS, DAYS_30 = 40 * 86_400, 3_600, 30 * 86_400
 LANES = 8
 SECONDS = 10.0
@@ -64,7 +64,7 @@ from named
 
 
 def fill(postgres_uri: str, rows: int) -> int:
-    """Makes threads with so many rows in all. Returns how many threads."""
+    """Make threads with `rows` rows in all. Return the number of threads."""
     threads = rows // (CHECKPOINTS + BLOBS + WRITES)
     counts = {"threads": threads, "checkpoints": CHECKPOINTS, "blobs": BLOBS, "writes": WRITES}
     ages = {"idle": IDLE, "old": IDLE_SECONDS, "young": YOUNG_SECONDS}
@@ -76,7 +76,7 @@ def fill(postgres_uri: str, rows: int) -> int:
 
 
 def delete(place: Place, options: dict[str, Any]) -> dict[str, Any]:
-    """Deletes idle threads, in this process. What it came to, how long it took, and the memory meanwhile."""
+    """Delete idle threads in this process. Return the counts, the time taken, and the memory meanwhile."""
     process = psutil.Process()
     memory: list[int] = []
     batches: list[float] = []
@@ -103,15 +103,15 @@ def delete(place: Place, options: dict[str, Any]) -> dict[str, Any]:
 
 
 class Load:
-    """Chat turns in some lanes, each on threads of its own, one after the other and again."""
+    """Chat turns in some lanes, each on its own threads, over and over."""
 
     def __init__(self, entrant: Entrant, threads: Sequence[RunnableConfig]) -> None:
         self._graph, self._threads = chat.short_graph(entrant.saver), threads
         self.turns: list[tuple[float, float]] = []
-        """Start and length of each, in seconds."""
+        """Start and duration of each turn, in seconds."""
 
     async def run(self, until: Callable[[], bool]) -> None:
-        """Runs turns until it is time to stop."""
+        """Run turns until it is time to stop."""
 
         async def lane(number: int) -> None:
             for config in cycle(self._threads[number::LANES]):
@@ -127,7 +127,7 @@ class Load:
 async def retention(
     servers: Servers, ours: Contestant, rows: int, seconds: float, advance: Callable[[float], None]
 ) -> dict[str, Any]:
-    """A third of the idle threads alone, one under a load of chat turns, one under it with pauses."""
+    """Delete a third of the idle threads alone, one under a load of chat turns, and one under load with pauses."""
     place = servers.place(ours.name, {"postgres", "redis"})
     found: dict[str, dict[str, Any]] = {}
     others = os.getloadavg()[1]
@@ -166,7 +166,7 @@ async def retention(
 
 
 async def _under_load(load: Load, deletion: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-    """Turns go on until the deletion is over; it begins when they have."""
+    """Run turns around the deletion: they begin before it, and end after it."""
     deleted = asyncio.Event()
     running = asyncio.ensure_future(load.run(deleted.is_set))
     while not load.turns:  # noqa: ASYNC110 - an event would be one more thing for each turn
@@ -211,7 +211,7 @@ COLUMNS = {
 
 
 def table(result: dict[str, Any]) -> str:
-    """What was measured, once each."""
+    """Return the measurements, taken once each, as Markdown."""
     lines = [
         f"{result['rows']:,} rows in {result['threads']:,} threads, nine tenths of them idle. {result['lanes']} "
         "chat turns at once. A third of the idle threads are deleted each time; "

@@ -1,4 +1,4 @@
-"""Contestants measured in turns: A B C, then B C A, and so on, so that what disturbs one disturbs all."""
+"""Rounds of contestants in turns (A B C, then B C A), so that what disturbs one disturbs all."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ RARE_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """Amount of measuring."""
 
     rounds: int = 15
     seconds: float = 0.2
-    """Of one measurement, about."""
+    """Approximate duration of one measurement."""
     quick: bool = False
     """The fewest operations, once, without a warm-up: to see that everything runs."""
 
@@ -44,7 +44,7 @@ class Cell:
 
 
 class Arena:
-    """The contestants' savers, opened when they are first wanted and closed at the end of the context."""
+    """Savers of the contestants, opened when they are first wanted and closed at the end of the context."""
 
     def __init__(self, servers: Servers, contestants: Sequence[Contestant], network: Network | None) -> None:
         self.servers, self.network = servers, network
@@ -54,14 +54,14 @@ class Arena:
         self._stack = AsyncExitStack()
 
     async def entrant(self, name: str, *, network: bool = False) -> Entrant:
-        """The contestant's saver, over the network or not: both on the same place."""
+        """Return the contestant's saver, over the network or not: both on the same place."""
         if (name, network) not in self._entrants:
             opening = self.contestants[name].open(self.place(name, network=network))
             self._entrants[name, network] = await self._stack.enter_async_context(opening)
         return self._entrants[name, network]
 
     def place(self, name: str, *, network: bool = False) -> Place:
-        """Where the contestant keeps things."""
+        """Return the contestant's place."""
         if name not in self._places:
             self._places[name] = self.servers.place(name, self.contestants[name].uses)
         place = self._places[name]
@@ -77,18 +77,18 @@ class Arena:
 
 
 def rotated(names: Sequence[T], number: int) -> list[T]:
-    """The same, beginning with another in each round."""
+    """Return the names, beginning with another one in each round."""
     first = number % len(names) if names else 0
     return [*names[first:], *names[:first]]
 
 
 def takes_part(number: int, rounds: int, *, often: bool) -> bool:
-    """Whether a contestant is measured in this round: always, or in about three of them, evenly spread."""
+    """Return True if a contestant is measured in this round: always, or in about three of them, evenly spread."""
     return often or number % max(1, rounds // RARE_ROUNDS) == 0
 
 
 def next_count(count: int, took_seconds: float, plan: Plan, workload: Workload) -> int:
-    """How many operations take as long as planned: full lanes, and not more or fewer than the workload can."""
+    """Return the number of operations that take as long as planned: full lanes, within the workload's limits."""
     wanted = count * plan.seconds / max(took_seconds, 1e-6)
     wanted = min(max(wanted, workload.operations_min), workload.operations_max)
     lanes = workload.operations_min // workload.least_per_lane
@@ -99,7 +99,7 @@ def next_count(count: int, took_seconds: float, plan: Plan, workload: Workload) 
 async def run(
     workload: Workload, arena: Arena, plan: Plan, advance: Callable[[float], None], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """All rounds of a workload, as JSON. A contestant that fails is left out of the rest, and said to have."""
+    """Run all rounds of a workload and return them as JSON. A contestant that fails is left out of the rest."""
     chosen = workload.contestants
     names = [name for name in arena.contestants if chosen is None or name in chosen]
     rounds = 1 if plan.quick else min(plan.rounds, workload.rounds_max)
@@ -131,7 +131,7 @@ async def run(
 async def _measure(
     workload: Workload, arena: Arena, name: str, number: int, cell: Cell, plan: Plan, stack: AsyncExitStack
 ) -> None:
-    """One measurement; in the warm-up round, of which nothing is kept, also of how many operations it needs."""
+    """Measure once. The warm-up round is not recorded; it finds the number of operations."""
     entrant = await arena.entrant(name, network=workload.network)
     if isinstance(workload, TurnInProcesses) and not workload.started(entrant):
         await workload.start(entrant, name, arena.place(name, network=workload.network), stack)
@@ -147,7 +147,7 @@ async def _measure(
 
 
 def value_of(workload: Workload, sample: Sample) -> dict[str, Any]:
-    """A measurement in the workload's metric, and CPU in milliseconds per operation."""
+    """Return a measurement in the workload's metric, and CPU in milliseconds per operation."""
     each = sample.seconds / sample.operations
     found: dict[str, Any] = {"value": 1000 * each if workload.metric == "latency" else 1 / max(each, 1e-9)}
     if sample.cpu is not None:
@@ -158,7 +158,7 @@ def value_of(workload: Workload, sample: Sample) -> dict[str, Any]:
 
 
 def as_json(workload: Workload, cells: dict[str, Cell]) -> dict[str, Any]:
-    """What is kept of a workload."""
+    """Return the record of a workload."""
     return {
         "name": workload.name,
         "group": workload.group,

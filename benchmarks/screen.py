@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a bar, and lines above it."""
+"""Progress of a run on the terminal: a bar, and lines above it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.progress import (
 
 
 class Screen:
-    """A progress bar over steps that count one each; in a file, where no bar can move, a line for each step."""
+    """Progress bar over steps that count one each; in a file, where no bar can move, a line for each step."""
 
     def __init__(self, steps: int) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -32,17 +32,17 @@ class Screen:
         self._task = self._progress.add_task("starting", total=steps)
 
     def step(self, name: str) -> None:
-        """What is measured now."""
+        """Show what is measured now."""
         self._progress.update(self._task, description=name)
         if not self._console.is_terminal:
             self._console.print(name)
 
     def advance(self, part: float) -> None:
-        """That much of a step is done."""
+        """Advance the bar by a part of a step."""
         self._progress.advance(self._task, part)
 
     def say(self, text: str) -> None:
-        """A line."""
+        """Print a line."""
         self._console.print(text, markup=False)
 
     def __enter__(self) -> Screen:

@@ -1,4 +1,4 @@
-"""The servers: those given, else real ones started for the run; and a place of its own for each contestant."""
+"""Servers of a run, given or started for it, with a place of its own for each contestant."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ServerProblem(Exception):
 
 
 class Servers:
-    """A Postgres, a Redis and, where it can be had, a Redis with search and JSON."""
+    """Postgres, Redis and, where it is available, a Redis with search and JSON."""
 
     def __init__(self, postgres_uri: str, redis_url: str, stack_url: str | None, directory: Path) -> None:
         self.postgres_uri, self.redis_url, self.stack_url = postgres_uri, redis_url, stack_url
@@ -46,7 +46,7 @@ class Servers:
         self._redis_urls: list[str] = []
 
     def place(self, name: str, uses: Collection[str], *, count_statements: bool = False) -> Place:
-        """A new place: of Postgres and Redis, where they are used, a database of its own; and a directory.
+        """Make a place: a database of its own in Postgres and Redis, where they are used, and a directory.
 
         Raises:
             ServerProblem: the Redis database is not empty, or there is none left.
@@ -81,7 +81,7 @@ class Servers:
 
     @property
     def counts_statements(self) -> bool:
-        """Whether queries can be counted: the server has loaded pg_stat_statements, and lets us set it."""
+        """Return True if queries can be counted: the server has loaded pg_stat_statements, and lets us set it."""
         row = self.admin.execute(
             "select from pg_settings, pg_user"
             " where name = 'pg_stat_statements.track' and usename = current_user and usesuper"
@@ -89,14 +89,14 @@ class Servers:
         return row is not None
 
     def watcher(self) -> psycopg.Connection[Any]:
-        """A connection to a database of its own, from which the others can be watched."""
+        """Connect to a new database from which the others can be watched."""
         connection = psycopg.connect(self._new_database(count_statements=False), autocommit=True)
         if self.counts_statements:
             connection.execute("create extension pg_stat_statements")
         return connection
 
     def versions(self) -> dict[str, str]:
-        """What the servers say they are."""
+        """Return the versions of the servers."""
         found = {
             "PostgreSQL": str(self.admin.info.parameter_status("server_version")),
             "Redis": _redis_version(self.redis),
@@ -107,11 +107,11 @@ class Servers:
         return found
 
     def settings(self) -> dict[str, str]:
-        """Settings of Postgres that matter here."""
+        """Return the settings of Postgres that matter here."""
         return {name: self.admin.execute(f"show {name}").fetchone()[0] for name in REPORTED_SETTINGS}  # type: ignore[index]
 
     def close(self) -> None:
-        """Drops what was made."""
+        """Drop the databases that were made."""
         for database in self._databases:
             self.admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(database)))
         for url in self._redis_urls:
@@ -123,7 +123,7 @@ class Servers:
 
 @contextmanager
 def servers(postgres_uri: str | None, redis_url: str | None, say: Callable[[str], None]) -> Iterator[Servers]:
-    """The servers for the time of the context."""
+    """Provide the servers for the time of the context."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="benchmarks-")))
         if postgres_uri is None:
@@ -144,7 +144,7 @@ def servers(postgres_uri: str | None, redis_url: str | None, say: Callable[[str]
 
 
 def own_postgres() -> PostgresServer:
-    """The newest PostgreSQL of a Debian package, with counted queries if it has the module; else the wheel's."""
+    """Return the newest PostgreSQL of a Debian package, counting queries if it can; else the wheel's."""
     installed = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: float(path.parents[1].name)
     )

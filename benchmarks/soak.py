@@ -1,4 +1,4 @@
-"""Does the process's memory stay flat over very many turns?"""
+"""Memory of the process over very many turns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLES = 100
 async def soak(
     servers: Servers, contestant: Contestant, turns: int, threads: int, advance: Callable[[float], None]
 ) -> dict[str, Any]:
-    """That many turns on that many threads, 16 at once, and the memory of this process and of Redis meanwhile."""
+    """Run `turns` turns on `threads` threads, 16 at once. Return the memory of process and Redis meanwhile."""
     import psutil
 
     process = psutil.Process()
@@ -65,7 +65,7 @@ async def soak(
 
 
 def growth(sizes: Sequence[float]) -> float | None:
-    """The last fifth's median to the second fifth's: the first one fills pools and caches."""
+    """Return the ratio of the last fifth's median to the second fifth's: the first one fills pools and caches."""
     fifth = len(sizes) // 5
     if not fifth:
         return None

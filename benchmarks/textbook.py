@@ -1,4 +1,4 @@
-"""Two savers to compare with: the cache of the textbooks, and one that does nothing."""
+"""Savers to compare with: the cache of the textbooks, and one that does nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TextbookSaver(BaseCheckpointSaver[str]):
         self._redis, self._upstream, self._prefix = redis, upstream, prefix
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """The latest from Redis, all else from Postgres."""
+        """Read the latest checkpoint from Redis, all else from Postgres."""
         if config["configurable"].get("checkpoint_id"):
             return await self._upstream.aget_tuple(config)
         key = self._key(config)
@@ -43,7 +43,7 @@ class TextbookSaver(BaseCheckpointSaver[str]):
         return found
 
     async def alist(self, config: RunnableConfig | None, **options: Any) -> AsyncIterator[CheckpointTuple]:
-        """From Postgres."""
+        """List from Postgres."""
         async for found in self._upstream.alist(config, **options):
             yield found
 
@@ -54,7 +54,7 @@ class TextbookSaver(BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Postgres, then the key is deleted."""
+        """Write to Postgres, then delete the key."""
         made = await self._upstream.aput(config, checkpoint, metadata, new_versions)
         await self._redis.delete(self._key(config))
         return made
@@ -62,12 +62,12 @@ class TextbookSaver(BaseCheckpointSaver[str]):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Postgres, then the key is deleted."""
+        """Write to Postgres, then delete the key."""
         await self._upstream.aput_writes(config, writes, task_id, task_path)
         await self._redis.delete(self._key(config))
 
     def get_next_version(self, current: str | None, channel: None) -> str:
-        """The upstream saver's."""
+        """Return the upstream saver's version."""
         return self._upstream.get_next_version(current, channel)
 
     def _key(self, config: RunnableConfig) -> str:
@@ -76,14 +76,14 @@ class TextbookSaver(BaseCheckpointSaver[str]):
 
 
 class NothingSaver(BaseCheckpointSaver[int]):
-    """Forgets everything at once: what a graph costs without any saver's work."""
+    """Saver that stores nothing, which shows the cost of a graph alone."""
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Nothing."""
+        """Do nothing."""
         return None
 
     async def alist(self, config: RunnableConfig | None, **options: Any) -> AsyncIterator[CheckpointTuple]:
-        """Nothing."""
+        """Do nothing."""
         return
         yield
 
@@ -94,10 +94,10 @@ class NothingSaver(BaseCheckpointSaver[int]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Only names the checkpoint."""
+        """Return the config of the checkpoint, and store nothing."""
         return {"configurable": {**config["configurable"], "checkpoint_id": checkpoint["id"]}}
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Nothing."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""Workloads of a real graph: chat turns, and what others do while turns go on."""
+"""Workloads of a real graph: chat turns, and reads while turns go on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POLL_EVERY_SECONDS = 0.005
 
 
 async def talked_threads(entrant: Entrant, graph: Any, count: int, messages: int) -> list[RunnableConfig]:
-    """New threads with a conversation that has ended, stored by the contestant through the graph."""
+    """Make threads with a finished conversation, stored by the contestant through the graph."""
     threads = [chat.thread(new_name()) for _ in range(count)]
 
     def talk(config: RunnableConfig) -> Operation:
@@ -29,7 +29,7 @@ async def talked_threads(entrant: Entrant, graph: Any, count: int, messages: int
 
 @dataclass(frozen=True)
 class Turn(Workload):
-    """How long does a turn of a chat take: its history is resumed, three nodes answer?"""
+    """Time of a chat turn: its history is resumed, three nodes answer."""
 
     unit = "turn"
     group = "A chat turn"
@@ -58,7 +58,7 @@ class Turn(Workload):
 
 @dataclass(frozen=True)
 class ColdTurn(Turn):
-    """How long does a turn take just after Redis was emptied?"""
+    """Time of a chat turn just after Redis was emptied."""
 
     group = "After Redis is emptied"
 
@@ -75,7 +75,7 @@ class ColdTurn(Turn):
 
 @dataclass(frozen=True)
 class Stampede(Workload):
-    """What happens when many ask for the same thread just after Redis was emptied?"""
+    """Reads of the same thread by many callers just after Redis was emptied."""
 
     group = "After Redis is emptied"
     messages: int = 20
@@ -98,7 +98,7 @@ class Stampede(Workload):
 
 @dataclass(frozen=True)
 class Polling(Turn):
-    """How long does a UI wait for `aget_state` while runs write the threads it shows?"""
+    """Time that a UI waits for `aget_state` while runs write the threads it shows."""
 
     unit = "poll"
     group = "UI polling"
@@ -110,7 +110,7 @@ class Polling(Turn):
         return f"aget_state while {self.runs} runs write"
 
     async def measure(self, entrant: Entrant, count: int, postgres: cpu.PostgresCpu) -> Sample:
-        """Polls the threads in turn for as long as `count` turns of each of the runs take."""
+        """Poll the threads in turn while each of the runs does its `count` turns."""
         graph = chat.graph(entrant.saver)
         threads = await talked_threads(entrant, graph, count * self.runs, self.messages)
         shown: dict[int, RunnableConfig] = dict(enumerate(threads[: self.runs]))

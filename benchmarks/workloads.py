@@ -1,4 +1,4 @@
-"""What a workload is, how one measurement of it is made, and the reads and writes of single checkpoints."""
+"""Base class of workloads, and the reads and writes of single checkpoints."""
 
 from __future__ import annotations
 
@@ -36,59 +36,59 @@ class Sample:
 
 @dataclass(frozen=True)
 class Workload(ABC):
-    """One question. Its operations are prepared out of the measured time."""
+    """Operations to measure, prepared outside the measured time. Reports show a subclass's docstring."""
 
     unit: ClassVar[str] = "operation"
     group: ClassVar[str] = ""
     """Workloads of a group share a table."""
     least_per_lane: ClassVar[int] = 2
-    """How many operations each of the concurrent lanes has at least."""
+    """Fewest operations of each of the concurrent lanes."""
 
     concurrency: int = 1
     contestants: frozenset[str] | None = None
-    """Who takes part; None for all."""
+    """Contestants that take part; None for all."""
     often: frozenset[str] = MAIN
-    """Who takes part in every round; the others in a few."""
+    """Contestants that take part in every round; the others take part in a few."""
     rounds_max: int = 1000
     network: bool = False
-    """Whether there is a network in between."""
+    """True if the servers are reached over the simulated network."""
 
     @property
     @abstractmethod
     def what(self) -> str:
-        """Its name, without concurrency and network."""
+        """Name without concurrency and network."""
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What plots put on an axis."""
+        """Values that plots put on an axis."""
         return {}
 
     @property
     def metric(self) -> str:
-        """Milliseconds of an operation where there is one at a time, else operations per second."""
+        """Return "latency" where there is one operation at a time, else "throughput"."""
         return "latency" if self.concurrency == 1 else "throughput"
 
     @property
     def name(self) -> str:
-        """Its name, by which it is chosen and found again."""
+        """Return the unique name."""
         return f"{self.what}, {self.concurrency} at once" + (", over a network" if self.network else "")
 
     @property
     def operations_min(self) -> int:
-        """The fewest operations that one measurement has: some for each lane."""
+        """Return the fewest operations of a measurement: some for each lane."""
         return self.concurrency * self.least_per_lane
 
     @property
     def operations_max(self) -> int:
-        """The most operations that one measurement can have."""
+        """Return the most operations of a measurement."""
         return 10_000
 
     @abstractmethod
     async def prepare(self, entrant: Entrant, count: int) -> list[Operation]:
-        """The operations of one measurement."""
+        """Prepare the operations of one measurement."""
 
     async def measure(self, entrant: Entrant, count: int, postgres: cpu.PostgresCpu) -> Sample:
-        """Prepares and measures that many operations."""
+        """Prepare and measure `count` operations."""
         operations = await self.prepare(entrant, count)
         gc.collect()
         before, started = cpu.now(postgres), time.perf_counter()
@@ -97,12 +97,12 @@ class Workload(ABC):
         return Sample(len(operations), seconds, cpu.now(postgres) - before)
 
     def small(self) -> Workload:
-        """The same, small enough for a quick run."""
+        """Return the workload made small enough for a quick run."""
         return replace(self, concurrency=min(self.concurrency, 4))
 
 
 async def in_lanes(operations: Sequence[Operation], lanes: int) -> None:
-    """Runs the operations, in that many lanes side by side, one after another in each."""
+    """Run the operations in `lanes` concurrent lanes, one after another in each."""
 
     async def lane(mine: Sequence[Operation]) -> None:
         for operation in mine:
@@ -114,19 +114,19 @@ async def in_lanes(operations: Sequence[Operation], lanes: int) -> None:
         tasks = [asyncio.ensure_future(lane(operations[number::lanes])) for number in range(lanes)]
         try:
             await asyncio.gather(*tasks)
-        finally:  # if one fails, the others do not go on into somebody else's measurement
+        finally:  # if one fails, the others do not go on during another contestant's measurement
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def new_name() -> str:
-    """A thread that nobody has used."""
+    """Return an unused thread name."""
     return uuid.uuid4().hex
 
 
 async def stored_threads(entrant: Entrant, count: int, messages: int, extra: int = 0) -> list[RunnableConfig]:
-    """Threads to read, made once: a checkpoint each, with that many messages of so many extra characters."""
+    """Return threads to read, made once: a checkpoint each, of messages with `extra` characters more."""
     made = entrant.threads.setdefault((count, messages, extra), [])
     if not made:
         state = chat.messages(messages, extra)
@@ -141,7 +141,7 @@ async def stored_threads(entrant: Entrant, count: int, messages: int, extra: int
 
 
 def reader(entrant: Entrant, config: RunnableConfig) -> Operation:
-    """Reading the thread's latest checkpoint, and making sure that it is there."""
+    """Return an operation that reads the thread's latest checkpoint and fails if there is none."""
 
     async def read() -> None:
         found = await entrant.saver.aget_tuple(config)
@@ -153,7 +153,7 @@ def reader(entrant: Entrant, config: RunnableConfig) -> Operation:
 
 @dataclass(frozen=True)
 class WarmRead(Workload):
-    """What does it cost to resume a thread that was in use a moment ago?"""
+    """Cost of resuming a thread that was in use a moment ago."""
 
     group = "Reading"
     messages: int = 20
@@ -175,7 +175,7 @@ class WarmRead(Workload):
 
 @dataclass(frozen=True)
 class ColdRead(Workload):
-    """What does it cost when the cache has nothing? Savers without a cache read as ever."""
+    """Cost of a read when the cache is empty. Savers without a cache read as always."""
 
     group = "Reading"
     messages: int = 20
@@ -201,7 +201,7 @@ class ColdRead(Workload):
 
 @dataclass(frozen=True)
 class Put(Workload):
-    """What does it cost to store a checkpoint?"""
+    """Cost of storing a checkpoint."""
 
     group = "Writing"
     messages: int = 20
@@ -226,7 +226,7 @@ class Put(Workload):
 
 @dataclass(frozen=True)
 class PutWrites(Workload):
-    """What does it cost to store what a node wrote?"""
+    """Cost of storing the pending writes of a node."""
 
     group = "Writing"
 
@@ -246,12 +246,12 @@ class PutWrites(Workload):
 
 
 def chains_for(lanes: int) -> int:
-    """How many threads that many lanes write to: each of them only to its own."""
+    """Return the number of threads for so many lanes, each of which writes to its own."""
     return lanes * math.ceil(8 / lanes)
 
 
 async def new_chain(entrant: Entrant, state: list[Any]) -> list[Any]:
-    """A new thread, read before it is written to as every run does, with one checkpoint: its name, and that."""
+    """Make a thread with one checkpoint, read before as every run does. Return its name and the checkpoint."""
     thread_id, made = new_name(), chat.checkpoint(entrant.saver, state)
     await entrant.saver.aget_tuple(chat.thread(thread_id))
     await entrant.saver.aput(chat.thread(thread_id), *made)

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 from typing import TypeAlias
 
 import pytest
 
+import benchmarks
 import langgraph_checkpoint_cached
 
 Sources: TypeAlias = "dict[str, str]"
@@ -217,10 +219,14 @@ def is_setting(parameter: ast.arg) -> bool:
     return names <= SETTING_TYPES
 
 
+def sources_of(module: ModuleType) -> Sources:
+    root = Path(str(module.__file__)).parent
+    return {str(path.relative_to(root)): path.read_text() for path in sorted(root.rglob("*.py"))}
+
+
 @pytest.fixture(scope="module")
 def package() -> Sources:
-    root = Path(str(langgraph_checkpoint_cached.__file__)).parent
-    return {str(path.relative_to(root)): path.read_text() for path in sorted(root.rglob("*.py"))}
+    return sources_of(langgraph_checkpoint_cached)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +244,10 @@ def package() -> Sources:
 def test_package_has_no_offenders(package: Sources, check: Check) -> None:
     offenders = check(package)
     assert not offenders, f"{len(offenders)} {check.__name__}:\n" + "\n".join(offenders)
+
+
+def test_benchmarks_have_no_relative_docstrings() -> None:
+    assert relative_docstrings(sources_of(benchmarks)) == []
 
 
 def found_in(check: Check, source: str) -> list[str]:
