@@ -1,6 +1,6 @@
-"""What this package raises of its own. Everything derives from `CachedSaverError`.
+"""Errors of this package. All derive from `CachedSaverError`.
 
-Errors of Postgres itself are not wrapped: a caller sees what `AsyncPostgresSaver` would have raised.
+Errors of Postgres itself are not wrapped: a caller gets those that `AsyncPostgresSaver` would have raised.
 Errors of Redis never reach a caller of a saver.
 """
 
@@ -14,43 +14,42 @@ class CachedSaverError(Exception):
 
 
 class ArgumentError(CachedSaverError, ValueError):
-    """An argument, or a key of a `RunnableConfig`, has a value that cannot work. Nothing was written."""
+    """Value that cannot work, of an argument or of a key of a `RunnableConfig`. Nothing was written."""
 
 
 class ArgumentTypeError(CachedSaverError, TypeError):
-    """An argument, or a key of a `RunnableConfig`, has the wrong type. Nothing was written."""
+    """Wrong type of an argument or of a key of a `RunnableConfig`. Nothing was written."""
 
 
 class ThreadNotEmptyError(CachedSaverError):
-    """A thread was to be copied onto one that has something of its own. Nothing was written."""
+    """Target of a copy that already has other content. Nothing was written."""
 
 
 class HistoryNeededError(CachedSaverError):
-    """Checkpoints were to be deleted that others, which would stay, are rebuilt from. Nothing was deleted."""
+    """Deletion of checkpoints that remaining checkpoints are rebuilt from. Nothing was deleted."""
 
 
 class OverloadedError(CachedSaverError):
-    """Too many operations wait for Postgres to take one more. Nothing was written; the call may be repeated."""
+    """Refusal of a call because too many operations wait for Postgres. Nothing was written; retry later."""
 
 
 OVERLOADED = "{} operations are waiting for Postgres already: it is too slow for this load, or down"
 
 
 class BehindError(CachedSaverError):
-    """The latest writes of a thread are in Redis alone, and cannot be had from there now. The call may be
-    repeated.
+    """Latest writes of a thread are in Redis alone and cannot be read from there now. Retry later.
 
-    Only where `mode="write_behind"` is used: Redis cannot be reached, or has lost data, and the process that wrote
-    them does not come forward. Nothing was read or written, since it would have been on an older state.
+    Only with `mode="write_behind"`: Redis cannot be reached, or has lost data, and the process that wrote them
+    does not flush them on request. Nothing was read or written, since that would have used an older state.
     """
 
 
 class UnsupportedServerError(CachedSaverError):
-    """A server is too old, or may evict what `mode="write_behind"` leaves to it."""
+    """Server that is too old, or that may evict what `mode="write_behind"` leaves to it."""
 
 
 class WrongThreadError(CachedSaverError, asyncio.InvalidStateError):
-    """A method was called on a thread or event loop where it would deadlock or corrupt a connection.
+    """Call on a thread or event loop where it would deadlock or corrupt a connection.
 
-    The upstream saver raises `asyncio.InvalidStateError` there, and so this is one.
+    Derives from `asyncio.InvalidStateError`, which the upstream saver raises in such a case.
     """

@@ -1,4 +1,4 @@
-"""The saver: what LangGraph calls. Configs in, tuples out; how the tiers work together is theirs to know."""
+"""The saver that LangGraph calls: takes configs, returns tuples, and leaves the rest to the engine."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from langgraph_checkpoint_cached.records import Record
 from langgraph_checkpoint_cached.serde import codec
 from langgraph_checkpoint_cached.stores.postgres.pool import Pool, opened, postgres_pool
 from langgraph_checkpoint_cached.stores.redis.url import redis_client
-from langgraph_checkpoint_cached.thread_operations import ThreadOperationsMixin
+from langgraph_checkpoint_cached.sync_methods import SyncMethodsMixin
 
 
-class CachedPostgresSaver(ThreadOperationsMixin):
+class CachedPostgresSaver(SyncMethodsMixin):
     """LangGraph checkpoints in Postgres, the latest of each thread served from Redis.
 
-    It answers as `AsyncPostgresSaver` does and writes the rows it would write. With `mode="write_through"` a
-    write returns once Postgres has committed it and no process can be served anything older. Without Redis it goes
-    on with Postgres alone.
+    Returns what `AsyncPostgresSaver` returns and writes the same rows. With `mode="write_through"` a write returns
+    once Postgres has committed it and no process can be served an older state. While Redis is unavailable,
+    Postgres alone serves all calls.
 
-    The async methods belong to the event loop that `postgres` was made on, the sync ones to any other thread.
+    Call the async methods on the event loop that `postgres` was made on, and the sync methods on any other thread.
     Copies made by `with_allowlist` share everything but the serializer.
 
     Args:
@@ -161,41 +161,42 @@ class CachedPostgresSaver(ThreadOperationsMixin):
                 await saver.aclose()
 
     async def setup(self) -> None:
-        """Creates or migrates the upstream saver's tables and our own. Any number of processes may call it at
-        once.
+        """Create or migrate the upstream saver's tables and our own.
 
-        Where the tables are up to date it only reads, so that it needs no right to create any. A caller that is
-        cancelled does not stop a migration that has begun.
+        Any number of processes may call this at once. If the tables are up to date they are only read, which needs
+        no right to create any. A caller that is cancelled does not stop a migration that has begun.
 
         Raises:
             UnsupportedServerError: Postgres or Redis is too old, or Redis may evict what `mode="write_behind"`
-                leaves to it. It is not asked if it cannot be reached.
+                leaves to it. Redis is not checked while it cannot be reached.
         """
         if asyncio.get_running_loop() is not self._loop:
             raise wrong_loop("setup")
         await self._engine.setup()
 
     async def aclose(self) -> None:
-        """Waits for what is under way, after which the clients may be closed. They are not closed here.
+        """Wait for the calls that are under way. Then the clients may be closed; they are not closed here.
 
-        With `mode="write_behind"` Postgres follows first, if it does so within 10 seconds. The rest others replay.
+        With `mode="write_behind"` unflushed writes are flushed to Postgres first, for 10 seconds at most. Other
+        processes replay the remainder.
         """
         await self._engine.close()
 
     def stats(self) -> dict[str, float]:
-        """Counters, times and gauges by name, since this saver was made. `Stats` says what each means."""
+        """Return counters, times and gauges by name, since this saver was made. `Stats` explains each."""
         return self._stats.as_dict()
 
     # -- reads -----------------------------------------------------------------------------------------------
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """The checkpoint that `config` names, or the latest one of its namespace; None if there is none.
+        """Return the checkpoint that `config` names, or the latest one of its namespace; None if there is none.
 
         Raises:
-            ArgumentError, ArgumentTypeError: `config` names no thread, or in a wrong way.
-            BehindError: the latest writes are in Redis alone, which cannot be asked.
+            ArgumentError, ArgumentTypeError: `config` names no thread, or has a value that cannot work.
+            BehindError: the latest writes are in Redis alone, which cannot be read now.
             OverloadedError: too many reads wait for Postgres.
-            psycopg.Error: as from the upstream saver, if Redis could not answer.
+            WrongThreadError: awaited on another event loop.
+            psycopg.Error: as from the upstream saver, when Redis cannot serve the call.
         """
         namespace, checkpoint_id = parse_config(config)
         if asyncio.get_running_loop() is not self._loop:
@@ -217,24 +218,49 @@ class CachedPostgresSaver(ThreadOperationsMixin):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        """Checkpoints from Postgres, newest first. No connection is held between two items.
+        """Yield checkpoints from Postgres, newest first. No connection is held between two items.
 
         Args:
             config: Thread, and optionally namespace and checkpoint, to list; None for all threads.
-            filter: Metadata that has to be there.
-            before: Only checkpoints older than the one it names.
-            limit: The most to return.
+            filter: Metadata that a checkpoint must have, by key.
+            before: Config of a checkpoint; only older ones are listed.
+            limit: Most checkpoints to list.
+
+        Raises:
+            As `aget_tuple`.
         """
         for record in await self._run("list", self._search(config, filter, before, limit)):
             yield self._decode(record)
 
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """Run `alist` from any thread but the event loop's. The iterator may be dropped at any item."""
+        records = self._wait("list", lambda: self._search(config, filter, before, limit))
+        return map(self._decode, records)
+
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """What each `DeltaChannel` is rebuilt from, at the checkpoint that `config` names or the latest.
+        """Return the history that each `DeltaChannel` is rebuilt from at a checkpoint.
 
-        Served from Redis where the entry is that checkpoint, and once it was asked for; else read from Postgres by
-        the upstream saver.
+        Redis serves it if the namespace's entry holds that checkpoint and its histories; the first call for a
+        checkpoint reads Postgres and adds them.
+
+        Args:
+            config: Names the checkpoint; without a `checkpoint_id` the upstream saver answers for the latest.
+            channels: Names of `DeltaChannel`s.
+
+        Returns:
+            A history for each of `channels`.
+
+        Raises:
+            As `aget_tuple`.
         """
         namespace, checkpoint_id = parse_config(config)
         if checkpoint_id is None:
@@ -259,15 +285,19 @@ class CachedPostgresSaver(ThreadOperationsMixin):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Stores a checkpoint as the child of the one that `config` names. Returns the config that names it.
+        """Store a checkpoint as the child of the one that `config` names.
 
-        Everything is encoded before this first waits, so values may change afterwards. A caller that is
-        cancelled does not stop the write.
+        Everything is encoded before the first wait, so values may change afterwards. A caller that is cancelled
+        does not stop the write.
+
+        Returns:
+            The config that names the new checkpoint.
 
         Raises:
             ArgumentError, ArgumentTypeError: an argument cannot work; the message names it.
-            BehindError: there are writes before it that are in Redis alone, which cannot be asked.
+            BehindError: earlier writes of the thread are in Redis alone, which cannot be read now.
             OverloadedError: too many writes wait for Postgres.
+            WrongThreadError: awaited on another event loop.
             psycopg.Error: as from the upstream saver.
         """
         namespace, _ = parse_config(config, for_write=True)
@@ -289,7 +319,17 @@ class CachedPostgresSaver(ThreadOperationsMixin):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        """Stores what a task wrote, for the checkpoint that `config` names. As for `aput`."""
+        """Store the pending writes of a task for the checkpoint that `config` names.
+
+        Args:
+            config: Must name a `checkpoint_id`.
+            writes: Channels and values.
+            task_id: The task.
+            task_path: Where the task stands in the graph.
+
+        Raises:
+            As `aput`.
+        """
         namespace, checkpoint_id = parse_config(config, for_write=True)
         if checkpoint_id is None:
             raise ArgumentError('config["configurable"] has no "checkpoint_id": writes belong to a checkpoint')
@@ -302,78 +342,15 @@ class CachedPostgresSaver(ThreadOperationsMixin):
         await self._engine.write(put)
         self._stats.put_writes.record(time.perf_counter() - started)
 
-    async def aflush(self, thread_id: str | None = None) -> None:
-        """Returns when Postgres holds all that was acknowledged before, by any process; of a thread, or of all.
-
-        With `"write_through"`, and where nobody else writes behind, there is nothing to wait for.
-
-        Raises:
-            BehindError: Redis alone has some of it, and cannot be asked now.
-            psycopg.Error: Postgres cannot follow now.
-        """
-        thread_ids = None if thread_id is None else [str(thread_id)]
-        await self._run("flush", self._replayer.flush_threads(thread_ids))
-
-    # -- the same from other threads -------------------------------------------------------------------------
-
-    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """`aget_tuple`, from any thread but the event loop's."""
-        return self._wait("get_tuple", lambda: self.aget_tuple(config))
-
-    def list(
-        self,
-        config: RunnableConfig | None,
-        *,
-        filter: dict[str, Any] | None = None,
-        before: RunnableConfig | None = None,
-        limit: int | None = None,
-    ) -> Iterator[CheckpointTuple]:
-        """`alist`, from any thread but the event loop's. It may be left at any item."""
-        records = self._wait("list", lambda: self._search(config, filter, before, limit))
-        return map(self._decode, records)
-
-    def put(
-        self,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> RunnableConfig:
-        """`aput`, from any thread but the event loop's."""
-        return self._wait("put", lambda: self.aput(config, checkpoint, metadata, new_versions))
-
-    def put_writes(
-        self,
-        config: RunnableConfig,
-        writes: Sequence[tuple[str, Any]],
-        task_id: str,
-        task_path: str = "",
-    ) -> None:
-        """`aput_writes`, from any thread but the event loop's."""
-        self._wait("put_writes", lambda: self.aput_writes(config, writes, task_id, task_path))
-
-    def flush(self, thread_id: str | None = None) -> None:
-        """`aflush`, from any thread but the event loop's."""
-        self._wait("flush", lambda: self.aflush(thread_id))
-
-    def get_delta_channel_history(
-        self, *, config: RunnableConfig, channels: Sequence[str]
-    ) -> Mapping[str, DeltaChannelHistory]:
-        """`aget_delta_channel_history`, from any thread but the event loop's."""
-        return self._wait(
-            "get_delta_channel_history",
-            lambda: self.aget_delta_channel_history(config=config, channels=channels),
-        )
-
-    # -- the rest of the upstream saver's face ------------------------------------------------------------------
+    # -- the rest of the upstream saver's interface ----------------------------------------------------------
 
     @property
     def config_specs(self) -> Any:
-        """Those of the upstream saver."""
+        """Config fields of the upstream saver."""
         return self._upstream.config_specs
 
     def get_next_version(self, current: str | None, channel: None) -> str:
-        """The upstream saver's next version of a channel."""
+        """Return the upstream saver's next version of a channel."""
         version = self._upstream.get_next_version(current, channel)
         self._unstored_versions.add(version)
         return version

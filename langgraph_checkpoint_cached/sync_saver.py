@@ -20,8 +20,8 @@ T = TypeVar("T")
 class SyncCachedPostgresSaver(CachedPostgresSaver):
     """A `CachedPostgresSaver` for `graph.invoke` in ordinary scripts and thread pools.
 
-    Its sync methods may be called from any thread. Its async ones raise `WrongThreadError`: code that runs an
-    event loop is better served by `CachedPostgresSaver` itself.
+    The sync methods may be called from any thread. The async ones raise `WrongThreadError`: in code that runs an
+    event loop, use `CachedPostgresSaver` itself.
     """
 
     @classmethod

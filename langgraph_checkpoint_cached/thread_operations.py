@@ -1,4 +1,4 @@
-"""The part of the saver that concerns whole threads: deletes, prunes, copies, and threads that are idle."""
+"""Operations of the saver on whole threads: delete, prune, copy, flush, and deletion of idle threads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, TypedDict, TypeVar
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres.base import PRUNE_STRATEGIES
-from typing_extensions import Unpack
 
 from langgraph_checkpoint_cached.arguments import check_count, to_seconds, unique_ids
+from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.engine.thread_operations import THREADS_OF_A_CHANGE_MAX, Threads
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.event_loop import wait_on, wrong_loop
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 PAUSE_SECONDS_MAX = 60.0
 IDS_MAX = 10_000
-"""Run ids, or thread ids to look for them in, that one call takes."""
+"""Most run ids, and most thread ids, of one call."""
 
 
 class IdleOptions(TypedDict, total=False):
@@ -36,29 +36,30 @@ class IdleOptions(TypedDict, total=False):
 
 
 class ThreadOperationsMixin(BaseCheckpointSaver[str]):
-    """What a saver does with whole threads, and on which event loop it does anything."""
+    """Methods of a saver that concern whole threads, and the ways onto its event loop."""
 
     _loop: asyncio.AbstractEventLoop
     _tasks: BackgroundTasks
     _threads: Threads
+    _replayer: JournalReplayer
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Deletes all checkpoints and writes of a thread."""
+        """Delete all checkpoints and writes of a thread."""
         await self._run("delete_thread", self._threads.delete(str(thread_id)))
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Prunes threads.
+        """Prune threads.
 
         `"delete"` deletes them. `"keep_latest"` keeps what the upstream saver keeps: the latest checkpoint of each
-        namespace, without the namespaces of calls of subgraphs that are over. Where a `DeltaChannel` is used it
-        also keeps the ancestors of the latest checkpoint back to where each of its `DeltaChannel`s has a snapshot,
-        with their writes. Those ancestors are no states to return to: what *they* are rebuilt from may be gone.
+        namespace, without the namespaces of subgraph calls that have ended. With a `DeltaChannel` it also keeps
+        the ancestors of the latest checkpoint, with their writes, back to a snapshot of each of its
+        `DeltaChannel`s. Do not resume from those ancestors: checkpoints that they need may be deleted.
 
         Raises:
             ArgumentTypeError: `thread_ids` is a single string.
             ArgumentError: `strategy` is unknown.
             NotImplementedError: `"keep_latest"` for a thread with a `DeltaChannel` of LangGraph.js, which does not
-                tell which channels those are. Nothing was deleted.
+                record the channels of that kind. Nothing was deleted.
         """
         names = unique_ids(thread_ids, "thread_ids")
         if strategy not in PRUNE_STRATEGIES:
@@ -67,19 +68,19 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
         await self._run("prune", prune(names))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str, *, overwrite: bool = False) -> None:
-        """Copies a thread: all namespaces, all checkpoints with their parents, values and pending writes.
+        """Copy a thread: all namespaces, all checkpoints with their parents, values and pending writes.
 
-        The server copies, in one transaction and out of one snapshot of the source. Ids and metadata stay
-        as they are. A copy that is there already is left as it is, so that the call may be repeated. Of a
-        source without anything there is no copy. Nobody should write to the target meanwhile.
+        Postgres copies in one transaction, from one snapshot of the source. Ids and metadata stay the same. The
+        call may be repeated: a target that is the copy already is not changed. An empty source has no copy. Do not
+        write to the target meanwhile.
 
         Args:
             source_thread_id: The thread to copy. It may be written to meanwhile.
             target_thread_id: Its copy.
-            overwrite: Whether a target that has something else is deleted first, in the same transaction.
+            overwrite: Whether a target with other content is deleted first, in the same transaction.
 
         Raises:
-            ThreadNotEmptyError: the target has something else, and `overwrite` is not set or the source is empty.
+            ThreadNotEmptyError: the target has other content, and `overwrite` is not set or the source is empty.
             ArgumentError: source and target are the same.
         """
         source, target = str(source_thread_id), str(target_thread_id)
@@ -88,22 +89,22 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
         await self._run("copy_thread", self._threads.copy(source, target, overwrite=overwrite))
 
     async def adelete_for_runs(self, run_ids: Sequence[str], *, thread_ids: Sequence[str] | None = None) -> None:
-        """Deletes the checkpoints whose metadata names one of these runs, their writes, and values only they need.
+        """Delete the checkpoints of runs, with their writes and the values that no other checkpoint needs.
 
-        A checkpoint of another run whose parent goes has no parent afterwards. A run that goes on meanwhile from a
-        checkpoint that is deleted stores states that lack values, as it does when its thread is deleted.
+        A checkpoint of another run whose parent is deleted has no parent afterwards. A run that continues
+        meanwhile from a deleted checkpoint stores states that lack values, as it does when its thread is deleted.
 
-        Up to 100 threads are one transaction, the next as many are another.
+        Each transaction covers up to 100 threads.
 
         Args:
-            run_ids: What `metadata["run_id"]` is to be. At most 10,000.
-            thread_ids: Where to look. By default everywhere, which reads the whole table of checkpoints unless
-                there is an index on `(metadata ->> 'run_id')`. At most 10,000.
+            run_ids: Values of `metadata["run_id"]`. At most 10,000.
+            thread_ids: Threads to search, at most 10,000. By default all, which reads the whole table of
+                checkpoints unless there is an index on `(metadata ->> 'run_id')`.
 
         Raises:
-            HistoryNeededError: a `DeltaChannel` of a checkpoint that stays is rebuilt from what would go.
+            HistoryNeededError: a `DeltaChannel` of a remaining checkpoint is rebuilt from one of these.
             ArgumentTypeError: `run_ids` or `thread_ids` is a single string.
-            ArgumentError: they are too many.
+            ArgumentError: there are too many of them.
         """
         runs = unique_ids(run_ids, "run_ids", IDS_MAX)
         where = None if thread_ids is None else unique_ids(thread_ids, "thread_ids", IDS_MAX)
@@ -121,24 +122,28 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
         dry_run: bool = False,
         progress: Callable[[IdleThreads], None] | None = None,
     ) -> IdleThreads:
-        """Deletes the threads in which nothing was stored for so long. Returns what that came to.
+        """Delete the threads in which nothing was stored for `idle_for`.
 
-        A thread is as young as its youngest checkpoint in any namespace. Ids tell when that was made, by the clock
-        of the process that made it; they are compared with the clock of Postgres. Threads whose ids do not tell
-        are kept, and so are threads without any checkpoint. A copy is as old as what was copied.
+        A thread is as old as its youngest checkpoint in any namespace. The checkpoint's id tells when it was made,
+        by the clock of the process that made it, which is compared with the clock of Postgres. Threads are kept if
+        an id of theirs tells no time, or if they have no checkpoint. A copy is as old as its source.
 
-        It may be stopped at any time, by cancelling it or by an error out of `progress`: the batch under way is
-        done to its end. When it is called again it finds what is left. A thread that is written to is kept, up to
-        the moment it is deleted; a run that has read it by then but has stored nothing yet goes on as after
+        The call may be stopped at any time, by cancelling it or by an error raised in `progress`: the current
+        batch is finished, and the next call finds the remainder. A thread that is written to before it is deleted
+        is kept. A run that has read its thread before the deletion, and has stored nothing yet, continues as after
         `adelete_thread`.
 
         Args:
             idle_for: Seconds, or a `timedelta`. Longer than any run takes between two checkpoints.
-            batch_size: The most threads that one transaction deletes, from 1 to 100.
-            limit: The most threads to delete.
-            pause: Between two batches, in seconds or as a `timedelta`, at most 60: others get on.
-            dry_run: Whether it only counts.
-            progress: Called after each batch, on the event loop, with what has been done so far.
+            batch_size: Most threads that one transaction deletes, from 1 to 100.
+            limit: Most threads to delete. By default no limit.
+            pause: Pause between two batches, in seconds or as a `timedelta`, at most 60, so that other work of the
+                database gets through.
+            dry_run: Whether to count only.
+            progress: Called after each batch, on the event loop, with the counts so far.
+
+        Returns:
+            Counts of threads and rows, as `IdleThreads` explains them.
 
         Raises:
             ArgumentError, ArgumentTypeError: an argument cannot work; the message names it.
@@ -161,29 +166,20 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
             progress=progress or (lambda _: None),
         )
 
-    # -- the same from other threads -------------------------------------------------------------------------
+    async def aflush(self, thread_id: str | None = None) -> None:
+        """Wait until Postgres holds every write that any process had acknowledged before the call.
 
-    def delete_thread(self, thread_id: str) -> None:
-        """`adelete_thread`, from any thread but the event loop's."""
-        self._wait("delete_thread", lambda: self.adelete_thread(thread_id))
+        With `"write_through"`, where no other process uses `"write_behind"`, this returns at once.
 
-    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """`aprune`, from any thread but the event loop's."""
-        self._wait("prune", lambda: self.aprune(thread_ids, strategy=strategy))
+        Args:
+            thread_id: The thread to flush. By default all threads.
 
-    def copy_thread(self, source_thread_id: str, target_thread_id: str, *, overwrite: bool = False) -> None:
-        """`acopy_thread`, from any thread but the event loop's."""
-        self._wait(
-            "copy_thread", lambda: self.acopy_thread(source_thread_id, target_thread_id, overwrite=overwrite)
-        )
-
-    def delete_for_runs(self, run_ids: Sequence[str], *, thread_ids: Sequence[str] | None = None) -> None:
-        """`adelete_for_runs`, from any thread but the event loop's."""
-        self._wait("delete_for_runs", lambda: self.adelete_for_runs(run_ids, thread_ids=thread_ids))
-
-    def delete_idle_threads(self, idle_for: float | timedelta, **options: Unpack[IdleOptions]) -> IdleThreads:
-        """`adelete_idle_threads`, from any thread but the event loop's. `progress` is called on that one."""
-        return self._wait("delete_idle_threads", lambda: self.adelete_idle_threads(idle_for, **options))
+        Raises:
+            BehindError: some of the writes are in Redis alone, which cannot be read now.
+            psycopg.Error: Postgres cannot store them now.
+        """
+        thread_ids = None if thread_id is None else [str(thread_id)]
+        await self._run("flush", self._replayer.flush_threads(thread_ids))
 
     # -- inside ----------------------------------------------------------------------------------------------
 
