@@ -21,9 +21,10 @@ from psycopg_pool import AsyncConnectionPool
 from tests.chaos.end_checks import End, Key
 from tests.chaos.history import Place
 from tests.chaos.savers import ABANDONED_SECONDS, PREFIX, Opened
-from tests.chaos.values import inspect
+from tests.chaos.values import as_seen
 from tests.chaos.worker import ALL_PLACES, GRAPH_THREADS, PLACES, Job, config_of
 from tests.chaos.world import World
+from tests.support.inspect import inspect
 
 AUDIT_SECONDS_MAX = 60.0
 RECOVERY_SECONDS_MAX = 3 * ABANDONED_SECONDS
@@ -52,7 +53,7 @@ async def audit(world: World) -> End:
     ) as pool:
         upstream = AsyncPostgresSaver(pool)
         for place in PLACES:
-            end.rows[place] = [inspect(*place, found) async for found in upstream.alist(config_of(place))]
+            end.rows[place] = [as_seen(*place, found) async for found in upstream.alist(config_of(place))]
         for place in ALL_PLACES:
             found = await upstream.aget_tuple(config_of(place))
             end.latest[place] = outline(found)
@@ -95,7 +96,7 @@ async def be_fresh_process(job: Job) -> dict[str, Any]:
             asyncio.sleep(job.fence_seconds + 0.5),  # the fences of those that were killed
         )
         if job.redis_durability == "replica":  # which brings back journals that killed workers had seen to
-            await opened.saver._replayer.remove_ended_journals(list({thread for thread, _ in ALL_PLACES}))
+            await inspect(opened.saver).replayer.remove_ended_journals(list({thread for thread, _ in ALL_PLACES}))
 
         async def read(place: Place) -> str:
             return outline(await opened.saver.aget_tuple(config_of(place)))

@@ -76,13 +76,13 @@ class _Side(asyncio.Protocol):
 
     def __init__(self, gate: Gate, direction: Direction) -> None:
         self._gate, self._direction = gate, direction
-        self._transport: asyncio.Transport | None = None
-        self._peer: _Side | None = None
-        self._peer_is_full = False
+        self.transport: asyncio.Transport | None = None
+        self.peer: _Side | None = None
+        self.peer_is_full = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self.transport = transport
         if not self._gate.welcome:
             transport.abort()
             return
@@ -94,65 +94,65 @@ class _Side(asyncio.Protocol):
             task.add_done_callback(self._gate.tasks.discard)
 
     def data_received(self, data: bytes) -> None:
-        assert self._peer is not None
+        assert self.peer is not None
         budget = self._gate.budget[self._direction]
         if budget is not None:
             self._gate.budget[self._direction] = budget - len(data)
             if len(data) > budget:
                 self._gate.budget[self._direction] = None
-                self._peer.write(data[:budget])
+                self.peer.write(data[:budget])
                 self.abort()
                 return
-        self._peer.write(data)
+        self.peer.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gate.sides.discard(self)
-        if self._peer is not None and self._peer._transport is not None:
-            self._peer._transport.close()  # what it has not sent yet still goes out
+        if self.peer is not None and self.peer.transport is not None:
+            self.peer.transport.close()  # what it has not sent yet still goes out
 
     def pause_writing(self) -> None:
-        if self._peer is not None:
-            self._peer._peer_is_full = True
-            self._peer.flow()
+        if self.peer is not None:
+            self.peer.peer_is_full = True
+            self.peer.flow()
 
     def resume_writing(self) -> None:
-        if self._peer is not None:
-            self._peer._peer_is_full = False
-            self._peer.flow()
+        if self.peer is not None:
+            self.peer.peer_is_full = False
+            self.peer.flow()
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
 
     def flow(self) -> None:
         """Reads on, or stops reading."""
-        transport = self._transport
-        if transport is None or transport.is_closing() or self._peer is None:
+        transport = self.transport
+        if transport is None or transport.is_closing() or self.peer is None:
             return
         held = self._gate.is_mute and self._direction == "replies"
-        wanted = self._gate.passes and not held and not self._peer_is_full
+        wanted = self._gate.passes and not held and not self.peer_is_full
         if wanted and not transport.is_reading():
             transport.resume_reading()
         elif not wanted and transport.is_reading():
             transport.pause_reading()
 
     def abort(self) -> None:
-        for side in (self, self._peer):
-            if side is not None and side._transport is not None:
-                side._transport.abort()
+        for side in (self, self.peer):
+            if side is not None and side.transport is not None:
+                side.transport.abort()
 
     async def _connect(self) -> None:
-        assert self._transport is not None
+        assert self.transport is not None
         loop = asyncio.get_running_loop()
         try:
             _, peer = await loop.create_connection(
                 lambda: _Side(self._gate, "replies"), LOCALHOST, self._gate.target_port
             )
         except OSError:
-            self._transport.abort()
+            self.transport.abort()
             return
-        self._peer, peer._peer = peer, self
-        if self._transport.is_closing():
+        self.peer, peer.peer = peer, self
+        if self.transport.is_closing():
             peer.abort()
         self.flow()
         peer.flow()

@@ -37,7 +37,7 @@ class Seen:
     writes: list[list[str]] = field(default_factory=list)
     """Of each pending write: task, digest."""
     problem: str | None = None
-    """Why what was read cannot have been written as it is: see `values.inspect`."""
+    """Why what was read cannot have been written as it is: see `values.as_seen`."""
 
 
 @dataclass

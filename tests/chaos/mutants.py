@@ -17,6 +17,15 @@ from langgraph_checkpoint_cached.stores.postgres import store
 from langgraph_checkpoint_cached.stores.redis import entries, journal
 from langgraph_checkpoint_cached.stores.redis.entries import DROP, RedisEntries
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
+from tests.support.inspect import (
+    APPENDED,
+    FLUSH_ALL,
+    READ_ENTRY,
+    SUBMIT,
+    forget_append,
+    forget_stale_threads,
+    inspect,
+)
 
 ACKNOWLEDGED_EARLY_SECONDS = 0.05
 FILL_SECONDS_MAX = 0.1
@@ -76,13 +85,13 @@ def slow_loads() -> None:
 
 def follow_late() -> None:
     """No mutant in itself: Postgres follows a while after Redis. That is what journals are for."""
-    flush_all = WriteBehindQueue._flush_all
+    flush_all = FLUSH_ALL.get()
 
     async def late(self: WriteBehindQueue) -> None:
         await asyncio.sleep(random.uniform(0, FOLLOW_SECONDS_MAX))
         await flush_all(self)
 
-    WriteBehindQueue._flush_all = late  # type: ignore[method-assign]
+    FLUSH_ALL.set(late)
 
 
 def _tickets_stand() -> None:
@@ -132,33 +141,33 @@ def _stale_threads_forgotten() -> None:
     """What Redis was not told of is not invalidated when it is back."""
 
     async def forget(self: StaleThreadInvalidator) -> None:
-        self._own.clear()
+        forget_stale_threads(self)
 
     StaleThreadInvalidator.invalidate_stale = StaleThreadInvalidator.invalidate_recorded = forget  # type: ignore[method-assign]
 
 
 def _replies_crossed() -> None:
     """Now and then a hit is answered with the one before it, whatever thread that was of."""
-    entry, last = read_path.ReadPath._entry, []
+    entry, last = READ_ENTRY.get(), []
 
     async def crossed(self: read_path.ReadPath, namespace: Any, hit: Any) -> Any:
         found = await entry(self, namespace, hit)
         last[:] = [*last[-1:], found]
         return last[0] if random.random() < 0.02 else found
 
-    read_path.ReadPath._entry = crossed  # type: ignore[method-assign]
+    READ_ENTRY.set(crossed)
 
 
 def _never_purged() -> None:
     """A fence whose writer died stays for days."""
-    submit = RedisEntries._submit
+    submit = SUBMIT.get()
 
     def longer(self: RedisEntries, script: Script, namespace: Any, *arguments: Any, **options: Any) -> Any:
         if script is entries.BEGIN:
             arguments = (*arguments[:-1], str(10 * 24 * 3_600_000))
         return submit(self, script, namespace, *arguments, **options)
 
-    RedisEntries._submit = longer  # type: ignore[method-assign]
+    SUBMIT.set(longer)
 
 
 def _leaking() -> None:
@@ -167,9 +176,9 @@ def _leaking() -> None:
 
     async def leaky(self: CachedPostgresSaver, config: Any) -> Any:
         if len(kept) < 3:
-            kept.append(await self._redis.connection_pool.get_connection())  # type: ignore[no-untyped-call,union-attr]
+            kept.append(await inspect(self).redis.connection_pool.get_connection())  # type: ignore[no-untyped-call,union-attr]
             kept.append(asyncio.ensure_future(asyncio.sleep(3600)))
-            kept.append(await self._upstream.conn.getconn())  # type: ignore[union-attr]
+            kept.append(await inspect(self).upstream.conn.getconn())  # type: ignore[union-attr]
         return await read(self, config)
 
     CachedPostgresSaver.aget_tuple = leaky  # type: ignore[method-assign]
@@ -180,9 +189,9 @@ def _redis_needed() -> None:
     read = CachedPostgresSaver.aget_tuple
 
     async def strict(self: CachedPostgresSaver, config: Any) -> Any:
-        before = self._stats.degraded_reads
+        before = inspect(self).stats.degraded_reads
         found = await read(self, config)
-        if self._stats.degraded_reads > before:
+        if inspect(self).stats.degraded_reads > before:
             raise ConnectionError("Redis cannot be reached")
         return found
 
@@ -219,14 +228,14 @@ def _never_behind() -> None:
 
 def _memory_lost() -> None:
     """A holder forgets what it has appended."""
-    appended = WriteBehindQueue._appended
+    appended = APPENDED.get()
 
     def forgetful(self: WriteBehindQueue, lease: Any, kept: Any, *rest: Any) -> None:
         appended(self, lease, kept, *rest)
         if kept.number is not None:
-            self._forget(lease, kept)
+            forget_append(self, lease, kept)
 
-    WriteBehindQueue._appended = forgetful  # type: ignore[method-assign]
+    APPENDED.set(forgetful)
 
 
 def _never_recovered() -> None:

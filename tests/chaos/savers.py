@@ -16,6 +16,7 @@ from langgraph_checkpoint_cached.engine import journal_replayer, write_behind
 from langgraph_checkpoint_cached.stores.postgres import pool
 from langgraph_checkpoint_cached.stores.redis import entries, fences
 from tests.chaos import mutants
+from tests.support.inspect import inspect
 
 PREFIX = "chaos"
 REDIS_TIMEOUT_SECONDS = 0.3
@@ -77,7 +78,7 @@ async def open_saver(
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_max_size=POOL_SIZE,
     ) as saver:
-        yield Opened(saver, saver._upstream.conn, saver._redis)
+        yield Opened(saver, inspect(saver).upstream.conn, inspect(saver).redis)
 
 
 class _Forgiving:

@@ -40,7 +40,7 @@ from tests.chaos.read_checks import Violation
 from tests.chaos.report import lines_of
 from tests.chaos.run import Result, Settings, run
 from tests.chaos.turns import answers_of
-from tests.chaos.values import NO_VALUE, inspect, new_value
+from tests.chaos.values import NO_VALUE, as_seen, new_value
 
 SHORT_SECONDS = 20.0
 BEHIND_SECONDS = 6.0
@@ -199,7 +199,7 @@ def test_values_know_whether_they_are_whole_and_in_their_place() -> None:
         checkpoint = {**empty_checkpoint(), "id": "c", "channel_values": {"value": value}}
         pending = [("task", "written", task_value)]
         found = CheckpointTuple(config, checkpoint, {"of": "c"}, None, pending)  # type: ignore[arg-type]
-        return inspect("t", "n", found).problem
+        return as_seen("t", "n", found).problem
 
     value, task_value = new_value(rng, "t", "n", "c"), new_value(rng, "t", "n", "c", "task")
     assert problem(value, task_value) is None

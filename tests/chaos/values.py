@@ -22,7 +22,7 @@ def new_value(rng: random.Random, thread: str, ns: str, checkpoint_id: str, task
     return {**value, "digest": _digest(value)}
 
 
-def inspect(thread: str, ns: str, found: CheckpointTuple) -> Seen:
+def as_seen(thread: str, ns: str, found: CheckpointTuple) -> Seen:
     """What a read of this namespace returned, and what is wrong with it in itself."""
     checkpoint, configurable = found.checkpoint, found.config["configurable"]
     checkpoint_id, values = checkpoint["id"], checkpoint["channel_values"]

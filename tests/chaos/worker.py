@@ -43,7 +43,8 @@ from tests.chaos.history import (
     Recorder,
 )
 from tests.chaos.savers import Opened, open_saver
-from tests.chaos.values import inspect, new_value
+from tests.chaos.values import as_seen, new_value
+from tests.support.inspect import connections_in_use
 
 KEPT_THREADS = ("kept-0", "kept-1", "kept-2")
 DELETED_THREADS = ("deleted-0", "deleted-1")
@@ -172,7 +173,7 @@ class Worker:
             if not checkpoint_id:
                 values = found.checkpoint["channel_values"]
                 self._learn(place, found.checkpoint["id"], dict(found.checkpoint["channel_versions"]), values)
-            return {"seen": asdict(inspect(*place, found))}
+            return {"seen": asdict(as_seen(*place, found))}
 
         await self._do(operation, read())
 
@@ -296,7 +297,7 @@ def leaks_of(opened: Opened) -> dict[str, Any]:
     return {
         "postgres connections in use": pool["pool_size"] - pool["pool_available"],
         "postgres waiting": pool.get("requests_waiting", 0),
-        "redis connections in use": len(opened.redis.connection_pool._in_use_connections),
+        "redis connections in use": len(connections_in_use(opened.redis)),
     }
 
 

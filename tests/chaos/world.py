@@ -276,14 +276,14 @@ class World:
             for statement in CREATE_OWN_TABLES:
                 saver.conn.execute(statement)
 
-    async def _open(self) -> None:
+    async def open(self) -> None:
         await asyncio.gather(self.in_thread(self.postgres.start), self.in_thread(self.redis.start))
         for gate in (*self.redis_gates, *self.postgres_gates, self.redis.replication):
             await gate.start()
         await asyncio.gather(self.in_thread(self._migrate), self.in_thread(self.redis.follow))
         await asyncio.gather(*(worker.spawn() for worker in self.workers))
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
         await asyncio.gather(*(worker.kill() for worker in self.workers))
         for gate in (*self.redis_gates, *self.postgres_gates, self.redis.replication):
             gate.stop()
@@ -296,7 +296,7 @@ class World:
 async def opened(world: World) -> AsyncIterator[World]:
     """Starts everything, and leaves nothing behind."""
     try:
-        await world._open()
+        await world.open()
         yield world
     finally:
-        await world._close()
+        await world.close()

@@ -41,6 +41,7 @@ from tests.support.cancelling import (
     was_cancelled,
     working,
 )
+from tests.support.inspect import connections_in_use, inspect
 
 pytestmark = pytest.mark.integration
 
@@ -86,7 +87,7 @@ async def get(saver: Saver, thread: str) -> None:
 @asynccontextmanager
 async def loading(other: CachedPostgresSaver, namespace: Namespace) -> AsyncIterator[None]:
     """Another process has the fill lease."""
-    entries = other._reader._entries
+    entries = inspect(other).entries
     assert isinstance(await entries.read(namespace, "foreign"), Load)
     yield
     await entries.release_fill_lease(namespace, "foreign")
@@ -95,9 +96,9 @@ async def loading(other: CachedPostgresSaver, namespace: Namespace) -> AsyncIter
 @asynccontextmanager
 async def writing(other: CachedPostgresSaver, namespace: Namespace) -> AsyncIterator[None]:
     """Another process has a fence."""
-    await other._writer._entries.begin(namespace, "foreign")
+    await inspect(other).entries.begin(namespace, "foreign")
     yield
-    await other._writer._entries.commit(namespace, "foreign", DROP)
+    await inspect(other).entries.commit(namespace, "foreign", DROP)
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ async def test_a_classification_is_cancelled(
             while work := working():
                 assert (await asyncio.wait(work, timeout=PATIENT_SECONDS))[0], f"still running: {work}"
             assert len(asked) == (moment > 0), "it was not done to its end"
-            assert not client.connection_pool._in_use_connections
+            assert not connections_in_use(client)
             assert not [key async for key in redis.scan_iter(match=f"{redis_prefix}*:lock")]
             assert await others.get_or_classify(f"m{moment}", classify) == f"M{moment}"
             assert len(asked) == 1 + (gone and moment > 0), "it was not kept"
@@ -321,7 +322,7 @@ def test_the_loop_ends(
     async def check(moment: int, before: dict[str, Any], returned: set[str]) -> None:
         async with opened() as world:
             if gone:
-                await world.another_saver()._invalidator.invalidate_stale()
+                await inspect(world.another_saver()).invalidator.invalidate_stale()
             for name in names:
                 thread = f"{redis_prefix} {moment} {name}"
                 stored = await world.stored(thread)

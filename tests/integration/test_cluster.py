@@ -23,6 +23,7 @@ from langgraph_checkpoint_cached.stores.redis.transport import Step, Transport
 from tests.support.agreement import PATIENT_SECONDS
 from tests.support.cluster import NODES, Cluster
 from tests.support.conversations import Conversation, until_hit
+from tests.support.inspect import inspect, node_connections
 from tests.support.load import playing
 
 pytestmark = pytest.mark.integration
@@ -86,7 +87,7 @@ async def test_hits_come_from_every_node(
         await saver.aprune(IDS[1:3])
         assert await saver.aget_tuple(conversations[0].config) is None
         await conversations[1].check()
-        await saver._writer._entries.invalidate_all()
+        await inspect(saver).entries.invalidate_all()
         loads = saver.stats()["loads"]
         for conversation in conversations[1:]:
             await conversation.check()
@@ -129,10 +130,10 @@ async def test_only_these_commands_are_sent_and_no_service_blocks_them(
                 await saver.aget_tuple(conversation.latest)
                 await saver.aprune([thread_id])
                 await saver.adelete_thread(thread_id)
-            await saver._writer._entries.invalidate_all()
+            await inspect(saver).entries.invalidate_all()
             new = Conversation(saver, "new")
             await new.turn()
-            saver._executor._fail(RedisUnavailable("for a probe"))
+            inspect(saver).fail_redis(RedisUnavailable("for a probe"))
             await until_hit(new)
             assert saver.stats()["redis_errors"] == 0
             assert saver.stats()["hits"] >= 2 * THREADS
@@ -172,7 +173,7 @@ async def test_steps_for_one_node_share_a_round_trip_and_follow_a_moved_slot(
             answers = await steps.run([step(thread, n) for n in range(3) for thread in IDS])
             assert answers == [3 * turn + n for n in (1, 2, 3) for _ in IDS]
         for node in client.get_primaries():
-            assert len(node._connections) <= 2  # this one's, and the client's own
+            assert len(node_connections(node)) <= 2  # this one's, and the client's own
         old = cluster.primary_of(f"{prefix}:{{t0}}")
         new = await asyncio.to_thread(cluster.fail_over, old)
         answers = await steps.run([step(thread, n) for n in range(3) for thread in IDS])
@@ -287,6 +288,6 @@ async def test_in_the_middle_of_a_load(
     async with playing(migrated_database_url, cluster.url, prefix, IDS) as (players, report):
         await asyncio.to_thread(fault, cluster, prefix)
         if fault is move_slots:  # one thread is no reason to leave Redis alone
-            assert all(player.saver._executor._breaker.closed for player in players)
+            assert all(inspect(player.saver).breaker.closed for player in players)
     assert report.errors == []
     assert report.violations == []

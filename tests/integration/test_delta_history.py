@@ -20,6 +20,7 @@ from langgraph_checkpoint_cached.stores.redis import delta_history_format as pur
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
 from tests.integration.test_prune_deltas import graph_of, turn
 from tests.support.agreement import CACHED, Tiers, new_checkpoint, on_thread
+from tests.support.inspect import inspect
 
 pytestmark = pytest.mark.integration
 
@@ -190,14 +191,14 @@ async def test_a_history_that_was_loaded_during_a_write_is_not_kept(
 ) -> None:
     config = await put_chain(tiers.saver, 3)
     parent = (await tiers.upstream.aget_tuple(config)).parent_config  # type: ignore[union-attr]
-    other, load = tiers.another_saver(), tiers.saver._postgres.histories
+    other, load = tiers.another_saver(), inspect(tiers.saver).store.histories
 
     async def load_then_write(*args: Any) -> Any:
         found = await load(*args)
         await other.aput_writes(parent, [("a", "late")], "another task")  # type: ignore[arg-type]
         return found
 
-    monkeypatch.setattr(tiers.saver._postgres, "histories", load_then_write)
+    monkeypatch.setattr(inspect(tiers.saver).store, "histories", load_then_write)
     await tiers.saver.aget_delta_channel_history(config=config, channels=["a"])
     monkeypatch.undo()
     assert "late" in str(await compare(tiers, on_thread(CACHED), ["a"]))
@@ -213,7 +214,7 @@ async def test_a_long_way_is_shortened_and_one_too_long_or_too_large_is_dropped(
     assert await tiers.redis.hget(key, "p")
     before = len((await tiers.redis.hget(key, "p")).split(b"\0"))
     await compare(tiers, on_thread(CACHED), ["a"])
-    await tiers.saver._histories.drain()
+    await inspect(tiers.saver).histories.drain()
     assert len((await tiers.redis.hget(key, "p")).split(b"\0")) == 2 < before
     assert tiers.saver.stats()["history_loads"] == 1
     for number in range(70):

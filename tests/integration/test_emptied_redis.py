@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from tests.support.conversations import Conversation
+from tests.support.inspect import inspect
 
 pytestmark = pytest.mark.integration
 
@@ -18,7 +19,7 @@ async def _nothing() -> None:
 
 
 async def test_what_an_emptied_redis_had_acknowledged_is_read_by_all(
-    migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis
+    migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by the chaos harness: its journal was taken for one of which Postgres has everything."""
     options: dict[str, Any] = {"prefix": redis_prefix, "mode": "write_behind", "redis_timeout": 2}
@@ -30,12 +31,11 @@ async def test_what_an_emptied_redis_had_acknowledged_is_read_by_all(
         await behind.aget_tuple(conversation.config)
         await conversation.turn()
         await behind.aflush("t")
-        assert behind._write_behind is not None
-        flush_all, behind._write_behind._flush_all = behind._write_behind._flush_all, _nothing  # type: ignore[method-assign]
-        await conversation.turns(2)
-        assert behind.stats()["unflushed"]
-        async for key in redis.scan_iter(match=f"{redis_prefix}*"):
-            await redis.delete(key)
-        behind._write_behind._flush_all = flush_all  # type: ignore[method-assign]
+        with monkeypatch.context() as patch:
+            patch.setattr(*inspect(behind).flush_all, _nothing)
+            await conversation.turns(2)
+            assert behind.stats()["unflushed"]
+            async for key in redis.scan_iter(match=f"{redis_prefix}*"):
+                await redis.delete(key)
         await conversation.check(another)
         await conversation.check(behind)

@@ -23,6 +23,7 @@ from langgraph.types import Command, interrupt
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from tests.support.agreement import CACHED, Saver, Tiers, fences_left, on_thread, outline, outlines
+from tests.support.inspect import inspect
 
 pytestmark = pytest.mark.integration
 
@@ -351,7 +352,7 @@ async def test_namespaces_that_never_existed_cost_no_query(
         for saver in (one, other, one):
             graph = outer.compile(checkpointer=saver)
             await graph.ainvoke({"messages": [HumanMessage("?")]}, config, durability="sync")
-            assert await fences_left(saver._redis, redis_prefix) == []
+            assert await fences_left(inspect(saver).redis, redis_prefix) == []
         assert [saver.stats()["loads"] for saver in (one, other)] == [1, 0]  # the root, when the thread was new
         assert one.stats()["bypasses"] == other.stats()["bypasses"] == 0
         state = await outer.compile(checkpointer=one).aget_state(config)

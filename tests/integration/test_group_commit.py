@@ -27,6 +27,7 @@ from langgraph_checkpoint_cached.stores.postgres import store as postgres_store
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from langgraph_checkpoint_cached.stores.redis.transport import Step, Transport
 from tests.support.agreement import fences_left
+from tests.support.inspect import inspect
 
 pytestmark = pytest.mark.integration
 
@@ -116,7 +117,7 @@ async def test_writes_that_wait_share_a_transaction(
     assert await transactions(migrated_database_url, threads) <= 6
     for thread_id in threads:
         found = await saver.aget_tuple(config_of(thread_id))
-        assert found == await saver._upstream.aget_tuple(config_of(thread_id))
+        assert found == await inspect(saver).upstream.aget_tuple(config_of(thread_id))
         assert found is not None
         assert found.checkpoint["channel_values"] == {"value": [thread_id, 2], "other": {"a": 1}}
 
@@ -175,7 +176,7 @@ async def test_writes_of_one_row_keep_their_order(saver: CachedPostgresSaver) ->
             for write in writes:
                 await write
         found = await saver.aget_tuple(config_of(thread_id))
-        assert found == await saver._upstream.aget_tuple(config_of(thread_id))
+        assert found == await inspect(saver).upstream.aget_tuple(config_of(thread_id))
         assert found is not None
         assert sorted(found.pending_writes or ()) == [("task", "__error__", 3), ("task", "value", 0)]
 
@@ -191,7 +192,7 @@ async def test_a_caller_that_is_cancelled_neither_undoes_nor_loses_what_was_take
     assert [task.cancelled() for task in tasks] == [True, False] * 4
     await saver.aclose()
     for number in range(8):
-        found = await saver._upstream.aget_tuple(config_of(f"t{number}"))
+        found = await inspect(saver).upstream.aget_tuple(config_of(f"t{number}"))
         assert found is not None
         assert found.checkpoint["channel_values"]["value"] == number
         assert await saver.aget_tuple(config_of(f"t{number}")) == found
@@ -203,17 +204,16 @@ async def test_misses_that_wait_are_loaded_with_one_query(
     threads = [f"t{i}" for i in range(40)]
     await asyncio.gather(*(put(saver, config_of(t), [t]) for t in threads))
     await asyncio.gather(*(saver.adelete_thread(t) for t in threads[::4]))
-    loader = saver._postgres._loader
-    queries, load = [], loader._select
+    queries, load = [], inspect(saver).load_latest.get()
 
     async def counted(namespaces: Any) -> Any:
         queries.append(len(namespaces))
         return await load(namespaces)
 
-    monkeypatch.setattr(loader, "_select", counted)
-    assert await saver._redis.flushall()
+    monkeypatch.setattr(*inspect(saver).load_latest, counted)
+    assert await inspect(saver).redis.flushall()
     found = await asyncio.gather(*(saver.aget_tuple(config_of(t)) for t in threads))
-    assert found == [await saver._upstream.aget_tuple(config_of(t)) for t in threads]
+    assert found == [await inspect(saver).upstream.aget_tuple(config_of(t)) for t in threads]
     assert [t for t, one in zip(threads, found, strict=True) if one is None] == threads[::4]
     assert sum(queries) == 40
     assert len(queries) <= 2 * latest_loader.QUERIES_AT_ONCE_MAX
@@ -223,7 +223,7 @@ async def test_misses_that_wait_are_loaded_with_one_query(
 
 async def test_one_bad_load_fails_alone(saver: CachedPostgresSaver) -> None:
     await put(saver, config_of("t"), 1)
-    reads = [saver._postgres.latest(Namespace("t" if i != 20 else "no\0such", "")) for i in range(40)]
+    reads = [inspect(saver).store.latest(Namespace("t" if i != 20 else "no\0such", "")) for i in range(40)]
     found = await asyncio.gather(*reads, return_exceptions=True)
     assert isinstance(found[0], Latest)
     assert found[0].record is not None
@@ -234,7 +234,7 @@ async def test_one_bad_load_fails_alone(saver: CachedPostgresSaver) -> None:
 async def test_more_than_may_wait_is_refused_and_nothing_of_it_written(
     saver: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saver._writer._queue, "_waiting_max", 5)
+    monkeypatch.setattr(*inspect(saver).writes_waiting_max, 5)
     operations = [put(saver, config_of(f"t{i}"), i) for i in range(20)]
     answers = await asyncio.gather(*operations, return_exceptions=True)
     refused = [i for i, answer in enumerate(answers) if isinstance(answer, OverloadedError)]
@@ -244,7 +244,7 @@ async def test_more_than_may_wait_is_refused_and_nothing_of_it_written(
         found = await saver.aget_tuple(config_of(f"t{number}"))
         assert (found is None) is (number in refused)
     await put(saver, config_of("t19"), "again")
-    assert not await fences_left(saver._redis, "")
+    assert not await fences_left(inspect(saver).redis, "")
 
 
 # -- steps to Redis ------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from langgraph_checkpoint_cached.stores.redis import entry_format
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
 from tests.support.agreement import PATIENT_SECONDS, Tiers, new_checkpoint, on_thread
 from tests.support.conversations import Conversation, open_saver
+from tests.support.inspect import background_tasks, inspect
 from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
@@ -40,14 +41,14 @@ async def checking_saver(tiers: Tiers, fraction: float = 1) -> AsyncIterator[Cac
         tiers.redis, tiers.upstream, prefix=tiers.prefix, redis_timeout=PATIENT_SECONDS, check_hits=fraction
     )
     yield saver
-    if isinstance(held := saver._reader._auditor._postgres, Held):
+    if isinstance(held := inspect(saver).auditor_store.get(), Held):
         held.go.set()  # or a test that fails would wait for ever
     await saver.aclose()
 
 
 async def checked(saver: CachedPostgresSaver) -> tuple[float, float]:
     """Checks and disagreements, once those under way are over."""
-    await saver._reader._auditor.drain()
+    await inspect(saver).auditor.drain()
     return saver.stats()["checks"], saver.stats()["disagreements"]
 
 
@@ -112,7 +113,7 @@ async def test_an_entry_that_is_not_what_postgres_holds_is_counted_logged_and_dr
     assert await checked(checking) == (1, 0)
 
     key, namespace = namespace_key(tiers.prefix, Namespace("t")), Namespace("t")
-    record = (await checking._postgres.latest(namespace)).record
+    record = (await inspect(checking).store.latest(namespace)).record
     assert record is not None
     fields = entry_format.entry_fields(namespace, Latest(forge(record)))
     generation = await tiers.redis.hget(key, "g")
@@ -177,12 +178,11 @@ class Held:
     """Postgres' answers to a saver's checks, held back until they are let go."""
 
     def __init__(self, saver: CachedPostgresSaver) -> None:
-        self.checker = saver._reader._auditor
-        self.store = self.checker._postgres
+        self.store = inspect(saver).auditor_store.get()
         self.asked: list[Namespace] = []
         self.go = asyncio.Event()
         self.error: Exception | None = None
-        self.checker._postgres = self  # type: ignore[assignment]
+        inspect(saver).auditor_store.set(self)
 
     async def latest(self, namespace: Namespace) -> Latest:
         found = await self.store.latest(namespace)
@@ -225,7 +225,7 @@ async def test_a_check_says_nothing_while_a_write_is_under_way(
     await checking.aget_tuple(conversation.config)
     while not held.asked:
         await asyncio.sleep(0)
-    await tiers.saver._writer._entries.begin(Namespace("t"), "token")
+    await inspect(tiers.saver).entries.begin(Namespace("t"), "token")
     held.go.set()
     assert await checked(checking) == (0, 0)
 
@@ -240,7 +240,7 @@ async def test_what_a_process_wrote_that_alone_lost_redis_is_no_disagreement(
             migrated_database_url, redis_url, prefix=redis_prefix, redis_timeout=PATIENT_SECONDS, check_hits=1
         ) as reader,
     ):
-        reader._invalidator.watch = lambda: None  # type: ignore[method-assign] # does not happen to look just now
+        inspect(reader).invalidator.watch = lambda: None  # type: ignore[method-assign] # does not happen to look just now
         conversation = Conversation(writer)
         await conversation.turns(2)
         await conversation.check(reader)
@@ -302,7 +302,7 @@ async def test_no_more_than_a_few_checks_are_under_way_and_reads_do_not_wait_for
     while len(held.asked) < CHECKS_AT_ONCE_MAX:
         await asyncio.sleep(0)
     await asyncio.gather(*(conversation.check(checking) for _ in range(20)))
-    assert len(held.asked) == CHECKS_AT_ONCE_MAX == len(checking._reader._auditor._tasks)
+    assert len(held.asked) == CHECKS_AT_ONCE_MAX == len(background_tasks(inspect(checking).auditor))
     assert checking.stats()["hits"] == 30
     held.go.set()
     assert await checked(checking) == (CHECKS_AT_ONCE_MAX, 0)

@@ -19,6 +19,7 @@ from langgraph_checkpoint_cached.stores.redis.keys import journal_key
 from tests.support import conversations
 from tests.support.agreement import eventually
 from tests.support.conversations import Conversation
+from tests.support.inspect import inspect
 
 pytestmark = pytest.mark.integration
 
@@ -57,7 +58,7 @@ async def test_a_delete_of_which_redis_did_not_hear_the_end_ends_the_lease(
         conversation = await begun(writer)
         await writer.aflush()
         with monkeypatch.context() as patch:
-            patch.setattr(deleter._writer._entries, "end_thread", _fails)
+            patch.setattr(inspect(deleter).entries, "end_thread", _fails)
             await deleter.adelete_thread("t")
 
         async def back() -> bool:
@@ -81,7 +82,7 @@ async def test_a_late_append_of_a_lease_that_was_given_up_changes_nothing(
         await writer.aflush()
         await other.aget_tuple(conversation.config)  # from now on it looks for stale threads
         on_the_way: list[Any] = []
-        submit = writer._executor.submit
+        submit = inspect(writer).executor.submit
 
         def cut(script: Any, keys: Any, arguments: Any, **options: Any) -> asyncio.Future[Any]:
             if options.get("durable"):
@@ -91,13 +92,13 @@ async def test_a_late_append_of_a_lease_that_was_given_up_changes_nothing(
             failed.exception()
             return failed
 
-        writer._executor.submit = cut  # type: ignore[method-assign]
+        inspect(writer).executor.submit = cut  # type: ignore[method-assign]
         await writer.aput_writes(conversation.latest, [("__interrupt__", "older")], "task 2")
         await eventually(lambda: _voided(other))
         await other.aget_tuple(conversation.config)
         await other.aput_writes(conversation.latest, [("__interrupt__", "newer")], "task 2")
-        await other._executor.submit(*on_the_way[0], in_order=True)  # it arrives
-        writer._executor.submit = submit  # type: ignore[method-assign]
+        await inspect(other).executor.submit(*on_the_way[0], in_order=True)  # it arrives
+        inspect(writer).executor.submit = submit  # type: ignore[method-assign]
         found = await other.aget_tuple(conversation.config)
         assert found is not None
         assert ("task 2", "__interrupt__", "newer") in (found.pending_writes or [])
@@ -117,20 +118,18 @@ async def test_a_late_open_does_not_take_away_the_journal_of_the_next_lease(
         open_saver(*where, mode="write_through") as reader,
     ):
         conversation = Conversation(writer)
-        assert late._write_behind is not None
-        assert writer._write_behind is not None
         on_the_way: list[Any] = []
-        opened = late._write_behind._journal.open
+        opened = inspect(late).journal.open
 
         async def without_answer(*arguments: Any) -> str:
             on_the_way.append(arguments)
             raise RedisUnavailable("no answer")
 
-        monkeypatch.setattr(late._write_behind._journal, "open", without_answer)
-        assert await late._write_behind._lease("t") is None
+        monkeypatch.setattr(inspect(late).journal, "open", without_answer)
+        assert await inspect(late).take_lease("t") is None
         await writer.aget_tuple(conversation.config)
         with monkeypatch.context() as patch:
-            patch.setattr(writer._write_behind._postgres, "replay", _is_slow)
+            patch.setattr(inspect(writer).store, "replay", _is_slow)
             await conversation.turn()
             await conversation.turn()
             assert writer.stats()["appends"] == 4
@@ -148,16 +147,15 @@ async def test_a_table_that_is_made_later_is_known_before_it_is_used(
         connection.execute("drop table checkpoint_cache_leases")
     async with open_saver(*where, mode="write_through") as first:
         await first.aget_tuple({"configurable": {"thread_id": "other", "checkpoint_ns": ""}})
-        assert not first._postgres.leases.usable
+        assert not inspect(first).store.leases.usable
         async with open_saver(*where) as writer:
             await writer.setup()
             conversation = await begun(writer)
             assert writer.stats()["appends"] == 0  # not yet
             await eventually(lambda: _appends(conversation))
-            assert first._postgres.leases.usable
-            assert writer._write_behind is not None
+            assert inspect(first).store.leases.usable
             with monkeypatch.context() as patch:
-                patch.setattr(writer._write_behind, "_flush_all", _nothing)
+                patch.setattr(*inspect(writer).flush_all, _nothing)
                 await conversation.turn()
                 await conversation.check(first)
                 monkeypatch.undo()
@@ -205,7 +203,7 @@ async def test_a_clock_that_is_set_back_hides_no_lease(
         await begun(saver)
         with psycopg.connect(migrated_database_url, autocommit=True) as connection:
             connection.execute("update checkpoint_cache_leases set moved_at = now() + interval '1 hour'")
-        table = saver._postgres.leases
+        table = inspect(saver).store.leases
         assert list(await table.after("")) == list(await table.idle_after("", 5.0)) == ["t"]
         await saver.aflush()
         assert saver.stats()["unflushed"] == 0
@@ -215,13 +213,13 @@ def have_leases_wait(
     monkeypatch: pytest.MonkeyPatch, saver: CachedPostgresSaver, wait: Callable[[], Awaitable[object]]
 ) -> None:
     """Before their row is made."""
-    take = saver._postgres.leases.take
+    take = inspect(saver).store.leases.take
 
     async def late(tokens: Any) -> set[str]:
         await wait()
         return await take(tokens)
 
-    monkeypatch.setattr(saver._postgres.leases, "take", late)
+    monkeypatch.setattr(inspect(saver).store.leases, "take", late)
 
 
 async def test_a_write_does_not_wait_for_a_lease_for_long(
@@ -270,9 +268,8 @@ async def test_a_journal_of_which_redis_did_not_hear_the_end_is_removed_by_other
     async with open_saver(*where, mode="write_through") as other:
         async with open_saver(*where) as writer:
             conversation = await begun(writer)
-            assert writer._write_behind is not None
-            monkeypatch.setattr(writer._write_behind._journal, "close", _fails)
-            monkeypatch.setattr(writer._replayer, "remove_ended_journals", _fails)
+            monkeypatch.setattr(inspect(writer).journal, "close", _fails)
+            monkeypatch.setattr(inspect(writer).replayer, "remove_ended_journals", _fails)
             await eventually(lambda: _has_no_lease(writer))
         assert await redis.exists(journal_key(redis_prefix, "t"))
         await other.aget_tuple(conversation.config)  # from now on it looks for stale threads
@@ -287,14 +284,13 @@ async def test_so_is_that_of_a_thread_whose_deleter_died(
     async with open_saver(*where, mode="write_through") as other:
         async with open_saver(*where) as writer, open_saver(*where, mode="write_through") as deleter:
             conversation = await begun(writer)
-            assert writer._write_behind is not None
-            monkeypatch.setattr(writer._write_behind, "_flush_all", _nothing)
-            monkeypatch.setattr(writer._write_behind, "_end_idle", _nothing)
-            monkeypatch.setattr(writer._write_behind, "close", _nothing)
-            monkeypatch.setattr(writer._replayer, "remove_ended_journals", _fails)
-            monkeypatch.setattr(deleter._replayer, "remove_ended_journals", _fails)
-            monkeypatch.setattr(deleter._writer, "_end_thread", _nothing_of_it)
-            monkeypatch.setattr(deleter._writer._journal, "close", _fails)
+            monkeypatch.setattr(*inspect(writer).flush_all, _nothing)
+            monkeypatch.setattr(*inspect(writer).end_idle_leases, _nothing)
+            monkeypatch.setattr(inspect(writer).write_behind, "close", _nothing)
+            monkeypatch.setattr(inspect(writer).replayer, "remove_ended_journals", _fails)
+            monkeypatch.setattr(inspect(deleter).replayer, "remove_ended_journals", _fails)
+            monkeypatch.setattr(*inspect(deleter).end_thread, _nothing_of_it)
+            monkeypatch.setattr(inspect(deleter).journal, "close", _fails)
             await deleter.adelete_thread("t")
         assert await redis.exists(journal_key(redis_prefix, "t"))
         await other.aget_tuple(conversation.config)
@@ -314,7 +310,7 @@ async def test_so_is_an_empty_one_if_the_next_lease_is_not_to_be_had(
         await writer.aget_tuple(conversation.config)
 
         async def void() -> None:
-            await other._invalidator._entries.invalidate_threads({"t": ()})
+            await inspect(other).entries.invalidate_threads({"t": ()})
 
         have_leases_wait(monkeypatch, writer, void)
         await conversation.turn()

@@ -22,6 +22,7 @@ from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key, thread_key
 from tests.support.agreement import Tiers, new_checkpoint, on_thread, open_tiers
 from tests.support.conversations import Conversation
+from tests.support.inspect import inspect
 from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
@@ -77,7 +78,7 @@ async def test_inspect_shows_both_tiers_and_changes_nothing(
 async def test_inspect_shows_fences_suspects_tickets_and_differences(
     tiers: Tiers, conversation: Conversation, ask_cli: Ask, migrated_database_url: str
 ) -> None:
-    entries = tiers.saver._reader._entries
+    entries = inspect(tiers.saver).entries
     await entries.begin(Namespace("t"), "token of a fence")
     code, reply = await ask_cli("inspect", "t")
     (fence,) = reply["fences"]
@@ -171,10 +172,10 @@ async def test_invalidate_voids_what_redis_holds(tiers: Tiers, conversation: Con
 async def test_a_load_that_began_before_invalidate_does_not_come_back(
     tiers: Tiers, conversation: Conversation, ask_cli: Ask
 ) -> None:
-    entries, namespace = tiers.saver._reader._entries, Namespace("t")
+    entries, namespace = inspect(tiers.saver).entries, Namespace("t")
     await entries.end_thread("t", "no token")
     load = await entries.read(namespace, "fill_token")
-    old = await tiers.saver._postgres.latest(namespace)
+    old = await inspect(tiers.saver).store.latest(namespace)
     conversation.saver = tiers.upstream  # type: ignore[assignment]
     await conversation.turn()
     assert (await ask_cli("invalidate", "t"))[0] == 0
@@ -188,7 +189,7 @@ async def test_invalidate_without_redis_leaves_it_to_the_savers(
     conversation.saver = tiers.upstream  # type: ignore[assignment]
     await conversation.turn()
     assert await ask_cli("invalidate", "t", servers=without_redis) == (1, {"invalidated": 0, "stale_threads": 1})
-    await tiers.saver._invalidator.invalidate_recorded()
+    await inspect(tiers.saver).invalidator.invalidate_recorded()
     await conversation.check(tiers.saver)
 
 
@@ -217,7 +218,7 @@ async def test_prune_copy_and_retention_do_as_the_saver_does(
     assert await tiers.upstream.aget_tuple(old.config) is None
     assert await ask_cli("prune", "copy", "t", "--strategy", "delete", **servers) == (0, {"pruned": 2})
     if not redis:
-        await tiers.saver._invalidator.invalidate_recorded()
+        await inspect(tiers.saver).invalidator.invalidate_recorded()
     assert await tiers.saver.aget_tuple(on_thread("t")) is None
 
 
@@ -261,7 +262,7 @@ async def test_published_counters_are_those_of_the_saver(
         conversations = [Conversation(saver, f"t{number}") for number in range(20)]
         for _ in range(5):
             await asyncio.gather(*(each.turns(2) for each in conversations))
-        saver._engine.stats_publisher.publish()
+        inspect(saver).stats_publisher.publish()
         await saver.aclose()
         reader = SaverCountersReader(redis, tiers.prefix)
         published, stats = await reader.read(), saver.stats()
@@ -269,7 +270,7 @@ async def test_published_counters_are_those_of_the_saver(
         assert (published.totals["hits"], published.totals["loads"]) == (stats["hits"], stats["loads"]), stats
         assert published.totals["writes"] == stats["writes"] > 0
         assert published.hits_per_second > 0
-        key = saver._engine.stats_publisher.key
+        key = inspect(saver).stats_publisher.key
         assert 0 < await redis.pttl(key) <= 1000 * stats_publisher.EXPIRY_SECONDS
         await redis.set(f"{tiers.prefix}:stats:stranger", '{"totals": 1}')
         both = SaverCountersReader(redis, tiers.prefix)
@@ -310,7 +311,7 @@ async def test_tail_says_a_line_a_time_and_survives_an_outage(
     servers = [*cli_servers[:3], proxy.url, *cli_servers[4:], "--timeout", "1"]
     conversation = Conversation(tiers.saver)
     await conversation.turns(2)
-    tiers.saver._engine.stats_publisher.publish()
+    inspect(tiers.saver).stats_publisher.publish()
     tail = asyncio.create_task(run_cli(["tail", "--seconds", "2", "--every", "0.1", *servers, "--json"]))
     await asyncio.sleep(0.5)
     proxy.stop()

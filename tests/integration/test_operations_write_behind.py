@@ -22,6 +22,7 @@ from langgraph_checkpoint_cached.migrate.copy_savers import copy_all
 from langgraph_checkpoint_cached.stores.redis.keys import journal_key
 from tests.support.agreement import Tiers
 from tests.support.conversations import Conversation, open_saver
+from tests.support.inspect import inspect
 from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
@@ -300,7 +301,7 @@ async def test_published_counters_of_write_behind(
             await asyncio.gather(*(each.turns(2) for each in conversations))
             await asyncio.sleep(0.2)
         await saver.aflush()
-        saver._engine.stats_publisher.publish()
+        inspect(saver).stats_publisher.publish()
         await saver.aclose()
         published, stats = await SaverCountersReader(redis, tiers.prefix).read(), saver.stats()
         assert stats["leases"] >= 40, "leases came and went"

@@ -23,6 +23,14 @@ from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from langgraph_checkpoint_cached.stores.redis.transport import Step, Transport
 from tests.support.agreement import PATIENT_SECONDS
 from tests.support.conversations import Conversation, open_saver, until_hit
+from tests.support.inspect import (
+    background_tasks,
+    close_socket,
+    connections_in_use,
+    is_retrying,
+    redis_connection,
+    reply_reader,
+)
 from tests.support.proxy import Proxy
 
 EXISTS = Script("return redis.call('EXISTS', KEYS[1])")
@@ -97,7 +105,7 @@ async def test_one_that_was_closed_while_idle_is_replaced_before_use(
         proxy.cut()
         await asyncio.sleep(0.05)
         assert await own_id(held) != first
-        assert len(client.connection_pool._in_use_connections) == 1
+        assert len(connections_in_use(client)) == 1
 
 
 async def test_one_that_was_closed_while_the_loop_was_busy_is_replaced_before_use(
@@ -156,8 +164,7 @@ async def test_a_group_that_is_late_ends_with_its_own_connection(
         proxy.mute()
         ack: list[Any] = []
         abort = held.send([("ECHO", b"late")], ack.append)
-        assert held._replies is not None
-        held._replies._transport.close()  # as by whoever closes the pool, while something is on its way
+        close_socket(held)  # as by whoever closes the pool, while something is on its way
         proxy.hear()
         second = await own_id(held)
         assert len(ack) == 1
@@ -171,16 +178,14 @@ async def test_one_that_the_server_or_the_pool_wants_left_is_left_once_nobody_wa
         first = await own_id(held)
         waiting = asyncio.ensure_future(own_id(held))
         await asyncio.sleep(0)
-        assert held._replies is not None
-        held._replies.data_received(b">2\r\n$6\r\nMOVING\r\n:15\r\n")
+        reply_reader(held).data_received(b">2\r\n$6\r\nMOVING\r\n:15\r\n")
         assert await waiting == first
         second = await own_id(held)
         assert second != first
-        assert held._connection is not None
-        if mark := getattr(held._connection, "mark_for_reconnect", None):  # redis-py 7 and later
+        if mark := getattr(redis_connection(held), "mark_for_reconnect", None):  # redis-py 7 and later
             mark()
             assert await own_id(held) != second
-        assert len(client.connection_pool._in_use_connections) == 1
+        assert len(connections_in_use(client)) == 1
 
 
 async def test_all_savers_on_a_client_share_one_and_forgotten_ones_keep_no_more(
@@ -194,15 +199,15 @@ async def test_all_savers_on_a_client_share_one_and_forgotten_ones_keep_no_more(
         conversation = Conversation(savers[0])
         await conversation.turn()
         await conversation.check(*savers)
-        assert len(client.connection_pool._in_use_connections) == 1
+        assert len(connections_in_use(client)) == 1
         for saver in savers:
             await saver.aclose()
-        assert not client.connection_pool._in_use_connections
+        assert not connections_in_use(client)
         forgotten = CachedPostgresSaver(client, upstream, prefix=redis_prefix)
         await Conversation(forgotten, "other").turn()
         del forgotten
         await conversation.check(CachedPostgresSaver(client, upstream, prefix=redis_prefix))
-        assert len(client.connection_pool._in_use_connections) == 1
+        assert len(connections_in_use(client)) == 1
 
 
 async def test_what_is_no_answer_closes_it_as_the_client_does(redis_url: str) -> None:
@@ -210,8 +215,7 @@ async def test_what_is_no_answer_closes_it_as_the_client_does(redis_url: str) ->
         first = await own_id(held)
         waiting = asyncio.ensure_future(own_id(held))
         await asyncio.sleep(0)
-        assert held._replies is not None
-        held._replies.data_received(b"-LOADING Redis is loading the dataset in memory\r\n")
+        reply_reader(held).data_received(b"-LOADING Redis is loading the dataset in memory\r\n")
         with pytest.raises(BusyLoadingError):
             await waiting
         assert await own_id(held) != first
@@ -221,7 +225,7 @@ async def test_closing_the_client_closes_it_and_it_can_be_had_again(redis_url: s
     async with held_on(redis_url) as (held, client):
         first = await own_id(held)
         await asyncio.wait_for(client.aclose(), 5)
-        assert not any(each.is_connected for each in client.connection_pool._in_use_connections)
+        assert not any(each.is_connected for each in connections_in_use(client))
         assert await own_id(held) != first
 
 
@@ -236,11 +240,10 @@ async def test_a_closed_one_is_the_pool_s_again(redis_url: str) -> None:
 async def test_a_call_that_outlasts_the_saver_keeps_none(redis_url: str, redis_prefix: str) -> None:
     """It had taken another one, which nobody gave back."""
     async with Redis.from_url(redis_url) as client:
-        pool = client.connection_pool
         steps = Transport(client)
         step = Step(EXISTS, (f"{redis_prefix}:key",), (), asyncio.get_running_loop().create_future())
         assert await steps.run([step]) == [0]
-        assert len(pool._in_use_connections) == 1
+        assert len(connections_in_use(client)) == 1
         late = [asyncio.ensure_future(steps.run([step])) for _ in range(3)]
         closing = asyncio.ensure_future(steps.close())
         late += [asyncio.ensure_future(steps.run([step])) for _ in range(3)]
@@ -248,7 +251,7 @@ async def test_a_call_that_outlasts_the_saver_keeps_none(redis_url: str, redis_p
         assert await steps.run([step]) == [0]
         reply = await asyncio.gather(*late, return_exceptions=True)
         assert all(each == [0] or isinstance(each, RedisConnectionError) for each in reply), reply
-        assert not pool._in_use_connections
+        assert not connections_in_use(client)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +294,7 @@ async def test_a_primary_that_became_a_replica_is_left_for_the_new_one(
             await admin.replicaof(where["host"], where["port"])
             with pytest.raises(ReadOnlyError):
                 await admin.set("k", 1)
-        proxy._target = (where["host"], where["port"])
+        proxy.target = (where["host"], where["port"])
         await conversation.turns(2)
         await until_hit(conversation)
         await conversation.check()
@@ -328,7 +331,7 @@ async def test_steps_of_a_thread_are_done_in_order_though_the_scripts_are_lost_w
             await client.script_flush()
             go_on.clear()
             reply = group(number + 4)
-            while not executor._is_retrying:
+            while not is_retrying(executor):
                 await asyncio.sleep(0)
             await client.script_load(APPEND.text)
             reply += group(number + 5)
@@ -349,7 +352,8 @@ async def test_steps_that_were_refused_are_answered_though_the_loop_ends_before_
         for _ in range(2):
             assert await executor.submit(EXISTS, [redis_prefix], []) == 0
         await client.script_flush()
-        start = executor._tasks.start
+        tasks = background_tasks(executor)
+        start = tasks.start
 
         def start_and_cancel(work: Any) -> asyncio.Task[Any]:
             task = start(work)
@@ -357,7 +361,7 @@ async def test_steps_that_were_refused_are_answered_though_the_loop_ends_before_
             return task
 
         with monkeypatch.context() as patch:
-            patch.setattr(executor._tasks, "start", start_and_cancel)
+            patch.setattr(tasks, "start", start_and_cancel)
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(executor.submit(EXISTS, [redis_prefix], []), 5)
         assert await executor.submit(EXISTS, [redis_prefix], []) == 0

@@ -18,6 +18,7 @@ from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.stores.postgres import pool
 from langgraph_checkpoint_cached.stores.redis import entries
 from tests.support.agreement import fences, fences_left
+from tests.support.inspect import FILLED, inspect
 from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
@@ -47,7 +48,7 @@ async def test_connections_use_prepared_statements_directly_and_none_behind_a_po
     """https://github.com/langchain-ai/langgraph/issues/6705"""
     for url, threshold in ((migrated_database_url, 0), (pgbouncer_url, None)):
         async with CachedPostgresSaver.from_conn_string(url, redis_url, prefix=redis_prefix) as saver:
-            pool: Any = saver._upstream.conn
+            pool: Any = inspect(saver).upstream.conn
             async with pool.connection() as conn:
                 assert conn.prepare_threshold == threshold
 
@@ -247,13 +248,13 @@ async def test_a_load_that_fails_does_not_keep_the_next_reader_waiting(
 async def test_a_reader_does_not_wait_until_redis_has_what_it_loaded(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held, fill = asyncio.Event(), entries.RedisEntries._filled
+    held, fill = asyncio.Event(), FILLED.get()
 
     async def late(*args: Any) -> bool:
         await held.wait()
         return await fill(*args)
 
-    monkeypatch.setattr(entries.RedisEntries, "_filled", late)
+    monkeypatch.setattr(*FILLED, late)
     async with CachedPostgresSaver.from_conn_string(
         migrated_database_url, redis_url, prefix=redis_prefix
     ) as saver:

@@ -19,6 +19,7 @@ from langgraph_checkpoint_cached.engine.write_through import CANCELED_MAX
 from langgraph_checkpoint_cached.stores.postgres import pool
 from langgraph_checkpoint_cached.stores.postgres.errors import ATTEMPTS_MAX
 from tests.support.agreement import eventually, fences_left, new_checkpoint, on_thread
+from tests.support.inspect import inspect
 from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
@@ -196,7 +197,7 @@ async def test_a_pool_without_a_free_connection_is_an_error_of_the_pool(
     async with open_place(
         migrated_database_url, redis_url, redis_prefix, redis, pool_max_size=1, pool_timeout=0.2
     ) as place:
-        pool: Any = place.saver._upstream.conn
+        pool: Any = inspect(place.saver).upstream.conn
         async with pool.connection():
             with pytest.raises(PoolTimeout):
                 await place.put()
@@ -245,7 +246,7 @@ async def test_connections_that_are_killed_under_load_cost_errors_and_no_acknowl
         return True
 
     await eventually(works_again)
-    pool: Any = place.saver._upstream.conn
+    pool: Any = inspect(place.saver).upstream.conn
 
     async def all_are_given_back() -> bool:
         stats = pool.get_stats()

@@ -12,6 +12,7 @@ from langgraph.types import Command, Overwrite, interrupt
 
 from tests.integration.test_graphs_history import with_history
 from tests.support.agreement import CACHED, UPSTREAM, Tiers, on_thread, outline
+from tests.support.inspect import inspect
 from tests.support.rows import count_of, rows_of
 
 pytestmark = pytest.mark.integration
@@ -162,7 +163,7 @@ async def test_without_a_delta_our_own_statements_leave_what_the_stock_saver_lea
         await tiers.saver.acopy_thread(CACHED, UPSTREAM, overwrite=True)
         await tiers.saver.acopy_thread(CACHED, "own", overwrite=True)
         await tiers.upstream.aprune([UPSTREAM])
-        await tiers.saver._threads._keep_latest("own")
+        await inspect(tiers.saver).keep_latest("own")
         assert await rows_of(tiers, "own") == await rows_of(tiers, UPSTREAM)
 
 

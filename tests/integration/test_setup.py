@@ -21,9 +21,9 @@ from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, EmbeddedServerError, free_port
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
 from langgraph_checkpoint_cached.stores.postgres import leases, schema, stale_threads
-from langgraph_checkpoint_cached.stores.redis import server_check
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from tests.support.agreement import CACHED, PATIENT_SECONDS, eventually, new_checkpoint, new_saver, on_thread
+from tests.support.inspect import SERVER_INFO
 from tests.support.pgbouncer import PgBouncer
 
 pytestmark = pytest.mark.integration
@@ -256,7 +256,7 @@ async def new_database(database_url: str, redis_url: str, redis_prefix: str) -> 
 
 @pytest.fixture
 def redis_says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    return lambda info: monkeypatch.setattr(server_check, "_SERVER_INFO", Script(f"return '{info}'"))
+    return lambda info: monkeypatch.setattr(*SERVER_INFO, Script(f"return '{info}'"))
 
 
 @pytest.mark.parametrize("version", ["5.0.14", "6.0.20", "2.8.9"])

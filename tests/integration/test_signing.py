@@ -15,6 +15,7 @@ from langgraph_checkpoint_cached.stores.redis import entry_format
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity, integrity_for
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
 from tests.support.agreement import CACHED, PATIENT_SECONDS, Tiers, new_checkpoint, on_thread
+from tests.support.inspect import inspect, pack_versions
 
 pytestmark = pytest.mark.integration
 
@@ -148,7 +149,7 @@ async def test_nothing_that_a_stranger_wrote_is_decoded(tiers: Tiers, forger: In
     saver = saver_of(tiers, NEW, serde=serde)
     await talk(saver, CACHED)
     namespace = Namespace(CACHED)
-    record = (await saver._postgres.latest(namespace)).record
+    record = (await inspect(saver).store.latest(namespace)).record
     assert record is not None
     values = tuple(value._replace(type=FORGED[0], blob=FORGED[1]) for value in record.values)
     writes = tuple(write._replace(type=FORGED[0], blob=FORGED[1]) for write in record.writes)
@@ -186,7 +187,7 @@ async def test_a_channel_map_that_was_tampered_with_leaves_no_old_value_behind(t
     config = await talk(saver, CACHED)
     held = (await tiers.upstream.aget_tuple(config)).checkpoint["channel_versions"]  # type: ignore[union-attr]
     version = saver.get_next_version(held["messages"], None)  # type: ignore[arg-type]
-    lie = entry_format._pack_versions({**held, "messages": version})
+    lie = pack_versions({**held, "messages": version})
     await tiers.redis.hset(key_of(tiers), "v", lie)  # type: ignore[arg-type,misc]
     checkpoint = new_checkpoint(channel_values={"kept": [CACHED]}, channel_versions={**held, "messages": version})
     await saver.aput(config, checkpoint, {}, {"messages": version})
@@ -202,7 +203,10 @@ async def test_keys_show_in_nothing_of_a_saver(tiers: Tiers, caplog: pytest.LogC
     await _put_there(tiers, {"h": b"junk"})
     await assert_refused(saver, tiers)
     seen = [repr(saver), repr(vars(saver)), *(record.getMessage() for record in caplog.records)]
-    seen += [repr(vars(part)) for part in (saver._reader, saver._writer, saver._writer._entries)]
+    seen += [
+        repr(vars(part))
+        for part in (inspect(saver).read_path, inspect(saver).write_through, inspect(saver).entries)
+    ]
     seen += [repr(await fields_of(tiers)), repr(await tiers.keys())]
     assert not [text for text in seen if "canary" in text]
     with pytest.raises(TypeError):

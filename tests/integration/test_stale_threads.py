@@ -26,6 +26,7 @@ from langgraph_checkpoint_cached.stores.postgres.stale_threads import (
 )
 from tests.support.agreement import eventually, new_checkpoint, on_thread
 from tests.support.conversations import Conversation, open_saver
+from tests.support.inspect import inspect, upstream_cursor
 from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
@@ -84,7 +85,7 @@ async def test_the_others_are_told_of_what_was_written_without_redis(alone: Alon
 async def test_they_are_told_when_the_writer_has_died(alone: Alone, migrated_database_url: str) -> None:
     alone.proxy.stop()
     await alone.conversation.turn()
-    alone.writer._invalidator._own.clear()  # what it remembered is gone with it
+    inspect(alone.writer).forget_stale_threads()  # what it remembered is gone with it
     await alone.reader_is_told()
 
 
@@ -100,12 +101,10 @@ async def test_a_process_that_starts_is_told_before_its_first_read(
 
 
 async def test_a_process_that_stood_still_is_told_before_its_next_read(alone: Alone) -> None:
-    recovery = alone.reader._invalidator
-    assert recovery._timer is not None
-    recovery._timer.cancel()
+    inspect(alone.reader).stop_polling()
     alone.proxy.stop()
     await alone.conversation.turn()
-    recovery._polled_at -= FRESH_SECONDS_MAX
+    inspect(alone.reader).age_last_poll(FRESH_SECONDS_MAX)
     await alone.conversation.check(alone.reader)
     assert alone.rows() == []
 
@@ -118,7 +117,7 @@ async def test_a_postgres_that_does_not_answer_keeps_no_read_waiting_for_long(
         await alone.conversation.check(saver)
         hits = saver.stats()["hits"]
         proxy.deafen()
-        saver._invalidator._polled_at -= FRESH_SECONDS_MAX
+        inspect(saver).age_last_poll(FRESH_SECONDS_MAX)
         await asyncio.wait_for(alone.conversation.check(saver), 10)
         assert saver.stats()["hits"] == hits + 1
         proxy.cut()
@@ -149,7 +148,7 @@ async def test_they_are_told_of_a_prune(alone: Alone, strategy: str) -> None:
 
 
 async def test_a_commit_without_an_answer_is_told_too(alone: Alone) -> None:
-    entries = alone.writer._writer._entries
+    entries = inspect(alone.writer).entries
     commit = entries.commit
 
     def cut_off(*args: Any, **kwargs: Any) -> Any:
@@ -212,7 +211,7 @@ async def test_suspects_of_another_prefix_are_left_to_those_who_use_it(alone: Al
 @asynccontextmanager
 async def table_of(url: str) -> AsyncIterator[StaleThreadTable]:
     async with AsyncPostgresSaver.from_conn_string(url) as upstream:
-        yield StaleThreadTable(upstream._cursor, "p")
+        yield StaleThreadTable(upstream_cursor(upstream), "p")
 
 
 async def test_a_suspect_that_was_renewed_since_it_was_seen_stays(migrated_database_url: str) -> None:
@@ -269,9 +268,9 @@ async def test_setup_creates_the_table_where_the_stock_savers_are_already(alone:
 
 
 async def test_a_saver_that_is_forgotten_looks_for_suspects_no_more(alone: Alone) -> None:
-    saver = CachedPostgresSaver(alone.reader._redis, alone.reader._upstream)
+    saver = CachedPostgresSaver(inspect(alone.reader).redis, inspect(alone.reader).upstream)
     await saver.aget_tuple(alone.conversation.config)
-    recovery = weakref.ref(saver._invalidator)
+    recovery = weakref.ref(inspect(saver).invalidator)
     del saver
 
     async def gone() -> bool:

@@ -21,6 +21,7 @@ from langgraph_checkpoint_cached.errors import ArgumentError, BehindError, Unsup
 from langgraph_checkpoint_cached.stores.redis.keys import journal_key
 from tests.support.agreement import eventually, new_checkpoint, on_thread
 from tests.support.conversations import Conversation, until_hit
+from tests.support.inspect import inspect
 from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
@@ -60,23 +61,6 @@ async def start_behind(saver: CachedPostgresSaver, thread_id: str = "t") -> Conv
     return conversation
 
 
-class Paused:
-    """Keeps a holder from flushing by itself, so that a test may look at what Postgres does not have."""
-
-    def __init__(self, saver: CachedPostgresSaver) -> None:
-        assert saver._write_behind is not None
-        self.write_behind_queue = saver._write_behind
-
-    def __enter__(self) -> None:
-        self.flush_all = self.write_behind_queue._flush_all
-        self.end_idle = self.write_behind_queue._end_idle
-        self.write_behind_queue._flush_all = self.write_behind_queue._end_idle = _nothing  # type: ignore[method-assign]
-
-    def __exit__(self, *_: object) -> None:
-        self.write_behind_queue._flush_all, self.write_behind_queue._end_idle = self.flush_all, self.end_idle  # type: ignore[method-assign]
-        self.write_behind_queue._wake.set()
-
-
 async def _nothing() -> None:
     return None
 
@@ -102,7 +86,7 @@ async def test_what_redis_has_acknowledged_is_read_by_all_and_follows_in_postgre
     migrated_database_url: str, behind: CachedPostgresSaver, another: CachedPostgresSaver
 ) -> None:
     conversation = await start_behind(behind)
-    with Paused(behind):
+    with inspect(behind).flushing_paused():
         await conversation.turns(3)
         await conversation.check(behind, another)
         assert behind.stats()["unflushed"] >= 6
@@ -122,14 +106,14 @@ async def test_what_comes_while_postgres_follows_is_gathered(
 ) -> None:
     """One conversation alone, in which a write comes during each transaction, had one transaction for each."""
     conversation = await start_behind(behind)
-    replay = behind._postgres.replay
+    replay = inspect(behind).store.replay
 
     async def slow(*arguments: Any) -> Any:
         await conversation.turn()
         return await replay(*arguments)
 
     monkeypatch.setattr(write_behind, "GATHER_SECONDS", 0.2)
-    monkeypatch.setattr(behind._postgres, "replay", slow)
+    monkeypatch.setattr(inspect(behind).store, "replay", slow)
     await conversation.turn()
     await asyncio.sleep(0.5)
     monkeypatch.undo()
@@ -162,8 +146,8 @@ async def _copy(saver: CachedPostgresSaver, conversation: Conversation) -> int:
 
 
 async def _after_an_eviction(saver: CachedPostgresSaver, conversation: Conversation) -> int:
-    key = f"{saver._executor.probe_key.removesuffix(':probe')}:{{t}}:ns:"
-    assert await saver._redis.delete(key) == 1
+    key = f"{inspect(saver).prefix}:{{t}}:ns:"
+    assert await inspect(saver).redis.delete(key) == 1
     await conversation.check(saver)
     return conversation.length
 
@@ -177,7 +161,7 @@ async def test_whatever_is_read_from_postgres_is_there_first(
     read: Callable[[CachedPostgresSaver, Conversation], Awaitable[int]],
 ) -> None:
     conversation = await start_behind(behind)
-    with Paused(behind):
+    with inspect(behind).flushing_paused():
         await conversation.turns(3)
         assert behind.stats()["unflushed"] >= 6
         assert await read(behind if by == "the holder" else another, conversation) == 4
@@ -190,7 +174,7 @@ async def test_a_write_through_by_another_process_comes_after_what_was_acknowled
 ) -> None:
     """A special write replaces what is there: the later one has to stay."""
     conversation = await start_behind(behind)
-    with Paused(behind):
+    with inspect(behind).flushing_paused():
         await behind.aput_writes(conversation.latest, [("__resume__", "first")], "task")
         await another.aput_writes(conversation.latest, [("__resume__", "second")], "task")
     await behind.aflush()
@@ -214,7 +198,7 @@ async def test_what_is_deleted_does_not_come_back(
 ) -> None:
     conversation = await start_behind(behind)
     deleter = behind if by == "the holder" else another
-    with Paused(behind):
+    with inspect(behind).flushing_paused():
         await conversation.turns(2)
         if how == "delete":
             await deleter.adelete_thread("t")
@@ -234,14 +218,14 @@ async def test_what_is_deleted_does_not_come_back(
 
 
 async def _is_gone(saver: CachedPostgresSaver, key: str) -> bool:
-    return not await saver._redis.exists(key)
+    return not await inspect(saver).redis.exists(key)
 
 
 async def test_pruning_keeps_the_latest_that_was_acknowledged(
     migrated_database_url: str, behind: CachedPostgresSaver, another: CachedPostgresSaver
 ) -> None:
     conversation = await start_behind(behind)
-    with Paused(behind):
+    with inspect(behind).flushing_paused():
         await conversation.turns(3)
         await another.aprune(["t"])
     await conversation.check(behind, another)
@@ -262,9 +246,9 @@ async def test_leases_end_when_nothing_is_written_for_a_while(
         return rows(migrated_database_url, LEASES) == [] and behind.stats()["leases_held"] == 0
 
     await eventually(ended)
-    assert not await behind._redis.exists(journal_key(redis_prefix, "t"))
-    for key in await behind._redis.keys(f"{redis_prefix}*"):
-        assert 0 < await behind._redis.pttl(key) <= 3_600_000, f"{key!r} lives on"
+    assert not await inspect(behind).redis.exists(journal_key(redis_prefix, "t"))
+    for key in await inspect(behind).redis.keys(f"{redis_prefix}*"):
+        assert 0 < await inspect(behind).redis.pttl(key) <= 3_600_000, f"{key!r} lives on"
     await conversation.check()
 
 
@@ -291,9 +275,9 @@ async def test_others_replay_the_journal_of_a_process_that_is_gone(
     async with AsyncExitStack() as stack:
         saver = await stack.enter_async_context(open_saver(migrated_database_url, redis_url, prefix=redis_prefix))
         conversation = await start_behind(saver)
-        with Paused(saver):
+        with inspect(saver).flushing_paused():
             await conversation.turns(3)
-            _die(saver)
+            inspect(saver).die()
         found = conversation.length
         assert checkpoints(migrated_database_url) < found
         conversation.saver = another
@@ -309,17 +293,7 @@ async def test_others_replay_the_journal_of_a_process_that_is_gone(
         assert rows(migrated_database_url, LEASES) == []
         assert another.stats()["leases_lost"] == 0
         await conversation.turns(2)
-        assert not await another._redis.exists(journal_key(redis_prefix, "t"))
-
-
-def _die(saver: CachedPostgresSaver) -> None:
-    """As far as the servers can tell: it forgets all it knew, and does nothing more."""
-    assert saver._write_behind is not None
-    saver._write_behind._leases.clear()
-    saver._write_behind._dirty.clear()
-    if saver._write_behind._flusher is not None:
-        saver._write_behind._flusher.cancel()
-    saver._replayer.recover = _nothing  # type: ignore[method-assign]
+        assert not await inspect(another).redis.exists(journal_key(redis_prefix, "t"))
 
 
 async def test_losing_redis_alone_loses_nothing(
@@ -331,7 +305,7 @@ async def test_losing_redis_alone_loses_nothing(
         open_saver(migrated_database_url, server.url, redis_timeout=0.2, mode="write_through") as other,
     ):
         conversation = await start_behind(saver)
-        with Paused(saver):
+        with inspect(saver).flushing_paused():
             await conversation.turns(3)
             server.kill()  # without a snapshot
             await conversation.turns(3)
@@ -351,7 +325,7 @@ async def test_redis_restarts_empty_between_two_writes(
     async with open_saver(migrated_database_url, server.url, redis_timeout=0.2) as saver:
         conversation = await start_behind(saver)
         for _ in range(2):
-            with Paused(saver):
+            with inspect(saver).flushing_paused():
                 await conversation.turns(3)
                 server.kill()
                 server.start()
@@ -376,9 +350,9 @@ async def test_who_dies_together_with_the_data_of_redis_loses_what_was_not_flush
         conversation = await start_behind(saver)
         await saver.aflush()
         flushed = await saver.aget_tuple(conversation.config)
-        with Paused(saver):
+        with inspect(saver).flushing_paused():
             await conversation.turns(2)
-            _die(saver)
+            inspect(saver).die()
             server.kill()
         server.start()
         assert await other.aget_tuple(conversation.config) == flushed
@@ -404,9 +378,9 @@ async def test_nothing_older_is_read_while_only_an_unreachable_redis_has_it(
             open_saver(migrated_database_url, server.url, mode="write_through", redis_timeout=0.2)
         )
         conversation = await start_behind(saver)
-        with Paused(saver):
+        with inspect(saver).flushing_paused():
             await conversation.turns(2)
-            _die(saver)
+            inspect(saver).die()
         server.kill()
         for call in (
             other.aget_tuple(conversation.config),
@@ -439,7 +413,7 @@ async def test_an_answer_that_is_lost_is_made_up_for(
         open_saver(migrated_database_url, redis_url, prefix=redis_prefix, mode="write_through") as other,
     ):
         conversation = await start_behind(saver)
-        with Paused(saver):
+        with inspect(saver).flushing_paused():
             await conversation.turns(2)
             proxy.mute()
             await conversation.turn()
@@ -535,11 +509,11 @@ async def test_a_full_redis_has_writes_go_through(
     async with open_saver(migrated_database_url, server.url) as saver:
         conversation = await start_behind(saver)
         appends = saver.stats()["appends"]
-        await saver._redis.config_set("maxmemory", 1)
+        await inspect(saver).redis.config_set("maxmemory", 1)
         await conversation.turns(3)
         assert saver.stats()["appends"] == appends
         assert checkpoints(migrated_database_url) == conversation.length
-        await saver._redis.config_set("maxmemory", 0)
+        await inspect(saver).redis.config_set("maxmemory", 0)
         await conversation.turns(5)
         assert saver.stats()["appends"] > appends
 
@@ -554,7 +528,7 @@ async def test_what_a_replica_does_not_confirm_is_in_postgres_first(
     options: dict[str, Any] = {"redis_durability": "replica", "redis_timeout": 1}
     async with open_saver(migrated_database_url, primary.url, **options) as saver:
         conversation = await start_behind(saver)
-        with Paused(saver):
+        with inspect(saver).flushing_paused():
             await conversation.turn()
             assert checkpoints(migrated_database_url) == conversation.length - 1
             replica.stop()
@@ -574,7 +548,7 @@ async def test_where_a_disk_cannot_confirm_postgres_does(
     server = redis_servers()
     async with open_saver(migrated_database_url, server.url, redis_durability="disk", redis_timeout=1) as saver:
         conversation = await start_behind(saver)
-        with Paused(saver):
+        with inspect(saver).flushing_paused():
             await conversation.turn()
             assert checkpoints(migrated_database_url) == conversation.length
 
@@ -631,12 +605,12 @@ async def test_a_namespace_written_behind_is_not_taken_for_empty(
     assert await behind.aget_tuple(root) is None
     inner: Any = on_thread("t", checkpoint_ns="inner")
     assert await behind.aget_tuple(inner) is None
-    with Paused(behind):
+    with inspect(behind).flushing_paused():
         for _ in range(2):
             await behind.aput(inner, new_checkpoint(), {}, {})
         assert behind.stats()["appends"] >= 1
-        prefix = behind._executor.probe_key.removesuffix(":probe")
-        await behind._redis.delete(f"{prefix}:{{t}}:ns:inner")
+        prefix = inspect(behind).prefix
+        await inspect(behind).redis.delete(f"{prefix}:{{t}}:ns:inner")
         for saver in (behind, another):
             assert await saver.aget_tuple(inner) is not None
 

@@ -23,8 +23,14 @@ from redis.backoff import NoBackoff
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import free_port
 from langgraph_checkpoint_cached.stores.redis.keys import thread_key
-from langgraph_checkpoint_cached.stores.redis.pipelined_connection import _ReplyReader
 from tests.support.agreement import PATIENT_SECONDS, new_checkpoint, new_saver, on_thread
+from tests.support.inspect import (
+    ReplyReader,
+    connections_in_use,
+    free_connections,
+    idle_postgres_connections,
+    inspect,
+)
 
 KINDS = ("pool", "single", "pipeline")
 TICKS = 2
@@ -65,7 +71,7 @@ class Events:
         ):
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
         for name in ("exchange", "data_received"):
-            monkeypatch.setattr(_ReplyReader, name, self._counted_at_once(getattr(_ReplyReader, name)))
+            monkeypatch.setattr(ReplyReader, name, self._counted_at_once(getattr(ReplyReader, name)))
 
     def at(self, event: int, fire: Callable[[], object] | None) -> None:
         self._left, self._fire = event + 1, fire
@@ -190,21 +196,21 @@ class World:
             stats = pool.get_stats()
             assert stats["pool_available"] == stats["pool_size"], stats
             assert not stats.get("requests_waiting"), stats
-            conns = list(pool._pool)
+            conns = idle_postgres_connections(pool)
         for conn in conns:
             assert conn.info.transaction_status == TransactionStatus.IDLE
             expected = PipelineStatus.ON if self.kind == "pipeline" else PipelineStatus.OFF
             assert conn.pgconn.pipeline_status == expected
         assert not self.upstream.lock.locked()
-        assert not self.client.connection_pool._in_use_connections
-        for free in self.client.connection_pool._available_connections:
+        assert not connections_in_use(self.client)
+        for free in free_connections(self.client):
             assert not (free.is_connected and await free.can_read()), "a reply is left for the next caller"
 
     async def assert_agree(self, thread: str) -> None:
         """Another process, of which Redis is there, can tell at once what is the latest."""
         another = self.another_saver()
         if self.redis_is_gone:
-            await another._invalidator.invalidate_stale()  # as it does once a second
+            await inspect(another).invalidator.invalidate_stale()  # as it does once a second
         expected = await asyncio.wait_for(self.watch.aget_tuple(on_thread(thread)), PATIENT_SECONDS)
         assert await asyncio.wait_for(another.aget_tuple(on_thread(thread)), PATIENT_SECONDS) == expected
         stats = another.stats()

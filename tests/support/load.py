@@ -15,6 +15,7 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.entries import Hit, Load, RedisUnavailable
+from tests.support.inspect import inspect
 
 
 @dataclass
@@ -168,7 +169,7 @@ async def _is_served(player: Player) -> None:
 
 
 async def _answer(saver: CachedPostgresSaver, namespace: Namespace) -> str:
-    entries = saver._reader._entries
+    entries = inspect(saver).entries
     try:
         answer = await entries.read(namespace, "test")
         if isinstance(answer, Load):

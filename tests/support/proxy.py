@@ -37,7 +37,7 @@ class Proxy:
     def __init__(self, target_url: str) -> None:
         target = urlsplit(target_url)
         default_port = 6379 if target.scheme.startswith("redis") else 5432
-        self._target = (target.hostname or LOCALHOST, target.port or default_port)
+        self.target = (target.hostname or LOCALHOST, target.port or default_port)
         self.port = free_port()
         credentials = f"{target.netloc.rpartition('@')[0]}@" if "@" in target.netloc else ""
         self.url = target._replace(netloc=f"{credentials}{LOCALHOST}:{self.port}").geturl()
@@ -121,7 +121,7 @@ class Proxy:
         writers = self._connections[task] = [client_writer]
         try:
             await self._requests.wait()
-            server_reader, server_writer = await asyncio.open_connection(*self._target)
+            server_reader, server_writer = await asyncio.open_connection(*self.target)
             writers.append(server_writer)
             pumps = [
                 asyncio.ensure_future(_pump(client_reader, server_writer, self._requests)),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, QueueFull, answer
+from tests.support.inspect import revive, running_tasks
 
 
 class Operation:
@@ -242,7 +243,7 @@ async def test_when_the_loop_ends_nobody_is_left_waiting() -> None:
     groups = groups_of(runner, rows_max=1)
     waiting = [add(groups, name) for name in "ab"]
     await until_running(runner, 1)
-    [worker] = groups._tasks._running
+    [worker] = running_tasks(groups)
     worker.cancel()
     for done in waiting:
         with pytest.raises(asyncio.CancelledError):
@@ -253,7 +254,7 @@ async def test_when_the_loop_ends_before_a_group_is_put_together_nobody_is_left_
     """Seen as a program that never ended: what was given back at its end waited for a task that had not begun."""
     groups = groups_of(Runner(let_go=True))
     waiting = [add(groups, name) for name in "ab"]
-    [worker] = groups._tasks._running
+    [worker] = running_tasks(groups)
     worker.cancel()
     await asyncio.wait((worker,))
     late = add(groups, "c")
@@ -262,7 +263,7 @@ async def test_when_the_loop_ends_before_a_group_is_put_together_nobody_is_left_
         assert done.done()
         with pytest.raises(asyncio.CancelledError):
             await done
-    groups._revive()
+    revive(groups)
     assert await add(groups, "d") == "D"
 
 
@@ -275,12 +276,12 @@ async def test_after_its_tasks_were_cancelled_it_starts_none_until_the_loop_has_
     groups = groups_of(runner)
     add(groups, "a")
     await until_running(runner, 1)
-    [worker] = groups._tasks._running
+    [worker] = running_tasks(groups)
     worker.cancel()
     await asyncio.wait((worker,))
     with pytest.raises(asyncio.CancelledError):
         await add(groups, "b")
-    assert len(groups._tasks) == 0
+    assert len(running_tasks(groups)) == 0
     revive[0]()
     runner.gate.set()
     assert await add(groups, "c") == "C"

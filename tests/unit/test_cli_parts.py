@@ -23,6 +23,7 @@ from langgraph_checkpoint_cached.stores.redis.keys import (
     thread_key,
 )
 from langgraph_checkpoint_cached.utils.concurrency import for_each, iterate
+from tests.support.inspect import age_last_line
 
 NAMES = ["t", "", "a:b", "{x}", "a}b", "100%", "ünïcode \U0001f600", "a*[?]", "x" * 300, "!", "\udcff", "~.-_"]
 
@@ -108,7 +109,7 @@ def test_progress_goes_to_standard_error_and_leaves_a_terminal_clean(
     with Progress("done", 3_000) as progress:
         progress.add()
         assert screen.getvalue() == "", "at most so often"
-        progress._said_at -= 100
+        age_last_line(progress, 100)
         progress.add(1_999)
     text = screen.getvalue()
     assert text.strip().startswith("done: 2,000 of 3,000")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
 import shlex
@@ -13,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from langgraph_checkpoint_cached.arguments import ConnectionOptions, SaverOptions
-from langgraph_checkpoint_cached.cli import main
 from langgraph_checkpoint_cached.stats import Stats
+from tests.support.inspect import cli_commands, cli_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,17 +51,14 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 def test_commands_parse(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for line in re.findall(r"^\$ langgraph-cached (.*)$", text, re.MULTILINE):
-        main._parser().parse_args(shlex.split(line))
-    commands = next(
-        action for action in main._parser()._actions if isinstance(action, argparse._SubParsersAction)
-    ).choices
+        cli_parser().parse_args(shlex.split(line))
+    commands = cli_commands()
     for line in re.findall(r"`langgraph-cached ([^`]*)`", text):
         name, *rest = shlex.split(line)
         if name == "COMMAND":
             continue
         assert name in commands, line
-        options = {option for each in commands[name]._actions for option in each.option_strings}
-        assert {word for word in rest if word.startswith("-")} <= options, line
+        assert {word for word in rest if word.startswith("-")} <= commands[name], line
 
 
 @cache

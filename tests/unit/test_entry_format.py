@@ -23,6 +23,7 @@ from langgraph_checkpoint_cached.stores.redis.entry_format import (
     writes_arguments,
 )
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity, integrity_for
+from tests.support.inspect import version_text
 
 NAMESPACE = Namespace("thread", "ns")
 VERSION = f"{1:032}.0.1234567890123456"
@@ -179,7 +180,7 @@ def test_no_part_is_taken_from_another_place_or_time(
         if target.startswith(b"c:"):
             channel = target[2:].decode()
             ours, theirs = (r.checkpoint["channel_versions"][channel] for r in (held, another[1]))
-            assert entry_format._version_text(ours) == entry_format._version_text(theirs)
+            assert version_text(ours) == version_text(theirs)
 
 
 @pytest.mark.parametrize("seal", SEALS)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from langgraph_checkpoint_cached.serde import fast_dumps
 from langgraph_checkpoint_cached.serde.fast_dumps import dumps_for
+from tests.support.inspect import UPSTREAM_DEFAULT, packers
 from tests.unit.test_fast_loads import ALL_NAMES, CLASSES, FIELDS, Data, Model, OwnMessage, made, values
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
@@ -142,13 +142,13 @@ def test_other_values_make_the_same_bytes_or_errors(value: Any) -> None:
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_ordinary_messages_do_not_go_to_the_stock_hook(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    upstream = fast_dumps._UPSTREAM_DEFAULT
+    upstream = UPSTREAM_DEFAULT.get()
     message = CLASSES[name](
         **{field: ORDINARY[field] for field in CLASSES[name].model_fields if field in ORDINARY}
     )
     expected = JsonPlusSerializer().dumps_typed([message])
-    fast_dumps._packers()  # once in a process this compares with the upstream hook
-    monkeypatch.setattr(fast_dumps, "_UPSTREAM_DEFAULT", lambda value: (calls.append(value), upstream(value))[1])
+    packers()  # once in a process this compares with the upstream hook
+    monkeypatch.setattr(*UPSTREAM_DEFAULT, lambda value: (calls.append(value), upstream(value))[1])
     assert dumps_for(JsonPlusSerializer())([message]) == expected
     assert calls == []
     assert dumps_for(JsonPlusSerializer())([Model(a=1)])

@@ -24,9 +24,10 @@ from langgraph.checkpoint.serde.jsonplus import EXT_PYDANTIC_V2, JsonPlusSeriali
 from langgraph.graph.message import add_messages
 from pydantic import BaseModel
 
-from langgraph_checkpoint_cached.serde import fast_loads, messages
+from langgraph_checkpoint_cached.serde import messages
 from langgraph_checkpoint_cached.serde.fast_loads import loads_for
 from langgraph_checkpoint_cached.serde.messages import message_classes
+from tests.support.inspect import MESSAGE_CLASSES, UPSTREAM_HOOK, message_class
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -242,7 +243,7 @@ def stock_count(monkeypatch: pytest.MonkeyPatch, data: tuple[str, Any]) -> int:
     """How many of a value's objects are left to the upstream hook."""
     serde, calls = JsonPlusSerializer(), []
     hook = serde._unpack_ext_hook
-    monkeypatch.setattr(fast_loads, "_upstream_hook", lambda _: lambda *args: (calls.append(args), hook(*args))[1])
+    monkeypatch.setattr(*UPSTREAM_HOOK, lambda _: lambda *args: (calls.append(args), hook(*args))[1])
     loads_for(serde)(data)
     monkeypatch.undo()
     return len(calls)
@@ -490,8 +491,8 @@ def test_ordinary_messages_are_not_left_to_the_stock_hook(monkeypatch: pytest.Mo
 
 
 def test_a_class_that_is_not_as_expected_is_left_to_the_stock_hook(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = next(row for row in messages._CLASSES if row[1] == "HumanMessage")
-    find = messages._message_class
+    row = next(row for row in MESSAGE_CLASSES if row[1] == "HumanMessage")
+    find = message_class
     module = "langchain_core.messages.human"
 
     assert find(module, *row[1:]) is not None

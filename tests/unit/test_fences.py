@@ -11,6 +11,7 @@ from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis import fences
 from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.fences import FENCE_MARGIN_SECONDS, RETAIN_SECONDS, Fence, Fences
+from tests.support.inspect import release_old
 
 NAMESPACE = Namespace("t")
 
@@ -64,7 +65,7 @@ class World:
     async def released(self, seconds: float = RETAIN_SECONDS) -> list[str]:
         """What was released once this time has passed."""
         self.now += seconds
-        self.fences._release_old()
+        release_old(self.fences)
         await asyncio.sleep(0)
         return [token for what, token in self.entries.sent if what == "release"]
 

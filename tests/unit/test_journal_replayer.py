@@ -14,6 +14,7 @@ from langgraph_checkpoint_cached.errors import BehindError
 from langgraph_checkpoint_cached.records import LeaseRow
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.redis.journal import Page
+from tests.support.inspect import set_clock
 
 ROW = LeaseRow("lost.1", 7)
 STEP_SECONDS = 1.0
@@ -132,7 +133,7 @@ def test_nobody_is_taken_for_dead_while_postgres_is_away(servers: Servers, repla
 
 def test_nor_by_who_waits_for_it_when_postgres_is_back(servers: Servers, replayer: JournalReplayer) -> None:
     async def settle() -> None:
-        replayer._clock = lambda: servers.now
+        set_clock(replayer, lambda: servers.now)
         servers.now += 60
         await replayer.settle("t")
 

@@ -13,6 +13,7 @@ from langgraph_checkpoint_cached.engine import stats_publisher
 from langgraph_checkpoint_cached.engine.stats_publisher import EXPIRY_SECONDS, StatsPublisher
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
+from tests.support.inspect import timer
 
 
 class RecordingExecutor:
@@ -140,7 +141,7 @@ def test_the_timer_keeps_neither_the_publisher_nor_the_loop_alive(
         publisher = make_publisher(executor, Stats())
         publisher.start()
         await asyncio.sleep(0.005)
-        assert publisher._timer is not None
+        assert timer(publisher) is not None
         return weakref.ref(publisher)
 
     reference = asyncio.run(forget())

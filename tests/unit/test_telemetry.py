@@ -23,7 +23,7 @@ class Saver:
     """As much of one as is looked at."""
 
     def __init__(self) -> None:
-        self._stats = Stats()
+        self._stats = self.counters = Stats()
 
 
 def saver() -> Any:
@@ -57,17 +57,17 @@ def collected(reader: InMemoryMetricReader) -> dict[str, list[tuple[dict[str, An
 
 def test_every_counter_and_gauge_is_a_metric(reader: InMemoryMetricReader, provider: MeterProvider) -> None:
     one = saver()
-    names = [name for kind in (int, Gauge) for name, _ in one._stats.described(kind)]
+    names = [name for kind in (int, Gauge) for name, _ in one.counters.described(kind)]
     instrument(one, provider, {"service": "chat"})
     for value, name in enumerate(names, 1):
-        if isinstance(getattr(one._stats, name), Gauge):
-            getattr(one._stats, name).read = lambda value=value: value
+        if isinstance(getattr(one.counters, name), Gauge):
+            getattr(one.counters, name).read = lambda value=value: value
         else:
-            setattr(one._stats, name, value)
+            setattr(one.counters, name, value)
     found = collected(reader)
     for value, name in enumerate(names, 1):
         assert found[name] == [({"service": "chat"}, value)]
-    one._stats.hits += 100
+    one.counters.hits += 100
     assert collected(reader)["hits"] == [({"service": "chat"}, 101)]
 
 
@@ -77,10 +77,10 @@ def test_times_are_counters_with_the_buckets_of_prometheus(
     one = saver()
     instrument(one, provider, {})
     for seconds in (0.0002, 0.002, 100):
-        one._stats.get_hit.record(seconds)
-    one._stats.redis_exchange.record(0.5)
-    one._stats.group_sizes.record(3)
-    one._stats.group_sizes.record(600)
+        one.counters.get_hit.record(seconds)
+    one.counters.redis_exchange.record(0.5)
+    one.counters.group_sizes.record(3)
+    one.counters.group_sizes.record(600)
     found = collected(reader)
     hit = {"tier": "saver", "operation": "get_tuple", "outcome": "hit"}
     assert (hit, 3) in found["calls"]
@@ -98,7 +98,7 @@ def test_savers_are_told_apart_and_fall_silent_when_they_are_gone(
     reader: InMemoryMetricReader, provider: MeterProvider
 ) -> None:
     one, other = saver(), saver()
-    one._stats.hits, other._stats.hits = 1, 2
+    one.counters.hits, other.counters.hits = 1, 2
     instrument(one, provider)
     instrument(one, provider)
     instrument(other, provider)
@@ -122,7 +122,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from tests.unit.test_telemetry import collected, instrument, saver
 one, two, three = saver(), saver(), saver()
-one._stats.hits, two._stats.hits, three._stats.hits = 1, 2, 3
+one.counters.hits, two.counters.hits, three.counters.hits = 1, 2, 3
 instrument(one)
 reader = InMemoryMetricReader()
 metrics.set_meter_provider(MeterProvider([reader]))
