@@ -191,7 +191,7 @@ async def test_what_is_behind_is_copied_to_another_saver(
     async with behind(tiers, proxies, redis_url, threads=3) as conversations:
         target = InMemorySaver()
         copied = await copy_all(tiers.saver, target)
-        assert (copied.is_flushed, copied.threads, copied.checkpoints, copied.writes) == (True, 3, 6, 6)
+        assert (copied.is_complete, copied.threads, copied.checkpoints, copied.writes) == (True, 3, 6, 6)
         for each in conversations:
             found = await target.aget_tuple(each.config)
             assert found is not None
