@@ -17,6 +17,7 @@ from tests.support.inspect import cli_commands, cli_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHER_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs" / "adr").glob("*.md"))]
 FAILURES = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
 COLUMNS = {"stale", "leases", "active", "locked", "rows/tx"}
 """Of `tail`."""
@@ -28,10 +29,10 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     found = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
-    assert found
+    assert found or page not in PAGES
     for link in found:
         if link.startswith("https://"):
             continue
@@ -45,6 +46,15 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     readme = PAGES[0].read_text(encoding="utf-8")
     for page in PAGES[1:]:
         assert f"(docs/{page.name}" in readme
+
+
+def test_every_decision_is_in_their_index() -> None:
+    index = (ROOT / "docs" / "adr" / "README.md").read_text(encoding="utf-8")
+    decisions = [page for page in OTHER_PAGES if re.match(r"\d{4}-", page.name)]
+    assert decisions
+    for page in decisions:
+        assert f"({page.name})" in index
+        assert len(page.read_text(encoding="utf-8").split()) <= 450
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
