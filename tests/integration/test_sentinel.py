@@ -32,7 +32,8 @@ async def test_hits_come_from_the_primary(
             saver = await stack.enter_async_context(opening)
         else:
             sentinel = Sentinel([(LOCALHOST, each.port) for each in service.sentinels])
-            stack.push_async_callback(sentinel.aclose)
+            for each in sentinel.sentinels:  # redis-py before 8 has no `Sentinel.aclose`
+                stack.push_async_callback(each.aclose)
             client = sentinel.master_for(SERVICE, decode_responses=kind == "decoding client")
             await stack.enter_async_context(client)
             upstream = await stack.enter_async_context(AsyncPostgresSaver.from_conn_string(migrated_database_url))

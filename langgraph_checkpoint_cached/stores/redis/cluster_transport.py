@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,14 +66,15 @@ class ClusterTransport:
         """Stores something on every primary. Raises what `run` raises, and `ResponseError`."""
         try:
             await self._clean_up_ended()
-            nodes: dict[ClusterNode, str] = {}
+            nodes: dict[str, tuple[ClusterNode, str]] = {}  # by name: redis-py before 8 cannot hash nodes
             primaries, number = self._client.get_primaries(), 0
             while len(nodes) < len(primaries):
                 if number > PROBE_KEYS_MAX:
                     raise RedisError("not every primary has slots")
-                nodes.setdefault(self._node_for(name := f"{key}:{number}"), name)
+                node = self._node_for(name := f"{key}:{number}")
+                nodes.setdefault(node.name, (node, name))
                 number += 1
-            commands = [(node, [("SET", name, b"1", "PX", ttl_ms)]) for node, name in nodes.items()]
+            commands = [(node, [("SET", name, b"1", "PX", ttl_ms)]) for node, name in nodes.values()]
             for (answer,) in await _all(self._on(node, command) for node, command in commands):
                 if isinstance(answer, ResponseError):
                     raise answer
@@ -90,12 +90,13 @@ class ClusterTransport:
         await self._client.initialize()
 
     async def _by_node(self, steps: Sequence[Step]) -> list[Any]:
-        nodes: dict[ClusterNode, list[int]] = defaultdict(list)
+        nodes: dict[str, tuple[ClusterNode, list[int]]] = {}
         for i, step in enumerate(steps):
-            nodes[self._node_for(step.keys[0])].append(i)
+            node = self._node_for(step.keys[0])
+            nodes.setdefault(node.name, (node, []))[1].append(i)
         answers: list[Any] = [None] * len(steps)
-        of_nodes = await _all(self._run_on(node, [steps[i] for i in indexes]) for node, indexes in nodes.items())
-        for (node, indexes), reply in zip(nodes.items(), of_nodes, strict=True):
+        of_nodes = await _all(self._run_on(node, [steps[i] for i in indexes]) for node, indexes in nodes.values())
+        for (node, indexes), reply in zip(nodes.values(), of_nodes, strict=True):
             if any(isinstance(each, NoScriptError) for each in reply):
                 self._known = {known for known in self._known if known[0] != node.name}
             for i, each in zip(indexes, reply, strict=True):

@@ -57,7 +57,7 @@ class SentinelQuorum:
         if len(named) != 1:
             raise NoQuorum("the Sentinels name different primaries")
         host, port = named.pop()
-        address = manager._force_master_ip or host, port
+        address = getattr(manager, "_force_master_ip", None) or host, port  # not in redis-py before 6
         if address != self._address:
             self._address = address
             await self._pool.disconnect(inuse_connections=False)
