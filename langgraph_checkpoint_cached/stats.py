@@ -1,6 +1,6 @@
-"""Counters, times and gauges of one saver. What each means is said here and nowhere else."""
+"""Counters, times and gauges of one saver, with their descriptions."""
 
-# ruff: noqa: RUF009 - what is called there makes a `field`
+# ruff: noqa: RUF009 - the calls return a `field`
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Histogram:
-    """How often values fell between fixed bounds, and their sum.
+    """Counts of values between fixed bounds, and the sum of the values.
 
     Args:
         bounds: The highest value of each bucket but the last, which has none.
@@ -30,13 +30,13 @@ class Histogram:
         self.sum: float = 0
 
     def record(self, value: float) -> None:
-        """Counts a value."""
+        """Count a value."""
         self.buckets[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Counts the seconds that the block takes, however it ends."""
+        """Count the seconds that the block takes, however it ends."""
         started = time.perf_counter()
         try:
             yield
@@ -45,13 +45,13 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many values there were."""
+        """Number of values."""
         return sum(self.buckets)
 
     def quantile(self, share: float) -> float:
-        """The value that this share of all does not exceed, about: the bounds are all that is known.
+        """Return the value that this share of all values does not exceed, interpolated between the bounds.
 
-        0 if there were none, and never more than the highest bound.
+        0 if there were no values, and never more than the highest bound.
         """
         buckets = list(self.buckets)
         rest = share * sum(buckets)
@@ -64,28 +64,28 @@ class Histogram:
 
 
 class Gauge:
-    """A number that somebody else knows."""
+    """Number that is read when it is asked for."""
 
     def __init__(self, read: Callable[[], int] = lambda: 0) -> None:
         self.read = read
 
 
-def _counter(unit: str, says: str) -> Any:
-    return field(default=0, metadata={"unit": unit, "says": says})
+def _counter(unit: str, description: str) -> Any:
+    return field(default=0, metadata={"unit": unit, "description": description})
 
 
-def _gauge(unit: str, says: str) -> Any:
-    return field(default_factory=Gauge, metadata={"unit": unit, "says": says})
+def _gauge(unit: str, description: str) -> Any:
+    return field(default_factory=Gauge, metadata={"unit": unit, "description": description})
 
 
-def _times(says: str, *place: str) -> Any:
-    """A histogram of seconds. `place` is the tier, what was done there, and how it ended if that may differ."""
-    return field(default_factory=Histogram, metadata={"unit": "s", "says": says, "place": place})
+def _times(description: str, *place: str) -> Any:
+    """Return a histogram of seconds. `place` is the tier, the operation, and its outcome if there are several."""
+    return field(default_factory=Histogram, metadata={"unit": "s", "description": description, "place": place})
 
 
 @dataclass(eq=False)
 class Stats:
-    """What happened since the saver was made.
+    """Numbers of one saver since it was made.
 
     `as_dict` has each counter and gauge under its name, and for each histogram of times `<name>_count`,
     `<name>_seconds` (their sum), `<name>_p50` and `<name>_p99` (seconds, about). Of groups it has `groups`,
@@ -105,49 +105,53 @@ class Stats:
     waits: int = _counter("{read}", "Reads that waited for another one's load first.")
     fills: int = _counter("{load}", "Loads that became entries.")
     fills_refused: int = _counter(
-        "{load}", "Loads that did not, because something was written meanwhile or Redis was full."
+        "{load}", "Loads that did not, because of a write in the meantime or a full Redis."
     )
     history_hits: int = _counter("{read}", "Histories of `DeltaChannel`s served from Redis.")
     history_loads: int = _counter("{read}", "Histories of `DeltaChannel`s read from Postgres.")
     damaged: int = _counter("{entry}", "Entries that could not be read, and were dropped.")
     writes: int = _counter("{write}", "Checkpoints and pending writes stored in Postgres.")
-    entry_updates: int = _counter("{write}", "Of those, how many moved the entry along.")
-    degraded_writes: int = _counter("{write}", "Of those, how many could not tell Redis.")
+    entry_updates: int = _counter("{write}", "Of those, how many updated the entry.")
+    degraded_writes: int = _counter("{write}", "Of those, how many Redis did not confirm.")
     stale_threads: int = _counter(
         "{thread}",
-        "Threads that this process invalidated in Redis because somebody could not tell it of a write.",
+        "Stale threads that this process invalidated in Redis: those that some process wrote to without Redis.",
     )
     fences_expired: int = _counter(
         "{fence}",
-        "Fences that a read or a write found past their deadline: a process died inside a write or just after it, "
-        "or Postgres did not say what became of it.",
+        "Fences that a read or a write found expired: a process died during a write or just after it, or the "
+        "outcome of its commit is unknown.",
     )
     redis_errors: int = _counter("{call}", "Calls to Redis that failed or took too long.")
-    breaker_openings: int = _counter("{opening}", "How often Redis was given up for a while.")
-    checks: int = _counter("{check}", "Hits that were compared with Postgres (`check_hits`), and could be.")
-    appends: int = _counter("{write}", "Writes acknowledged by Redis, with Postgres to follow.")
-    replayed: int = _counter("{write}", "Of those of any process, how many this one has replayed into Postgres.")
-    leases: int = _counter("{lease}", "Leases taken: threads on which this process began to write behind.")
-    leases_recovered: int = _counter("{lease}", "Leases ended that another process had left behind.")
-    leases_lost: int = _counter(
-        "{lease}", "Of those, how many Redis no longer knew, so that writes may be lost. 0 unless Redis lost data."
+    breaker_openings: int = _counter("{opening}", "How often Redis was found unusable.")
+    checks: int = _counter("{check}", "Hits that were compared with Postgres (`check_hits`).")
+    appends: int = _counter("{write}", "Writes acknowledged by Redis, to be flushed to Postgres.")
+    replayed: int = _counter(
+        "{write}", "Such writes, of any process, that this process has replayed into Postgres."
     )
-    flush_waits: int = _counter("{wait}", "Reads and writes that had Postgres follow first.")
-    disagreements: int = _counter("{check}", "Of those, how many were not what Postgres holds. Always 0.")
+    leases: int = _counter("{lease}", "Leases acquired: threads on which this process began to write behind.")
+    leases_recovered: int = _counter(
+        "{lease}", "Leases of other processes that this process closed, because they were abandoned."
+    )
+    leases_lost: int = _counter(
+        "{lease}", "Of those, how many Redis no longer knew: their writes may be lost. 0 unless Redis loses data."
+    )
+    flush_waits: int = _counter("{wait}", "Reads and writes that waited for a flush to Postgres.")
+    disagreements: int = _counter("{check}", "Checks in which the hit was not what Postgres holds. Always 0.")
 
-    redis_usable: Gauge = _gauge("1", "1 while Redis is used, 0 while it is given up.")
+    redis_usable: Gauge = _gauge("1", "1 while Redis is used, 0 while it is unusable.")
     writes_waiting: Gauge = _gauge("{write}", "Writes that wait for their transaction to begin.")
     unflushed: Gauge = _gauge(
-        "{write}", "Writes of this process that Redis has acknowledged and Postgres does not have."
+        "{write}", "Writes of this process that Redis has acknowledged and Postgres does not have yet."
     )
-    unflushed_bytes: Gauge = _gauge("By", "About what those take.")
+    unflushed_bytes: Gauge = _gauge("By", "About how much memory those take.")
     leases_held: Gauge = _gauge("{lease}", "Threads that this process may write behind on now.")
     unreported_stale_threads: Gauge = _gauge(
         "{thread}",
-        "Threads that this process could not tell Redis of, to be invalidated before Redis is used again.",
+        "Stale threads of this process, which it invalidates before it uses Redis again.",
     )
 
-    redis_exchange: Histogram = _times("A round trip to Redis with one or more steps.", "redis", "exchange")
+    redis_exchange: Histogram = _times("A round trip to Redis with one or more scripts.", "redis", "exchange")
     postgres_load: Histogram = _times(
         "A query for latest checkpoints, waiting for a connection included.", "postgres", "load"
     )
@@ -155,7 +159,7 @@ class Stats:
         "The transaction of a group of writes, waiting for a connection included.", "postgres", "store"
     )
     postgres_replay: Histogram = _times(
-        "A transaction in which Postgres follows what Redis has acknowledged.", "postgres", "replay"
+        "A transaction that replays what Redis has acknowledged.", "postgres", "replay"
     )
     get_hit: Histogram = _times("A whole `get_tuple` that was a hit.", "saver", "get_tuple", "hit")
     get_load: Histogram = _times("The same that was a load.", "saver", "get_tuple", "load")
@@ -166,11 +170,15 @@ class Stats:
 
     group_sizes: Histogram = field(
         default_factory=lambda: Histogram(SIZES),
-        metadata={"unit": "{write}", "says": "Writes that shared a transaction.", "place": ("postgres", "group")},
+        metadata={
+            "unit": "{write}",
+            "description": "Writes that shared a transaction.",
+            "place": ("postgres", "group"),
+        },
     )
 
     def as_dict(self) -> dict[str, float]:
-        """A copy, for a dashboard or a log line: flat, and ready for JSON."""
+        """Return a copy, for a dashboard or a log line: flat, and ready for JSON."""
         found: dict[str, float] = {}
         for about in fields(self):
             value = getattr(self, about.name)
@@ -192,14 +200,14 @@ class Stats:
         return found
 
     def described(self, kind: type) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Each counter (`int`), gauge (`Gauge`) or `Histogram`: its name, and what is said of it."""
+        """Yield the name and the metadata of each counter (`int`), gauge (`Gauge`) or `Histogram`."""
         for about in fields(self):
             if isinstance(getattr(self, about.name), kind):
                 yield about.name, about.metadata
 
 
 def stat_names(histogram: str) -> tuple[str, str, str]:
-    """Its names in `as_dict`: of the count, of the sum, and what those of the quantiles start with."""
+    """Return a histogram's names in `as_dict`: of the count, of the sum, and the stem of the quantiles' names."""
     if histogram == "group_sizes":
         return "groups", "group_writes", "group_writes"
     return f"{histogram}_count", f"{histogram}_seconds", histogram

@@ -1,4 +1,4 @@
-"""What `saver.stats()` says, as OpenTelemetry metrics. Needs `pip install 'langgraph-checkpoint-cached[otel]'`."""
+"""OpenTelemetry metrics with the numbers of `saver.stats()`: needs `langgraph-checkpoint-cached[otel]`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Attributes = Mapping[str, str]
 Read = Callable[[Stats], "Iterable[tuple[float, Attributes]]"]
 
 
-class _Savers:
-    """Those that one provider's instruments tell of, and which are not kept alive by that."""
+class InstrumentedSavers:
+    """Savers that one provider's instruments report. They are not kept alive by that."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -35,7 +35,7 @@ class _Savers:
         self._attributes: WeakKeyDictionary[Stats, Attributes] = WeakKeyDictionary()
 
     def add(self, stats: Stats, attributes: Attributes | None) -> bool:
-        """Returns whether it is the first one ever, so that there are no instruments yet."""
+        """Add a saver. Returns whether it is the first one ever: then there are no instruments yet."""
         with self._lock:
             known = self._attributes.get(stats) or {"saver": str(next(_numbers))}
             self._attributes[stats] = known if attributes is None else dict(attributes)
@@ -43,7 +43,7 @@ class _Savers:
             return first
 
     def observed(self, read: Read) -> Callable[[CallbackOptions], list[Observation]]:
-        """What an instrument asks when metrics are collected."""
+        """Return the callback of an instrument, which runs when metrics are collected."""
 
         def observe(_: CallbackOptions) -> list[Observation]:
             with self._lock:
@@ -58,8 +58,8 @@ class _Savers:
 
 
 _numbers = count(1)
-_globally = _Savers()
-_by_provider: WeakKeyDictionary[MeterProvider, _Savers] = WeakKeyDictionary()
+_globally = InstrumentedSavers()
+_by_provider: WeakKeyDictionary[MeterProvider, InstrumentedSavers] = WeakKeyDictionary()
 
 
 def instrument(
@@ -67,43 +67,43 @@ def instrument(
     meter_provider: MeterProvider | None = None,
     attributes: Attributes | None = None,
 ) -> None:
-    """Reports what the saver counts whenever metrics are collected, as long as the saver or a copy of it exists.
+    """Report what the saver counts whenever metrics are collected, as long as the saver or a copy of it exists.
 
     Each counter and gauge of `saver.stats()` is a metric of that name, after `langgraph_checkpoint_cached.`. Times
     are counters too: `call.time` in seconds, `calls`, and `call.buckets`, with the attributes `tier` (`redis`,
     `postgres` or `saver`), `operation`, for reads `outcome`, and for buckets `le`: the calls that took up to so
-    many seconds, as Prometheus has it. What the API calls a histogram would have to be told of each call when it
-    is made; like this nothing is done for a call that is not done for `stats()`. `group.buckets` is of the same
-    kind, for how many `group.writes` shared each of the `groups`.
+    many seconds, as in Prometheus. A histogram of the API would have to be updated with each call; counters cost
+    nothing beyond what `stats()` needs anyway. `group.buckets` is the same for the number of `group.writes` in
+    each of the `groups`.
 
     May be called from any thread, before the global provider is set, and again.
 
     Args:
-        saver: Of either kind.
+        saver: A saver of either kind.
         meter_provider: The global one by default.
-        attributes: What all metrics of this saver are marked with; `saver` and a number by default. Where a
-            process has several savers, they must differ.
+        attributes: Attributes of all metrics of this saver; `saver` and a number by default. If a process has
+            several savers, their attributes must differ.
     """
     provider = metrics.get_meter_provider()
     if meter_provider is None or meter_provider is provider:
         savers = _globally
     else:
-        provider, savers = meter_provider, _by_provider.setdefault(meter_provider, _Savers())
+        provider, savers = meter_provider, _by_provider.setdefault(meter_provider, InstrumentedSavers())
     if savers.add(saver._stats, attributes):
         _make_instruments(provider.get_meter(SCOPE, version("langgraph-checkpoint-cached")), savers)
 
 
-def _make_instruments(meter: Meter, savers: _Savers) -> None:
+def _make_instruments(meter: Meter, savers: InstrumentedSavers) -> None:
     template = Stats()
     for name, about in template.described(int):
         meter.create_observable_counter(
-            f"{SCOPE}.{name}", [savers.observed(_counted(name))], about["unit"], about["says"]
+            f"{SCOPE}.{name}", [savers.observed(_counted(name))], about["unit"], about["description"]
         )
     for name, about in template.described(Gauge):
         meter.create_observable_gauge(
-            f"{SCOPE}.{name}", [savers.observed(_measured(name))], about["unit"], about["says"]
+            f"{SCOPE}.{name}", [savers.observed(_measured(name))], about["unit"], about["description"]
         )
-    for name, unit, says, read in (
+    for name, unit, description, read in (
         ("call.time", "s", "Seconds that calls took.", _call_times),
         ("calls", "{call}", "Calls that were timed.", _calls),
         ("call.buckets", "{call}", "Calls that took up to `le` seconds.", _call_buckets),
@@ -111,7 +111,7 @@ def _make_instruments(meter: Meter, savers: _Savers) -> None:
         ("group.writes", "{write}", "Writes in those groups.", lambda s: [(s.group_sizes.sum, {})]),
         ("group.buckets", "{group}", "Groups of up to `le` writes.", lambda s: _buckets(s.group_sizes, {})),
     ):
-        meter.create_observable_counter(f"{SCOPE}.{name}", [savers.observed(read)], unit, says)
+        meter.create_observable_counter(f"{SCOPE}.{name}", [savers.observed(read)], unit, description)
 
 
 def _counted(name: str) -> Read:

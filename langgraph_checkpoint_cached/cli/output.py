@@ -1,4 +1,4 @@
-"""What a command says: text for people or JSON for machines on standard output, progress on standard error."""
+"""Output of a command: text for people or JSON for machines on standard output, progress on standard error."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from typing import Any
 
 TERMINAL_EVERY_SECONDS = 0.2
 LOG_EVERY_SECONDS = 10.0
-"""How often progress is a new line where standard error is no terminal."""
+"""Interval between lines of progress where standard error is no terminal."""
 
 
 class Output:
-    """Where a command's answer goes. With `as_json`, an object on a line of its own, and nothing else."""
+    """Writer of a command's results. With `as_json` it writes nothing but an object on a line for each."""
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
 
     def report(self, data: Mapping[str, Any], lines: Iterable[str]) -> None:
-        """Says it: `data` to machines, `lines` to people."""
+        """Write a result: `data` for machines, `lines` for people."""
         text = json.dumps(data, default=str) if self.as_json else "\n".join(lines)
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
 
-    def progress(self, what: str, total: int | None = None) -> Progress:
-        """Progress of `what`, of so many if that is known."""
-        return Progress(what, total)
+    def progress(self, label: str, total: int | None = None) -> Progress:
+        """Return a progress line that begins with `label`; `total` is the number of items, if that is known."""
+        return Progress(label, total)
 
 
 class Progress:
-    """How far long work is: a line that is written over on a terminal, elsewhere one every few seconds."""
+    """Progress of long work: a line that is overwritten on a terminal, elsewhere a new one every few seconds."""
 
-    def __init__(self, what: str, total: int | None) -> None:
-        self._what, self._total, self._done = what, total, 0
+    def __init__(self, label: str, total: int | None) -> None:
+        self._label, self._total, self._done = label, total, 0
         self._terminal = sys.stderr.isatty()
         self._every_seconds = TERMINAL_EVERY_SECONDS if self._terminal else LOG_EVERY_SECONDS
-        self._said_at = time.monotonic()
+        self._written_at = time.monotonic()
         self._width = 0
 
     def add(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count more items as done."""
         self._done += count
-        self._say()
+        self._write()
 
-    def at(self, done: int, total: int | None = None) -> None:
-        """So many are done, of so many."""
+    def set(self, done: int, total: int | None = None) -> None:
+        """Set how many items are done, and how many there are."""
         self._done, self._total = done, total if total is not None else self._total
-        self._say()
+        self._write()
 
     def end(self) -> None:
-        """Clears the line on a terminal."""
+        """Clear the line on a terminal."""
         if self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
@@ -63,13 +63,13 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def _say(self) -> None:
+    def _write(self) -> None:
         now = time.monotonic()
-        if now - self._said_at < self._every_seconds:
+        if now - self._written_at < self._every_seconds:
             return
-        self._said_at = now
+        self._written_at = now
         of = "" if self._total is None else f" of {self._total:,}"
-        text = f"{self._what}: {self._done:,}{of}"
+        text = f"{self._label}: {self._done:,}{of}"
         if self._terminal:
             sys.stderr.write("\r" + text.ljust(self._width))
             self._width = len(text)
@@ -79,7 +79,7 @@ class Progress:
 
 
 def table(rows: Sequence[Sequence[object]]) -> list[str]:
-    """The rows as lines, in columns. All rows have the same length."""
+    """Return the rows as lines, in columns. All rows have the same length."""
     texts = [["-" if cell is None else str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return [
@@ -88,7 +88,7 @@ def table(rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def size(count_bytes: int | None) -> str | None:
-    """Bytes for people."""
+    """Format bytes for people."""
     if count_bytes is None:
         return None
     value = float(count_bytes)
@@ -100,7 +100,7 @@ def size(count_bytes: int | None) -> str | None:
 
 
 def span(seconds: float | None) -> str | None:
-    """Seconds for people."""
+    """Format seconds for people."""
     if seconds is None:
         return None
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):

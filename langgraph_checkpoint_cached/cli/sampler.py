@@ -14,8 +14,8 @@ from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 from redis.exceptions import RedisClusterException, RedisError
 
-from langgraph_checkpoint_cached.cli.connections import Servers
-from langgraph_checkpoint_cached.cli.nodes import nodes_of
+from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
+from langgraph_checkpoint_cached.cli.nodes import list_nodes
 from langgraph_checkpoint_cached.cli.saver_counters import SaverCountersReader
 from langgraph_checkpoint_cached.cli.server_counters import POSTGRES_SQL, RedisCounters
 from langgraph_checkpoint_cached.stores.postgres.leases import TABLE as LEASES
@@ -67,8 +67,8 @@ class Sample:
 class Sampler:
     """Ask both servers again and again, and work out what has changed in between."""
 
-    def __init__(self, servers: Servers) -> None:
-        self._servers = servers
+    def __init__(self, options: ConnectionOptions) -> None:
+        self._options = options
         self._stack = AsyncExitStack()
         self._client: AnyRedis | None = None
         self._savers: SaverCountersReader | None = None
@@ -77,9 +77,9 @@ class Sampler:
         self._postgres: tuple[float, DictRow] | None = None
 
     async def __aenter__(self) -> Sampler:
-        self._client = self._servers.redis()
+        self._client = self._options.make_redis_client()
         self._stack.push_async_callback(self._client.aclose)
-        self._savers = SaverCountersReader(self._client, self._servers.prefix)
+        self._savers = SaverCountersReader(self._client, self._options.prefix)
         self._stack.push_async_callback(self._savers.close)
         self._stack.push_async_callback(self._disconnect)
         return self
@@ -89,7 +89,7 @@ class Sampler:
 
     async def sample(self) -> Sample:
         """Return what happened since the last sample. A server that does not answer is an error in the sample."""
-        timeout = self._servers.timeout_seconds
+        timeout = self._options.timeout_seconds
         answers = await asyncio.gather(
             asyncio.wait_for(self._sample_redis(), timeout),
             asyncio.wait_for(self._sample_postgres(), 2 * timeout),
@@ -109,7 +109,7 @@ class Sampler:
     async def _sample_redis(self) -> dict[str, Any]:
         if self._client is None or self._savers is None:
             raise RuntimeError("use it in an `async with` block")
-        counters = await RedisCounters.read(await nodes_of(self._client, self._servers.prefix))
+        counters = await RedisCounters.read(await list_nodes(self._client, self._options.prefix))
         at = time.monotonic()
         numbers: dict[str, Any] = {"keys": counters.keys, "memory_bytes": counters.memory_bytes}
         if self._redis is not None:
@@ -131,7 +131,7 @@ class Sampler:
 
     async def _sample_postgres(self) -> dict[str, Any]:
         if self._conn is None:
-            self._conn = await self._servers.postgres()
+            self._conn = await self._options.connect_postgres()
         row = await _row(self._conn, POSTGRES_SQL)
         at = time.monotonic()
         numbers: dict[str, Any] = {"active": row["active"], "locked": row["locked"]}
@@ -148,7 +148,7 @@ class Sampler:
     async def _count(self, conn: AsyncConnection[DictRow], table: str, sql: str) -> int | None:
         if (await _row(conn, "select to_regclass(%s) as t", table))["t"] is None:
             return None
-        return int((await _row(conn, sql, self._servers.prefix))["many"])
+        return int((await _row(conn, sql, self._options.prefix))["many"])
 
     async def _forget(self, name: str) -> None:
         if name == "redis":

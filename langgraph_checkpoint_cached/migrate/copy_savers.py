@@ -1,4 +1,4 @@
-"""Threads of any saver, copied into another one through the interface that every saver has."""
+"""Copies of threads from any saver to another, through the interface that every saver has."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.utils.concurrency import for_each, iterate
 
 THREADS_AT_ONCE = 8
-SHOWN_MAX = 100
-"""How many findings are kept; all are counted."""
+PROBLEMS_KEPT_MAX = 100
+"""Limit of the problems that are kept; all are counted."""
 Saver = BaseCheckpointSaver[Any]
 
 
 class Source(ABC):
-    """A saver to copy from."""
+    """Saver to copy from."""
 
     saver: Saver
 
     @abstractmethod
     async def threads(self) -> Mapping[str, Collection[str]]:
-        """All threads, with their namespaces. About 200 bytes of memory for each."""
+        """Return all threads with their namespaces. Takes about 200 bytes of memory for each."""
 
     @abstractmethod
     async def checkpoint_ids(self, namespace: Namespace) -> list[str]:
-        """Ids of the namespace's checkpoints, in any order."""
+        """Return the ids of the namespace's checkpoints, in any order."""
 
 
 class AnySource(Source):
-    """Any saver whose `alist(None)` lists the checkpoints of all threads. Reads everything once to find them."""
+    """Any saver whose `alist(None)` lists the checkpoints of all threads. Everything is read once to find them."""
 
     def __init__(self, saver: Saver) -> None:
         self.saver = saver
@@ -58,33 +58,34 @@ class AnySource(Source):
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """A checkpoint that is not in the target as it is in the source."""
+class CopyProblem:
+    """Checkpoint that is not in the target as it is in the source."""
 
     thread_id: str
     checkpoint_ns: str
     checkpoint_id: str
-    what: str
+    problem: str
 
 
 @dataclass
-class Copied:
-    """What a copy came to.
+class CopyResult:
+    """Result of a copy.
 
     Attributes:
-        threads, checkpoints, writes: Copied, or with a dry run: that would be.
-        there: Checkpoints that the target had already, the same.
-        lost: Named by the source, but not there any more: expired, or unreadable to its own saver.
-        differ: In the target with other content, then or after the copy. Nothing is overwritten.
+        threads, checkpoints, writes: Numbers copied; with a dry run, that would be copied.
+        present: Checkpoints that the target had already, with the same content.
+        lost: Checkpoints that the source names but cannot return: expired, or unreadable to its own saver.
+        differ: Checkpoints that the target has with other content, before or after the copy. None is overwritten.
+        problems: The first of those that are lost or differ.
     """
 
     threads: int = 0
     checkpoints: int = 0
     writes: int = 0
-    there: int = 0
+    present: int = 0
     lost: int = 0
     differ: int = 0
-    troubles: list[Trouble] = field(default_factory=list)
+    problems: list[CopyProblem] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
@@ -99,79 +100,80 @@ async def copy_all(
     thread_ids: Sequence[str] | None = None,
     dry_run: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Copied:
-    """Copies threads, the checkpoints of each namespace in the order of their ids, so parents first.
+) -> CopyResult:
+    """Copy threads, the checkpoints of each namespace in the order of their ids: parents first.
 
-    Checkpoint by checkpoint, so memory stays flat. May be stopped at any time and called again: what is there is
-    compared, not written. After each thread what was written is read again, from both, and compared. Nobody
-    should write to the threads meanwhile, on either side.
+    One checkpoint is in memory at a time. It may be stopped at any time and called again: checkpoints that the
+    target has are compared, not written. After each thread, what was written is read from both and compared. No
+    process should write to the threads in the meantime, on either side.
 
-    The order of pending writes of one task is kept, but not their `task_path`, which no saver gives back.
+    The order of pending writes of one task is kept, but not their `task_path`, which no saver returns.
 
     Args:
-        source: What to copy from.
-        target: What to copy to. Its tables are there.
+        source: Saver to copy from.
+        target: Saver to copy to. Its tables exist.
         thread_ids: Only these threads.
         dry_run: Whether nothing is written.
-        progress: Called after each thread, with how many are done, and of how many.
+        progress: Called after each thread with the number of threads done and of all threads.
     """
     if not isinstance(source, Source):
         source = AnySource(source)
-    copied, done = Copied(), 0
+    result, done = CopyResult(), 0
     threads = await source.threads()
     names = [t for t in threads if thread_ids is None or t in set(thread_ids)]
     for missing in () if thread_ids is None else set(thread_ids) - set(threads):
-        _trouble(copied, Namespace(missing), "", "lost", "the source has no such thread")
+        _add_problem(result, Namespace(missing), "", "lost", "the source has no such thread")
 
     async def copy(thread_id: str) -> None:
         nonlocal done
-        await _Thread(source, target, copied, dry_run=dry_run).copy(thread_id, threads[thread_id])
+        await ThreadCopier(source, target, result, dry_run=dry_run).copy(thread_id, threads[thread_id])
         done += 1
         progress(done, len(names))
 
     await for_each(iterate(names), copy, THREADS_AT_ONCE)
-    return copied
+    return result
 
 
-class _Thread:
-    """Copies one thread."""
+class ThreadCopier:
+    """Copy one thread, and count what comes of it in `result`."""
 
-    def __init__(self, source: Source, target: Saver, copied: Copied, *, dry_run: bool) -> None:
-        self._source, self._target, self._copied, self._dry_run = source, target, copied, dry_run
+    def __init__(self, source: Source, target: Saver, result: CopyResult, *, dry_run: bool) -> None:
+        self._source, self._target, self._result, self._dry_run = source, target, result, dry_run
 
     async def copy(self, thread_id: str, namespaces: Collection[str]) -> None:
-        copied, written = self._copied, []
+        """Copy these namespaces of the thread."""
+        written = []
         for checkpoint_ns in namespaces:
             namespace = Namespace(thread_id, checkpoint_ns)
             stored: set[tuple[str, str]] = set()  # channels and versions whose values the target has
             for checkpoint_id in sorted(set(await self._source.checkpoint_ids(namespace))):
                 if await self._copy_one(namespace, checkpoint_id, stored):
                     written.append((namespace, checkpoint_id))
-        copied.threads += bool(written)
+        self._result.threads += bool(written)
         if not self._dry_run:
             for namespace, checkpoint_id in written:
                 await self._check(namespace, checkpoint_id)
 
     async def _copy_one(self, namespace: Namespace, checkpoint_id: str, stored: set[tuple[str, str]]) -> bool:
-        """Copies a checkpoint unless it is there. Returns whether it was not."""
+        """Copy a checkpoint unless the target has it. Returns whether it had not."""
         config = _config(namespace, checkpoint_id)
         found = await self._source.saver.aget_tuple(config)
         if found is None:
-            _trouble(self._copied, namespace, checkpoint_id, "lost", "the source does not give it")
+            _add_problem(self._result, namespace, checkpoint_id, "lost", "the source does not return it")
             return False
         versions = found.checkpoint["channel_versions"]
         there = await self._target.aget_tuple(config)
         if there is not None:
             stored |= {(channel, str(version)) for channel, version in versions.items()}
-            parts = differences(found, there, self._target)
-            if parts and parts != ["pending writes"]:
-                _trouble(self._copied, namespace, checkpoint_id, "differ", f"other {', '.join(parts)}")
+            differing = differences(found, there, self._target)
+            if differing and differing != ["pending writes"]:
+                _add_problem(self._result, namespace, checkpoint_id, "differ", f"other {', '.join(differing)}")
                 return False
-            if not parts:
-                self._copied.there += 1
+            if not differing:
+                self._result.present += 1
                 return False
-        self._copied.checkpoints += there is None
-        self._copied.writes += len(found.pending_writes or ())
+        self._result.checkpoints += there is None
+        self._result.writes += len(found.pending_writes or ())
         if not self._dry_run:
             if there is None:
                 new = {c: v for c, v in versions.items() if (c, str(v)) not in stored}
@@ -191,16 +193,18 @@ class _Thread:
     async def _check(self, namespace: Namespace, checkpoint_id: str) -> None:
         config = _config(namespace, checkpoint_id)
         found, there = await asyncio.gather(self._source.saver.aget_tuple(config), self._target.aget_tuple(config))
-        parts = differences(found, there, self._target)
-        if parts:
-            _trouble(self._copied, namespace, checkpoint_id, "differ", f"after the copy: other {', '.join(parts)}")
+        differing = differences(found, there, self._target)
+        if differing:
+            _add_problem(
+                self._result, namespace, checkpoint_id, "differ", f"after the copy: other {', '.join(differing)}"
+            )
 
 
 def differences(one: CheckpointTuple | None, other: CheckpointTuple | None, saver: Saver) -> list[str]:
-    """In which parts two savers' tuples of a checkpoint differ. Values are compared as `saver` stores them."""
+    """Return the parts in which two tuples of a checkpoint differ. Values are compared as `saver` stores them."""
     if one is None or other is None:
         return [] if one is other else ["existence"]
-    parts = {
+    compared = {
         "checkpoint": [_plain(_head(each)) for each in (one, other)],
         "values": [_values(each, saver) for each in (one, other)],
         "metadata": [_plain(each.metadata) for each in (one, other)],
@@ -209,7 +213,7 @@ def differences(one: CheckpointTuple | None, other: CheckpointTuple | None, save
         ],
         "pending writes": [_writes(each, saver) for each in (one, other)],
     }
-    return [name for name, (ours, theirs) in parts.items() if ours != theirs]
+    return [name for name, (ours, theirs) in compared.items() if ours != theirs]
 
 
 def _head(one: CheckpointTuple) -> dict[str, Any]:
@@ -218,7 +222,7 @@ def _head(one: CheckpointTuple) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it, in which savers keep it."""
+    """Return a value as it is in JSON, which is how savers keep it."""
     return json.loads(json.dumps(value, default=str).replace("\\u0000", ""))
 
 
@@ -239,7 +243,7 @@ def _config(namespace: Namespace, checkpoint_id: str | None) -> RunnableConfig:
     return {"configurable": {**where, "checkpoint_id": checkpoint_id} if checkpoint_id else where}
 
 
-def _trouble(copied: Copied, namespace: Namespace, checkpoint_id: str, kind: str, what: str) -> None:
-    setattr(copied, kind, getattr(copied, kind) + 1)
-    if len(copied.troubles) < SHOWN_MAX:
-        copied.troubles.append(Trouble(namespace.thread_id, namespace.checkpoint_ns, checkpoint_id, what))
+def _add_problem(result: CopyResult, namespace: Namespace, checkpoint_id: str, kind: str, problem: str) -> None:
+    setattr(result, kind, getattr(result, kind) + 1)
+    if len(result.problems) < PROBLEMS_KEPT_MAX:
+        result.problems.append(CopyProblem(namespace.thread_id, namespace.checkpoint_ns, checkpoint_id, problem))

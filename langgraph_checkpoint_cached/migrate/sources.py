@@ -1,4 +1,4 @@
-"""The published savers that keep threads in Redis alone, as sources of a copy."""
+"""Sources of a copy: the published savers that keep threads in Redis alone."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ SCAN_COUNT = 1_000
 
 
 class SourceError(CachedSaverError):
-    """A saver that is copied from cannot be read."""
+    """The source of a copy cannot be read."""
 
 
 KINDS: Mapping[str, tuple[str, str]] = {
     "redis": ("langgraph.checkpoint.redis", "langgraph-checkpoint-redis"),
     "valkey": ("langgraph_checkpoint_aws.checkpoint.valkey", "langgraph-checkpoint-aws[valkey]"),
 }
-"""The module of each kind of saver, and what to install for it."""
+"""Module of each kind of saver, and the package to install for it."""
 
 
 @asynccontextmanager
-async def opened_source(kind: str, url: str, serde: Any = None) -> AsyncIterator[Source]:
-    """The source of a kind, connected for the block.
+async def open_source(kind: str, url: str, serde: Any = None) -> AsyncIterator[Source]:
+    """Connect a source of a kind for the block.
 
     Raises:
         ArgumentError: its package is not installed, or the URL does not parse.
@@ -48,25 +48,25 @@ async def opened_source(kind: str, url: str, serde: Any = None) -> AsyncIterator
         except ValueError:
             source = None  # the next error has neither cause nor context: their text may repeat parts of the URL
         except expected as exc:
-            raise _of_source(kind, exc) from exc
+            raise _source_error(kind, exc) from exc
         if source is None:
             raise ArgumentError(f"--source-url does not parse: use {kind}://user:password@host:6379/0")
         try:
             yield source
         except expected as exc:
-            raise _of_source(kind, exc) from exc
+            raise _source_error(kind, exc) from exc
 
 
-def _of_source(kind: str, error: BaseException) -> SourceError:
+def _source_error(kind: str, error: BaseException) -> SourceError:
     text = (reason(error).strip() or type(error).__name__).splitlines()[0]
-    hint = " (it wants a server with search and JSON)" if kind == "redis" and "unknown command" in text else ""
+    hint = " (it needs a server with search and JSON)" if kind == "redis" and "unknown command" in text else ""
     return SourceError(f"the server of the {kind} saver: {text}{hint}")
 
 
 def _redis_errors() -> tuple[type[Exception], ...]:
     from redisvl.exceptions import RedisVLError
 
-    return RedisVLError, RedisError  # errors of our own Redis never get here
+    return RedisVLError, RedisError  # the saver that is copied to raises neither
 
 
 def _valkey_errors() -> tuple[type[Exception], ...]:
@@ -96,8 +96,8 @@ async def _valkey(url: str, serde: Any) -> AsyncIterator[Source]:
 class RedisSource(Source):
     """`AsyncRedisSaver` of langgraph-checkpoint-redis: a JSON document for each checkpoint.
 
-    They are found by a scan of their keys, for its own list ends at 10,000, and looks things up by ids in which it
-    takes some characters for its query language. About 200 bytes of memory for each checkpoint.
+    Checkpoints are found by a scan of their keys, because the saver's own list ends at 10,000 and takes some
+    characters of an id for its query language. This takes about 200 bytes of memory for each checkpoint.
     """
 
     saver: Any
@@ -113,9 +113,9 @@ class RedisSource(Source):
         async for key in client.scan_iter(match=f"{self.saver._checkpoint_prefix}:*", count=SCAN_COUNT):
             keys.append(key)
             if len(keys) == SCAN_COUNT:
-                await self._look(keys)
+                await self._read_ids(keys)
                 keys = []
-        await self._look(keys)
+        await self._read_ids(keys)
         for namespace in self._ids:
             found[namespace.thread_id].setdefault(namespace.checkpoint_ns)
         return found
@@ -123,7 +123,7 @@ class RedisSource(Source):
     async def checkpoint_ids(self, namespace: Namespace) -> list[str]:
         return self._ids[namespace]
 
-    async def _look(self, keys: list[Any]) -> None:
+    async def _read_ids(self, keys: list[Any]) -> None:
         if not keys:
             return
         from langgraph.checkpoint.redis.util import from_storage_safe_id, from_storage_safe_str
@@ -133,7 +133,7 @@ class RedisSource(Source):
             pipe.execute_command("JSON.GET", key, "$.thread_id", "$.checkpoint_ns", "$.checkpoint_id")
         for text in await pipe.execute(raise_on_error=False):
             if text is None or isinstance(text, Exception):
-                continue  # gone meanwhile, or something else
+                continue  # deleted in the meantime, or something else
             document = json.loads(text) if isinstance(text, (str, bytes)) else text
             (thread_id,), (checkpoint_ns,), (checkpoint_id,) = (
                 document[f"$.{name}"] for name in ("thread_id", "checkpoint_ns", "checkpoint_id")
@@ -169,4 +169,4 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-__all__ = ["KINDS", "RedisSource", "SourceError", "ValkeySource", "opened_source"]
+__all__ = ["KINDS", "RedisSource", "SourceError", "ValkeySource", "open_source"]

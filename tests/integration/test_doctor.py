@@ -99,7 +99,7 @@ async def test_tables_that_are_behind_or_broken(ask_cli: Ask, migrated_database_
     assert levels(reply, "indexes") == ["problem", "warning"]
     assert "REINDEX INDEX CONCURRENTLY checkpoints_thread_id_idx" in advice(reply, "indexes")
     assert "CREATE INDEX CONCURRENTLY checkpoint_writes_thread_id_idx" in advice(reply, "indexes")
-    assert levels(reply, "stale_threads") == []
+    assert levels(reply, "stale threads") == []
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ async def test_a_pooler_and_its_mode_are_found(
 ) -> None:
     servers = ["--postgres-uri", pgbouncers(pool_mode=mode), *cli_servers[2:]]
     code, reply = await ask_cli("doctor", servers=servers)
-    (pooler,) = (each["says"] for each in reply["findings"] if each["check"] == "pooler")
+    (pooler,) = (each["message"] for each in reply["findings"] if each["check"] == "pooler")
     assert code == 0
     assert f"{mode} mode" in pooler
     assert words in pooler
@@ -148,9 +148,9 @@ async def test_suspects_that_nobody_voids(ask_cli: Ask, migrated_database_url: s
     )
     code, reply = await ask_cli("doctor")
     assert code == 0
-    (line,) = (each for each in reply["findings"] if each["check"] == "stale_threads")
+    (line,) = (each for each in reply["findings"] if each["check"] == "stale threads")
     assert line["level"] == "warning"
-    assert line["says"].startswith("1 threads, the oldest for ")
+    assert line["message"].startswith("1 threads, the oldest for ")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ async def test_commands_that_the_redis_user_lacks_are_named_and_none_more_are_ne
         code, reply = await ask_cli("doctor", servers=with_redis(url))
         assert code == 1
         (line,) = (each for each in reply["findings"] if each["check"] == "redis commands")
-        assert line["says"].startswith("refused: HKEYS, SCAN (")
+        assert line["message"].startswith("refused: HKEYS, SCAN (")
         assert list(admin.scan_iter()) == []
 
 

@@ -102,7 +102,7 @@ async def test_all_threads_of_any_saver_are_copied_and_graphs_go_on(target: Cach
     copied = await copy_all(source, target, progress=lambda *at: seen.append(at))
     assert copied.is_complete, copied
     assert copied.threads == len(THREADS)
-    assert copied.there == 0
+    assert copied.present == 0
     assert seen[-1] == (len(THREADS), len(THREADS))
     ours = {each.config["configurable"]["checkpoint_ns"] async for each in target.alist(None)}
     assert ours == {each.config["configurable"]["checkpoint_ns"] async for each in source.alist(None)}
@@ -128,10 +128,10 @@ async def test_a_copy_can_be_repeated_and_goes_on_where_it_was_stopped(target: C
         await copy_all(source, target, progress=stop)
     again = await copy_all(source, target)
     assert again.is_complete
-    assert again.there > 0
+    assert again.present > 0
     once_more = await copy_all(source, target)
     assert (once_more.checkpoints, once_more.writes, once_more.threads) == (0, 0, 0)
-    assert once_more.there == again.there + again.checkpoints
+    assert once_more.present == again.present + again.checkpoints
 
 
 async def test_a_dry_run_writes_nothing_and_counts_what_a_run_writes(target: CachedPostgresSaver) -> None:
@@ -154,7 +154,7 @@ async def test_what_is_there_with_other_content_is_reported_and_left(target: Cac
     copied = await copy_all(source, target)
     assert copied.differ == 1
     assert not copied.is_complete
-    assert copied.troubles[0].what == "other metadata"
+    assert copied.problems[0].problem == "other metadata"
     found = await target.aget_tuple(on_thread("a"))
     assert found is not None
     assert found.metadata["step"] == 77
@@ -165,7 +165,7 @@ async def test_a_checkpoint_that_the_source_names_but_has_not_is_reported(target
     await fill(source, ["a"])
     copied = await copy_all(source, target, thread_ids=["a", "missing"])
     assert copied.lost == 1
-    assert copied.troubles[0].thread_id == "missing"
+    assert copied.problems[0].thread_id == "missing"
 
 
 async def test_threads_of_the_valkey_saver_are_imported(
@@ -177,7 +177,7 @@ async def test_threads_of_the_valkey_saver_are_imported(
 ) -> None:
     pytest.importorskip("langgraph_checkpoint_aws.checkpoint.valkey")
     server = redis_servers()
-    async with sources.opened_source("valkey", server.url) as source:
+    async with sources.open_source("valkey", server.url) as source:
         await fill(source.saver)
         command = ["import-redis", "--from", "valkey", "--source-url", server.url, *cli_servers, "--json"]
         assert await run_cli([*command, "--dry-run"]) == 0
@@ -213,7 +213,7 @@ async def test_threads_of_the_redis_saver_are_imported(
     run_cli: Any,
 ) -> None:
     pytest.importorskip("langgraph.checkpoint.redis")
-    async with sources.opened_source("redis", stack.url) as source:
+    async with sources.open_source("redis", stack.url) as source:
         await fill(source.saver)
         command = ["import-redis", "--from", "redis", "--source-url", stack.url, *cli_servers, "--json"]
         assert await run_cli(command) == 0, capsys.readouterr()
@@ -222,7 +222,7 @@ async def test_threads_of_the_redis_saver_are_imported(
         for thread_id in THREADS:
             await assert_same_states(target, source.saver, thread_id)
         assert await run_cli(command) == 0
-        assert json.loads(capsys.readouterr().out)["there"] == copied["checkpoints"]
+        assert json.loads(capsys.readouterr().out)["present"] == copied["checkpoints"]
 
 
 @pytest.mark.parametrize(

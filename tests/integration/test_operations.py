@@ -70,7 +70,7 @@ async def test_inspect_shows_both_tiers_and_changes_nothing(
     assert one["postgres"]["checkpoints"] == 3
     assert 0 < one["redis"]["life_seconds"] <= 100
     assert one["redis"]["size_bytes"] > 300
-    assert (reply["fences"], reply["suspect_seconds"], reply["generation_stands"]) == ([], None, True)
+    assert (reply["fences"], reply["stale_seconds"], reply["generation_is_current"]) == ([], None, True)
     assert {key: await tiers.redis.hgetall(key) for key in before} == before
     assert "xxx" not in json.dumps(reply)
 
@@ -90,7 +90,7 @@ async def test_inspect_shows_fences_suspects_tickets_and_differences(
     code, reply = await ask_cli("inspect", "t")
     assert code == 0
     assert reply["namespaces"][0]["agreement"] == "not cached"
-    assert reply["namespaces"][0]["redis"]["fill_token"]["token"] == "fill_token"
+    assert reply["namespaces"][0]["redis"]["fill_lease"]["token"] == "fill_token"
     await entries.release_fill_lease(Namespace("t"), "fill_token")
 
     await conversation.check()
@@ -105,7 +105,7 @@ async def test_inspect_shows_fences_suspects_tickets_and_differences(
             (tiers.prefix,),
         )
     code, reply = await ask_cli("inspect", "t")
-    assert 60 <= reply["suspect_seconds"] < 120
+    assert 60 <= reply["stale_seconds"] < 120
 
 
 async def test_inspect_shows_all_namespaces_or_one(tiers: Tiers, conversation: Conversation, ask_cli: Ask) -> None:

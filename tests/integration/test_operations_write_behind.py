@@ -106,7 +106,7 @@ async def test_flush_without_redis_says_that_postgres_is_behind(
         assert await run_cli(["invalidate", "t0", *nowhere, "--json"]) == 1
         assert json.loads(capsys.readouterr().out) == {"invalidated": 0, "stale_threads": 1}
         assert await run_cli(["inspect", "t0", *nowhere]) == 1
-        assert "entry 2 of its journal: Redis may be ahead" in capsys.readouterr().out
+        assert "the journal up to entry 2: there may be unflushed writes" in capsys.readouterr().out
         assert not await in_postgres(tiers, conversation)
 
 
@@ -128,7 +128,7 @@ async def test_what_redis_has_lost_with_its_process_is_told(
     servers = [*cli_servers[:3], server.url, *cli_servers[4:]]
     code, reply = await ask_cli("inspect", "t", servers=servers)
     assert (code, reply["namespaces"][0]["agreement"]) == (1, "unflushed")
-    assert (reply["lease"]["known"], reply["lease"]["position"], reply["lease"]["ahead"]) == (False, 7, None)
+    assert (reply["lease"]["known"], reply["lease"]["position"], reply["lease"]["unflushed"]) == (False, 7, None)
     code, reply = await ask_cli("doctor", servers=servers)
     assert [each["level"] for each in reply["findings"] if each["check"] == "leases"] == ["warning"]
     code, reply = await ask_cli("flush", "t", servers=servers)
@@ -153,16 +153,16 @@ async def test_inspect_says_which_tier_is_ahead_and_has_postgres_follow(
         lease, (one,) = reply["lease"], reply["namespaces"]
         assert (code, one["agreement"]) == (0, "agree")
         assert one["redis"]["checkpoint_id"] == one["postgres"]["latest"]
-        assert (lease["known"], lease["position"], lease["last"], lease["ahead"]) == (True, 2, 4, 2)
+        assert (lease["known"], lease["position"], lease["last"], lease["unflushed"]) == (True, 2, 4, 2)
         assert lease["journal_entries"] == 2
         assert lease["journal_bytes"] > 300
         assert await in_postgres(tiers, conversation)
         await conversation.turn()
         await run_cli(["inspect", "t0", *cli_servers])
         out = capsys.readouterr().out
-        assert "Redis was ahead by 2 writes, and Postgres has followed" in out
+        assert "2 writes were unflushed, and are flushed now" in out
         await run_cli(["inspect", "t0", *cli_servers])
-        assert "neither tier was ahead" in capsys.readouterr().out
+        assert "no writes were unflushed" in capsys.readouterr().out
     await ask_cli("prune", "t0", "--strategy", "delete")
     _, reply = await ask_cli("inspect", "t0")
     assert reply["lease"] is None
@@ -245,7 +245,7 @@ async def test_the_policy_of_redis_is_another_matter_for_those_who_write_behind(
     code, (memory,) = await found("redis memory")
     assert memory["level"] == level, "somebody writes behind"
     code, (leases,) = await found("leases")
-    assert (leases["level"], leases["says"].partition(",")[0]) == ("ok", "1 threads")
+    assert (leases["level"], leases["message"].partition(",")[0]) == ("ok", "1 threads")
 
 
 async def test_what_redis_does_to_keep_what_it_alone_has_is_told(
@@ -261,8 +261,8 @@ async def test_what_redis_does_to_keep_what_it_alone_has_is_told(
 
     found = await durability()
     assert (found["level"], "appendonly yes" in found["advice"]) == ("ok", True)
-    assert found["says"].startswith("append-only file off, last snapshot ok, 0 replicas")
-    assert '"as_is", "replica"' in found["says"]
+    assert found["message"].startswith("append-only file off, last snapshot ok, 0 replicas")
+    assert '"as_is", "replica"' in found["message"]
     redis_servers("--replicaof", "127.0.0.1", str(server.port))
     with redis_py.Redis.from_url(server.url) as admin:
         recent = tuple(int(part) for part in admin.info("server")["redis_version"].split(".")[:2]) >= (7, 2)
@@ -271,8 +271,8 @@ async def test_what_redis_does_to_keep_what_it_alone_has_is_told(
         admin.config_set("appendonly", "yes")
     found = await durability()
     assert (found["level"], found["advice"]) == ("ok", "")
-    assert found["says"].startswith("append-only file on, last snapshot ok, 1 replicas")
-    assert ('"disk"' in found["says"]) == recent
+    assert found["message"].startswith("append-only file on, last snapshot ok, 1 replicas")
+    assert ('"disk"' in found["message"]) == recent
 
 
 async def test_a_table_of_leases_that_is_missing_is_a_problem_for_those_who_write_behind(

@@ -308,7 +308,7 @@ def redis_connection(connection: PipelinedConnection) -> Any:
 
 def age_last_line(progress: Any, seconds: float) -> None:
     """Have a progress line be due again."""
-    progress._said_at -= seconds
+    progress._written_at -= seconds
 
 
 def cli_parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from langgraph_checkpoint_cached.cli import main
-from langgraph_checkpoint_cached.cli.connections import Servers
+from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
 from langgraph_checkpoint_cached.errors import CachedSaverError
 
 
@@ -181,7 +181,7 @@ def test_addresses_and_keys_are_not_in_what_is_printed_of_servers(monkeypatch: p
         signing_key_env=["CHECKPOINT_KEY"],
         timeout=5,
     )
-    text = repr(Servers.of(options))
+    text = repr(ConnectionOptions.from_options(options))
     assert "secret" not in text
     assert "nobody" not in text
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from langgraph_checkpoint_cached.cli import output
-from langgraph_checkpoint_cached.cli.commands.retention import seconds_in
+from langgraph_checkpoint_cached.cli.commands.retention import parse_duration
 from langgraph_checkpoint_cached.cli.output import Output, Progress, size, span, table
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.records import Latest, Namespace, Record
@@ -80,7 +80,7 @@ def test_sizes_spans_and_tables_are_for_people() -> None:
 
 
 def test_times_are_read() -> None:
-    assert [seconds_in(text) for text in ("90s", "2min", "12h", "30d", "1.5w")] == [
+    assert [parse_duration(text) for text in ("90s", "2min", "12h", "30d", "1.5w")] == [
         90,
         120,
         43_200,
@@ -88,7 +88,7 @@ def test_times_are_read() -> None:
         907_200,
     ]
     with pytest.raises(ArgumentError):
-        seconds_in("-1d")
+        parse_duration("-1d")
 
 
 class Screen(io.StringIO):

@@ -59,7 +59,7 @@ def test_all_that_is_described_is_reported_and_nothing_else() -> None:
     assert all(type(value) in (int, float) for value in json.loads(json.dumps(reported)).values())
     for kind in (int, Gauge, Histogram):
         for name, about in stats.described(kind):
-            assert about["says"].endswith("."), name
+            assert about["description"].endswith("."), name
             assert about["unit"], name
 
 

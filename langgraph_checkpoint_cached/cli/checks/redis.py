@@ -1,4 +1,4 @@
-"""What `doctor` looks at in Redis. Nothing here needs more than the saver's own Redis user may do."""
+"""Checks of Redis. None needs more rights than the saver's own user has."""
 
 from __future__ import annotations
 
@@ -19,85 +19,89 @@ FULL_SHARE = 0.95
 GRANT = "grant it: ACL SETUSER as in the README, Security"
 
 
-async def version(patient: RedisTarget) -> list[Finding]:
-    """Whether every server is recent enough, and a primary that tells its replication id."""
+async def version(target: RedisTarget) -> list[Finding]:
+    """Check that every server is recent enough."""
     found = []
-    for node in patient.nodes:
+    for node in target.nodes:
         info = await node.info("server")
         text = info.get("valkey_version") or info.get("redis_version", "?")
         kind = "Valkey" if "valkey_version" in info else "Redis"
         numbers = parse_numbers(info)
         if not numbers:
-            found.append(of_node(node, "redis version", "unknown", "it does not tell its version"))
+            found.append(node_finding(node, "redis version", "unknown", "it does not show its version"))
         elif numbers < REDIS_VERSION_MIN:
-            found.append(of_node(node, "redis version", "problem", f"{kind} {text}", "6.2 or later is needed"))
+            found.append(
+                node_finding(node, "redis version", "problem", f"{kind} {text}", "6.2 or later is needed")
+            )
         else:
-            found.append(of_node(node, "redis version", "ok", f"{kind} {text}"))
+            found.append(node_finding(node, "redis version", "ok", f"{kind} {text}"))
     return found
 
 
-async def role(patient: RedisTarget) -> list[Finding]:
-    """Whether every server is a primary, and tells its server epoch."""
+async def role(target: RedisTarget) -> list[Finding]:
+    """Check that every server is a primary, and shows its replication id."""
     found = []
-    for node in patient.nodes:
+    for node in target.nodes:
         info = await node.info("replication")
         if info.get("role") not in (None, "master"):
-            advice = "give the primary's address, or redis+sentinel:// for the one that the Sentinels name"
-            found.append(of_node(node, "redis role", "problem", f"it is a {info['role']}", advice))
+            advice = "use the primary's address, or redis+sentinel:// for the one that the Sentinels name"
+            found.append(node_finding(node, "redis role", "problem", f"it is a {info['role']}", advice))
         elif "master_replid" not in info:
-            advice = "a Redis that hides it in INFO replication is not used: choose another one"
-            found.append(of_node(node, "redis role", "problem", "it does not tell its master_replid", advice))
+            advice = "savers do not use a Redis that hides it in INFO replication: choose another one"
+            found.append(node_finding(node, "redis role", "problem", "it does not show its master_replid", advice))
         else:
             replicas = info.get("connected_slaves", "?")
-            found.append(of_node(node, "redis role", "ok", f"a primary, {replicas} replicas"))
+            found.append(node_finding(node, "redis role", "ok", f"a primary, {replicas} replicas"))
     return found
 
 
-async def commands(patient: RedisTarget) -> list[Finding]:
-    """Whether this user may do all that the savers do, on keys of this prefix."""
+async def commands(target: RedisTarget) -> list[Finding]:
+    """Check that this user may run all commands that the savers run, on keys of this prefix."""
     found = []
-    for node in patient.nodes:
+    for node in target.nodes:
         reply = await node.run(TRY_COMMANDS)
         refused = {
             name.decode(): error.decode(errors="replace")
             for name, error in zip(reply[::2], reply[1::2], strict=True)
         }
         try:
-            await node.scan_some(glob_escape(patient.servers.prefix) + ":*")
+            await node.scan_some(glob_escape(target.options.prefix) + ":*")
         except ResponseError as exc:
             refused["SCAN"] = str(exc)
         if not refused:
-            found.append(of_node(node, "redis commands", "ok", f"all are allowed on {patient.servers.prefix}:*"))
+            found.append(
+                node_finding(node, "redis commands", "ok", f"all are allowed on {target.options.prefix}:*")
+            )
         elif all("maxmemory" in error or error.startswith("OOM") for error in refused.values()):
-            found.append(of_node(node, "redis commands", "warning", "it is full", "see redis memory"))
+            found.append(node_finding(node, "redis commands", "warning", "it is full", "see redis memory"))
         else:
-            says = f"refused: {', '.join(sorted(refused))} ({reason(RedisError(next(iter(refused.values()))))})"
-            found.append(of_node(node, "redis commands", "problem", says, GRANT))
+            message = f"refused: {', '.join(sorted(refused))} ({reason(RedisError(next(iter(refused.values()))))})"
+            found.append(node_finding(node, "redis commands", "problem", message, GRANT))
     return found
 
 
-async def memory(patient: RedisTarget) -> list[Finding]:
-    """Whether it has a limit, and what it does there."""
-    return [_memory(node, await node.info("memory"), patient.writes_behind) for node in patient.nodes]
+async def memory(target: RedisTarget) -> list[Finding]:
+    """Check that memory is limited, and what the server does at the limit."""
+    return [_memory(node, await node.info("memory"), target.writes_behind) for node in target.nodes]
 
 
 def _memory(node: Node, info: dict[str, str], writes_behind: bool) -> Finding:
     policy, limit, used = (info.get(name) for name in ("maxmemory_policy", "maxmemory", "used_memory"))
     if policy is None or limit is None or used is None or not limit.isdecimal() or not used.isdecimal():
-        return of_node(
-            node, "redis memory", "unknown", "it tells neither its limit nor its policy", "ask its provider"
+        return node_finding(
+            node, "redis memory", "unknown", "it shows neither its limit nor its policy", "ask its provider"
         )
-    says = f"{size(int(used))} used of {size(int(limit)) if int(limit) else 'no limit'}, {policy}"
+    message = f"{size(int(used))} used of {size(int(limit)) if int(limit) else 'no limit'}, {policy}"
     best = "volatile-lru" if writes_behind else "allkeys-lru"
     if not int(limit):
         advice = f"set maxmemory, with {best}: without a limit it grows until the machine has no memory"
-        return of_node(node, "redis memory", "warning", says, advice)
+        return node_finding(node, "redis memory", "warning", message, advice)
     if writes_behind and not policy.startswith("volatile-") and policy != "noeviction":
         advice = (
-            "it may evict what it alone holds, so that savers write through instead: set maxmemory-policy "
+            "it may evict unflushed writes, so savers write through instead: set maxmemory-policy "
             "volatile-lru or noeviction"
         )
-        return of_node(node, "redis memory", "problem", says, advice)
+        return node_finding(node, "redis memory", "problem", message, advice)
     if policy not in GOOD_POLICIES:
         advice = (
             f"a full Redis caches nothing new: set maxmemory-policy {best}"
@@ -107,33 +111,33 @@ def _memory(node: Node, info: dict[str, str], writes_behind: bool) -> Finding:
         level: Level = "warning"
         if policy == "noeviction" and int(used) >= FULL_SHARE * int(limit):
             level = "problem"
-        return of_node(node, "redis memory", level, says, advice)
-    return of_node(node, "redis memory", "ok", says)
+        return node_finding(node, "redis memory", level, message, advice)
+    return node_finding(node, "redis memory", "ok", message)
 
 
-async def evictions(patient: RedisTarget) -> list[Finding]:
-    """Whether memory is short, since the server started."""
+async def evictions(target: RedisTarget) -> list[Finding]:
+    """Compare evictions with expiries, since the server started."""
     found = []
-    for node in patient.nodes:
+    for node in target.nodes:
         info = await node.info("stats")
         evicted, expired = (int(info.get(name, "0")) for name in ("evicted_keys", "expired_keys"))
-        says = f"{evicted:,} keys evicted, {expired:,} expired since it started"
+        message = f"{evicted:,} keys evicted, {expired:,} expired since it started"
         if evicted > expired:
-            advice = "entries mostly go for want of memory: raise maxmemory, or shorten ttl"
-            found.append(of_node(node, "redis evictions", "warning", says, advice))
+            advice = "most entries are evicted before they expire: raise maxmemory, or shorten ttl"
+            found.append(node_finding(node, "redis evictions", "warning", message, advice))
         else:
-            found.append(of_node(node, "redis evictions", "ok", says))
+            found.append(node_finding(node, "redis evictions", "ok", message))
     return found
 
 
 def parse_numbers(info: dict[str, str]) -> tuple[int, ...]:
-    """The first two numbers of a version, in what INFO says of the server; none if it does not."""
+    """Return the first two numbers of the version in INFO; nothing if it is hidden."""
     return tuple(int(part) for part in info.get("redis_version", "").split(".")[:2] if part.isdecimal())
 
 
-def of_node(node: Node, check: str, level: Level, says: str, advice: str = "") -> Finding:
-    """What was found at one of perhaps several servers."""
-    return Finding(check, level, f"{node.name}: {says}" if node.name else says, advice)
+def node_finding(node: Node, check: str, level: Level, message: str, advice: str = "") -> Finding:
+    """Return a finding at one of perhaps several servers."""
+    return Finding(check, level, f"{node.name}: {message}" if node.name else message, advice)
 
 
 REDIS_CHECKS: tuple[Check[RedisTarget], ...] = (version, role, commands, memory, evictions)

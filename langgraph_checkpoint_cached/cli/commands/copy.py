@@ -1,34 +1,34 @@
-"""The command `copy`: a thread under another name."""
+"""The command `copy`: copies a thread."""
 
 from __future__ import annotations
 
 import argparse
 
-from langgraph_checkpoint_cached.cli.connections import Servers
+from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
 from langgraph_checkpoint_cached.cli.output import Output
 
 NAME = "copy"
 HELP = "copy a thread"
 DESCRIPTION = """\
 Copy a thread, as the saver's acopy_thread does: all namespaces and checkpoints, with their values and pending
-writes, in one transaction. May be repeated: a copy that is there already is left as it is.
+writes, in one transaction. It may be repeated: a target that is a copy already stays as it is. If the source
+is empty, nothing is stored.
 
-Exits with 1 if the target has something else, unless told to overwrite it. A source without anything leaves
-nothing.
+Exits with 1 if the target holds anything else, unless --overwrite is given.
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Its own arguments."""
+    """Add the command's arguments."""
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("target", metavar="TARGET")
-    parser.add_argument("--overwrite", action="store_true", help="delete what else the target has")
+    parser.add_argument("--overwrite", action="store_true", help="delete anything else that the target holds")
 
 
 async def run(options: argparse.Namespace, out: Output) -> int:
-    """Returns 0 when the copy is there."""
-    async with Servers.of(options).saver() as saver:
+    """Return 0 when the target is a copy."""
+    async with ConnectionOptions.from_options(options).open_saver() as saver:
         await saver.acopy_thread(options.source, options.target, overwrite=options.overwrite)
-    says = f"thread {options.source!r} copied to {options.target!r}"
-    out.report({"source": options.source, "target": options.target}, [says])
+    line = f"thread {options.source!r} copied to {options.target!r}"
+    out.report({"source": options.source, "target": options.target}, [line])
     return 0

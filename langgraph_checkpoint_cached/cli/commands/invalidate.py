@@ -1,75 +1,82 @@
-"""The command `invalidate`: invalidates what Redis holds of threads, in step with the savers that use it."""
+"""The command `invalidate`: invalidates threads' entries in Redis, safely beside running savers."""
 
 from __future__ import annotations
 
 import argparse
 
-from langgraph_checkpoint_cached.cli.connections import Servers
+from langgraph_checkpoint_cached.cli.components import Components
+from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
 from langgraph_checkpoint_cached.cli.output import Output
-from langgraph_checkpoint_cached.cli.parts import Components, RedisUnavailable
 from langgraph_checkpoint_cached.errors import ArgumentError, BehindError
+from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
 
 NAME = "invalidate"
-HELP = "invalidate what Redis holds of threads"
+HELP = "invalidate threads' entries in Redis"
 DESCRIPTION = """\
-Invalidate what Redis holds of threads, after somebody wrote to their rows past this package: SQL by hand, a
-restored backup, a process with the upstream saver. The next read of each comes from Postgres. Reads that are
-under way cannot bring back what they loaded before, as they could after a DEL by hand. Nothing is lost but
-time: where somebody writes behind, Postgres follows first.
+Invalidate threads' entries in Redis, after somebody has changed their rows without this package: SQL by hand, a
+restored backup, a process with the upstream saver. The next read of each thread comes from Postgres. Reads that
+are in progress cannot bring back what they loaded before, as they could after a DEL by hand. Nothing is lost:
+unflushed writes are flushed to Postgres first.
 
-Without Redis, named threads become stale threads in Postgres, and the savers that reach Redis invalidate them
+Without Redis, named threads become stale threads in Postgres, and savers that can reach Redis invalidate them
 within a second.
 """
-AT_ONCE = 256
+BATCH_SIZE = 256
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Its own arguments."""
+    """Add the command's arguments."""
     parser.add_argument("thread", nargs="*", metavar="THREAD", help="these threads")
-    parser.add_argument("--all", action="store_true", help="all threads of the prefix, by a scan")
+    parser.add_argument("--all", action="store_true", help="all threads of the prefix, found by a scan")
 
 
 async def run(options: argparse.Namespace, out: Output) -> int:
-    """Returns 0, or 1 if Redis cannot be reached and savers are left to do it."""
+    """Return 0; or 1 if Redis cannot be reached and the threads were marked stale instead."""
     if bool(options.thread) == options.all:
         raise ArgumentError("name threads, or pass --all")
-    async with Components.opened(Servers.of(options)) as parts:
+    async with Components.open(ConnectionOptions.from_options(options)) as components:
         if options.all:
-            invalidated = 0
-            with out.progress("invalidated") as progress:
-
-                def more(count: int) -> None:
-                    nonlocal invalidated
-                    invalidated += count
-                    progress.add(count)
-
-                await parts.replayer.flush_threads(None)
-                await parts.recovery.invalidate_recorded()
-                await parts.entries.invalidate_all(more)
+            invalidated = await _invalidate_all(components, out)
             out.report({"invalidated": invalidated}, [f"{invalidated:,} threads invalidated"])
             return 0
         threads = list(dict.fromkeys(options.thread))
         try:
-            await _settle(parts, threads)
-            for start in range(0, len(threads), AT_ONCE):
-                await parts.entries.invalidate_threads(dict.fromkeys(threads[start : start + AT_ONCE], ()))
+            await _flush(components, threads)
+            for start in range(0, len(threads), BATCH_SIZE):
+                batch = threads[start : start + BATCH_SIZE]
+                await components.entries.invalidate_threads(dict.fromkeys(batch, ()))
         except RedisUnavailable as exc:
-            await parts.postgres.stale_threads.add(threads)
-            if not parts.postgres.stale_threads.usable:
+            await components.store.stale_threads.add(threads)
+            if not components.store.stale_threads.usable:
                 raise
-            says = f"Redis cannot be used ({exc}): savers that reach it invalidate the {len(threads):,} threads"
-            out.report({"invalidated": 0, "stale_threads": len(threads)}, [says])
+            line = (
+                f"Redis cannot be used ({exc}): {len(threads):,} threads marked stale for savers that can reach it"
+            )
+            out.report({"invalidated": 0, "stale_threads": len(threads)}, [line])
             return 1
     out.report({"invalidated": len(threads)}, [f"{len(threads):,} threads invalidated"])
     return 0
 
 
-async def _settle(parts: Components, thread_ids: list[str]) -> None:
-    """Has Postgres follow. Raises `BehindError`, unless Redis cannot be reached: then nothing is invalidated
-    yet.
-    """
+async def _invalidate_all(components: Components, out: Output) -> int:
+    invalidated = 0
+    with out.progress("invalidated") as progress:
+
+        def count(threads: int) -> None:
+            nonlocal invalidated
+            invalidated += threads
+            progress.add(threads)
+
+        await components.replayer.flush_threads(None)
+        await components.invalidator.invalidate_recorded()
+        await components.entries.invalidate_all(count)
+    return invalidated
+
+
+async def _flush(components: Components, thread_ids: list[str]) -> None:
+    """Flush the threads. Raises `BehindError`, unless Redis cannot be reached: nothing is invalidated then."""
     try:
-        await parts.replayer.flush_threads(thread_ids)
+        await components.replayer.flush_threads(thread_ids)
     except BehindError:
-        if parts.executor.is_usable:
+        if components.executor.is_usable:
             raise

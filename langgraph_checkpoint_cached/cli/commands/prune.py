@@ -1,4 +1,4 @@
-"""The command `prune`: removes what threads no longer need."""
+"""The command `prune`: removes old checkpoints of threads, or the threads."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import argparse
 
 from langgraph.checkpoint.postgres.base import PRUNE_STRATEGIES
 
-from langgraph_checkpoint_cached.cli.connections import Servers
+from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
 from langgraph_checkpoint_cached.cli.output import Output
 
 NAME = "prune"
-HELP = "remove old checkpoints of threads, or all of them"
+HELP = "remove old checkpoints of threads, or whole threads"
 DESCRIPTION = """\
-Prune threads, as the saver's aprune does: "keep_latest" leaves the latest checkpoint of each namespace,
-"delete" leaves nothing. There is no way back. Graphs may go on.
+Prune threads, as the saver's aprune does: "keep_latest" keeps the latest checkpoint of each namespace, "delete"
+keeps nothing. This cannot be undone. Graphs may go on.
 """
-AT_ONCE = 16
+BATCH_SIZE = 16
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Its own arguments."""
+    """Add the command's arguments."""
     parser.add_argument("thread", nargs="+", metavar="THREAD")
     parser.add_argument("--strategy", required=True, choices=PRUNE_STRATEGIES)
 
 
 async def run(options: argparse.Namespace, out: Output) -> int:
-    """Returns 0 when all is done."""
+    """Return 0 when all threads are pruned."""
     threads = list(dict.fromkeys(options.thread))
-    async with Servers.of(options).saver() as saver:
+    async with ConnectionOptions.from_options(options).open_saver() as saver:
         with out.progress("pruned", len(threads)) as progress:
-            for start in range(0, len(threads), AT_ONCE):
-                batch = threads[start : start + AT_ONCE]
+            for start in range(0, len(threads), BATCH_SIZE):
+                batch = threads[start : start + BATCH_SIZE]
                 await saver.aprune(batch, strategy=options.strategy)
                 progress.add(len(batch))
     out.report({"pruned": len(threads)}, [f"{len(threads):,} threads pruned"])

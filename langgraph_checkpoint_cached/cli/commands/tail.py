@@ -7,7 +7,7 @@ import asyncio
 import time
 from dataclasses import asdict
 
-from langgraph_checkpoint_cached.cli.connections import Servers
+from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
 from langgraph_checkpoint_cached.cli.output import Output, size
 from langgraph_checkpoint_cached.cli.sampler import Sample, Sampler
 from langgraph_checkpoint_cached.errors import ArgumentError
@@ -61,7 +61,7 @@ async def run(options: argparse.Namespace, out: Output) -> int:
     if options.seconds is not None and not options.seconds > 0:
         raise ArgumentError("--seconds takes a number above 0")
     started, number = time.monotonic(), 0
-    async with Sampler(Servers.of(options)) as sampler:
+    async with Sampler(ConnectionOptions.from_options(options)) as sampler:
         await sampler.sample()
         while True:
             number += 1

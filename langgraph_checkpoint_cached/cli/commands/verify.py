@@ -1,4 +1,4 @@
-"""The command `verify`: compares what Redis holds with Postgres, while writers go on."""
+"""The command `verify`: compares entries in Redis with Postgres, while writers go on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias
 
-from langgraph_checkpoint_cached.cli.cached_threads import Cached
-from langgraph_checkpoint_cached.cli.connections import Servers
+from langgraph_checkpoint_cached.cli.cached_namespaces import CachedNamespaces
+from langgraph_checkpoint_cached.cli.components import Components
+from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
 from langgraph_checkpoint_cached.cli.output import Output, Progress
-from langgraph_checkpoint_cached.cli.parts import Components
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.entries import Hit, Load
@@ -22,30 +22,31 @@ from langgraph_checkpoint_cached.utils.concurrency import for_each, iterate
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
 NAME = "verify"
-HELP = "compare what Redis holds with Postgres"
+HELP = "compare entries in Redis with Postgres"
 DESCRIPTION = """\
 Compare what Redis holds of all threads, of a sample or of some, with Postgres. Graphs may go on: a difference
-counts only if the entry is still the same after Postgres was read, and nobody is writing. Reads do not extend
-the life of entries. What Redis was not told of (stale threads) is invalidated, as every saver does once a second.
+counts only if the entry is still the same after Postgres was read, and no write is in flight. Reads do not extend
+the life of entries. Stale threads are invalidated first, as every saver does once a second.
 
-"damaged" is what cannot be opened: broken, or signed with other keys than those of --signing-key-env. A saver
-drops these when it reads them. "busy" was written to again and again, so that nobody can tell.
+"damaged" entries cannot be opened: they are broken, or signed with other keys than those of --signing-key-env.
+Savers drop these when they read them. "busy" entries were written to so often that they could not be compared.
 
-Exits with 1 if anything differs or is damaged, also if it was repaired.
+Exits with 1 if anything differs or is damaged, even if it was repaired.
 """
 Verdict: TypeAlias = Literal["same", "differs", "damaged", "opaque", "busy", "gone"]
-AT_ONCE = 32
-"""So many share queries, of which the saver has a few under way at once."""
+VERDICTS = ("same", "differs", "damaged", "opaque", "busy", "gone")
+CONCURRENCY = 32
+"""Comparisons at once. They share queries, of which the saver runs a few at once."""
 ATTEMPTS_MAX = 10
 PAUSE_SECONDS = 0.05
-SHOWN_MAX = 100
-"""How many findings are listed; all are counted."""
+DIFFERENCES_SHOWN_MAX = 100
+"""Limit of the differences that are listed; all are counted."""
 SAMPLE_MAX = 1_000_000
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An entry that is not what Postgres holds, or not readable."""
+    """An entry that differs from Postgres, or is damaged. Of each it has the checkpoint's id."""
 
     thread_id: str
     checkpoint_ns: str
@@ -56,50 +57,50 @@ class Difference:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Its own arguments."""
+    """Add the command's arguments."""
     parser.add_argument("thread", nargs="*", metavar="THREAD", help="only these threads")
     parser.add_argument("--sample", metavar="N", type=int, help="only N namespaces, drawn at random")
     parser.add_argument("--repair", action="store_true", help="drop entries that differ")
 
 
 async def run(options: argparse.Namespace, out: Output) -> int:
-    """Returns 1 if anything differs or is damaged."""
+    """Return 1 if anything differs or is damaged."""
     if options.sample is not None and (options.thread or not 0 < options.sample <= SAMPLE_MAX):
         raise ArgumentError(f"--sample takes a number from 1 to {SAMPLE_MAX}, and no threads beside it")
-    async with Components.opened(Servers.of(options)) as parts:
-        cached = Cached(parts, options.thread or None)
-        namespaces = cached.namespaces()
+    async with Components.open(ConnectionOptions.from_options(options)) as components:
+        cached = CachedNamespaces(components, options.thread or None)
+        namespaces = cached.scan()
         if options.sample is not None:
-            namespaces = iterate(await _sample(namespaces, options.sample))
-        verification = Verification(parts, repair=options.repair)
+            namespaces = iterate(await _draw_sample(namespaces, options.sample))
+        verification = Verification(components, repair=options.repair)
         with out.progress("compared", options.sample) as progress:
-            await for_each(namespaces, lambda n: verification.look_at(n, progress), AT_ONCE)
-    counts = {name: verification.counts[name] for name in ("same", "differs", "damaged", "opaque", "busy", "gone")}
+            await for_each(namespaces, lambda n: verification.check(n, progress), CONCURRENCY)
+    counts: dict[str, int] = {name: verification.counts[name] for name in VERDICTS}
     counts["unnamed"] = cached.unnamed
-    found = [asdict(each) for each in verification.found]
-    lines = [_line(each) for each in verification.found]
-    if (more := counts["differs"] + counts["damaged"] - len(found)) > 0:
+    differences = verification.differences
+    lines = [_line(each) for each in differences]
+    if (more := counts["differs"] + counts["damaged"] - len(differences)) > 0:
         lines.append(f"... and {more:,} more")
     lines.append(", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "nothing is cached")
-    out.report({"counts": counts, "findings": found}, lines)
+    out.report({"counts": counts, "findings": [asdict(each) for each in differences]}, lines)
     return 1 if counts["differs"] or counts["damaged"] else 0
 
 
 class Verification:
-    """Compares entries, and counts what it finds.
+    """Compare entries with Postgres, and count the verdicts.
 
     Args:
-        parts: Of a saver, whose reads do not extend lives.
+        components: Components of a saver whose reads do not extend the life of entries.
         repair: Whether entries that differ are dropped.
     """
 
-    def __init__(self, parts: Components, *, repair: bool = False) -> None:
-        self._parts, self._repair = parts, repair
+    def __init__(self, components: Components, *, repair: bool = False) -> None:
+        self._components, self._repair = components, repair
         self.counts: Counter[str] = Counter()
-        self.found: list[Difference] = []
+        self.differences: list[Difference] = []
 
-    async def look_at(self, namespace: Namespace, progress: Progress | None = None) -> Verdict:
-        """Compares one entry. Raises `RedisUnavailable`, `OverloadedError` and psycopg's errors."""
+    async def check(self, namespace: Namespace, progress: Progress | None = None) -> Verdict:
+        """Compare one entry. Raises `RedisUnavailable`, `OverloadedError` and psycopg's errors."""
         for attempt in range(ATTEMPTS_MAX):
             verdict, in_redis, in_postgres = await self._compare(namespace)
             if verdict != "busy":
@@ -109,16 +110,16 @@ class Verification:
         if verdict in ("differs", "damaged"):
             repaired = self._repair and verdict == "differs"
             if repaired:
-                await self._parts.entries.discard(namespace)
-            if len(self.found) < SHOWN_MAX:
+                await self._components.entries.discard(namespace)
+            if len(self.differences) < DIFFERENCES_SHOWN_MAX:
                 place = (namespace.thread_id, namespace.checkpoint_ns)
-                self.found.append(Difference(*place, verdict, in_redis, in_postgres, repaired))
+                self.differences.append(Difference(*place, verdict, in_redis, in_postgres, repaired))
         if progress is not None:
             progress.add()
         return verdict
 
     async def _compare(self, namespace: Namespace) -> tuple[Verdict, str | None, str | None]:
-        entries, record, hit = self._parts.entries, None, None
+        entries, record, hit = self._components.entries, None, None
         answer = await entries.read(namespace, fill_token := new_token())
         if isinstance(answer, Load):
             await entries.release_fill_lease(namespace, fill_token)
@@ -133,13 +134,13 @@ class Verification:
             record, hit = entry.record, answer
         elif answer.why != "empty":
             return "busy", None, None
-        verdict, held = await self._parts.checker.compare(namespace, hit, record)
+        verdict, stored = await self._components.auditor.compare(namespace, hit, record)
         known: Verdict = "busy" if verdict == "changed" else verdict
-        return known, record.checkpoint_id if record else None, held.checkpoint_id if held else None
+        return known, record.checkpoint_id if record else None, stored.checkpoint_id if stored else None
 
 
-async def _sample(namespaces: AsyncIterator[Namespace], size: int) -> list[Namespace]:
-    """So many of them, each with the same chance. (Algorithm R: Vitter, 1985.)"""
+async def _draw_sample(namespaces: AsyncIterator[Namespace], size: int) -> list[Namespace]:
+    """Draw so many namespaces, each with the same chance. (Algorithm R: Vitter, 1985.)"""
     drawn: list[Namespace] = []
     number = 0
     async for namespace in namespaces:
@@ -151,10 +152,10 @@ async def _sample(namespaces: AsyncIterator[Namespace], size: int) -> list[Names
     return drawn
 
 
-def _line(found: Difference) -> str:
-    where = f"thread {found.thread_id!r}, namespace {found.checkpoint_ns!r}"
-    if found.verdict == "damaged":
-        return f"damaged: {where}: the entry of checkpoint {found.in_redis or '-'} cannot be opened"
-    repaired = "; dropped" if found.repaired else ""
-    ids = (found.in_redis or "nothing", found.in_postgres or "nothing")
+def _line(difference: Difference) -> str:
+    where = f"thread {difference.thread_id!r}, namespace {difference.checkpoint_ns!r}"
+    if difference.verdict == "damaged":
+        return f"damaged: {where}: the entry of checkpoint {difference.in_redis or '-'} cannot be opened"
+    repaired = "; dropped" if difference.repaired else ""
+    ids = (difference.in_redis or "nothing", difference.in_postgres or "nothing")
     return f"differs: {where}: Redis {ids[0]}, Postgres {ids[1]}{repaired}"
