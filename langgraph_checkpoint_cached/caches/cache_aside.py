@@ -1,4 +1,4 @@
-"""Look in a cache, else load and keep: once at a time per key, over any number of processes."""
+"""Cache-aside over any number of processes, with one load at a time per key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final, Generic, Protocol, TypeVar
 
 from langgraph_checkpoint_cached.caches.single_flight import SingleFlight
-from langgraph_checkpoint_cached.caches.stampede_lock import Lease, LockStore, StampedeLock, StoreUnavailable
+from langgraph_checkpoint_cached.caches.stampede_lock import KeyLease, LockStore, StampedeLock, StoreUnavailable
 from langgraph_checkpoint_cached.ttl import Ttl
 
 T = TypeVar("T")
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Miss(Enum):
-    """The type of `MISS`: nothing is cached. No value that can be cached equals it."""
+    """Type of `MISS`, the answer for a key without a cached value. No value that can be cached equals it."""
 
     MISS = "miss"
 
@@ -28,7 +28,7 @@ MISS: Final = Miss.MISS
 
 
 class Serializer(Protocol[T]):
-    """Turns values into bytes and back. `loads` raises, whatever it likes, for bytes it does not know."""
+    """Conversion of values to bytes and back. `loads` raises any exception for bytes it does not know."""
 
     def dumps(self, value: T) -> bytes: ...
 
@@ -36,38 +36,42 @@ class Serializer(Protocol[T]):
 
 
 class CacheStore(LockStore, Protocol):
-    """Where payloads live, next to their locks: `fill` and `discard` see both in one atomic step."""
+    """Store of payloads and their locks. `fill` and `discard` reach both in one atomic step."""
 
     async def read(self, key: str, extend_ms: int | None) -> bytes | Miss:
-        """The payload, empty or not, else `MISS`. A payload lives `extend_ms` milliseconds from now on."""
+        """Return the payload, which may be empty, else `MISS`.
+
+        Args:
+            key: The payload's.
+            extend_ms: Milliseconds that the payload lives from now on; None leaves its lifetime as it is.
+        """
 
     async def fill(self, key: str, token: str, payload: bytes, ttl_ms: int) -> bool:
-        """Stores the payload for `ttl_ms` milliseconds if `token` holds the lock; says whether it did."""
+        """Store the payload for `ttl_ms` milliseconds if `token` holds the lock. Return whether it did."""
 
     async def discard(self, key: str) -> None:
-        """Removes the payload, and the lock whoever holds it: what is being loaded will not be stored."""
+        """Remove the payload, and the lock whoever holds it, so that loads under way are not stored."""
 
 
 class CacheAside(Generic[T]):
-    """A cache in front of loaders that are slow or cost money.
+    """Cache in front of loaders that are slow or cost money.
 
-    - One loader runs per key at a time: in this process through `SingleFlight`, between processes through
-      a lease in the store. A process that waits for another's lease in vain loads by itself, and then
-      stores nothing.
-    - Once `invalidate` or `refresh` has returned, nothing that was loaded before it was called is in the
-      store, or gets there, or is returned to a later `get` in this process. In another process a later
-      `get` may still join a load that was under way there.
-    - An unavailable store costs speed only: the loader answers.
-    - Hit or miss, each caller gets a value of its own, as the serializer restores it.
+    - One loader runs per key at a time: `SingleFlight` sees to it in this process, a lease in the store between
+      processes. A process that waits too long for another's lease loads by itself, and then stores nothing.
+    - When `invalidate` or `refresh` returns, values that were loaded before the call are not in the store, are not
+      stored later, and are not returned to a later `get` in this process. In another process a later `get` may
+      still join a load that was under way there.
+    - If the store is unavailable, every call runs its loader.
+    - On a hit and on a miss, each caller gets a value of its own, as the serializer restores it.
 
-    Not for values that must never be old: a source that changes without `invalidate` is noticed when the
-    lifetime ends, and a store that loses writes (failover to a replica) can bring an old value back.
+    Not for values that must never be old: a change of the source without `invalidate` shows when the lifetime
+    ends, and a store that loses writes (failover to a replica) can bring an old value back.
 
     Args:
-        store: reached by every process that shares the cache.
-        serializer: for the values.
-        lifetime: how long a value is kept; a sliding one starts anew with every read.
-        lock: makes the lock over the same store.
+        store: Store that every process which shares the cache can reach.
+        serializer: Serializer of the values.
+        lifetime: Lifetime of a value; a sliding one starts anew with every read.
+        lock: Makes the lock over the same store.
     """
 
     def __init__(
@@ -86,19 +90,19 @@ class CacheAside(Generic[T]):
         self._damage_reported = False
 
     async def get(self, key: str, loader: Callable[[], Awaitable[T]]) -> T:
-        """The cached value, else what `loader` returns, which is then cached.
+        """Return the cached value, else load it and cache it.
 
         Raises:
-            Exception: whatever `loader` or the serializer's `dumps` raised. Nothing is cached then.
+            Exception: any that `loader` or the serializer's `dumps` raised. Nothing is cached then.
         """
         payload = await self._flights.run(key, partial(self._answer, key, loader))
         return self._serializer.loads(payload)
 
     async def refresh(self, key: str, loader: Callable[[], Awaitable[T]]) -> T:
-        """What `loader` returns, cached in place of what was there.
+        """Load the value and cache it in place of the old one.
 
-        The old value goes first, so an error or a crash cannot leave it behind. With the store unavailable
-        it stays, and may be served until its lifetime ends.
+        The old value is removed first, so that an error or a crash cannot leave it there. While the store is
+        unavailable it stays, and may be served until its lifetime ends.
 
         Raises:
             Exception: as `get`.
@@ -108,7 +112,7 @@ class CacheAside(Generic[T]):
         return self._serializer.loads(payload)
 
     async def invalidate(self, key: str) -> bool:
-        """Forgets the value, and what is being loaded for it.
+        """Remove the value, and do not store loads of it that are under way.
 
         Returns:
             False if the store is unavailable: the old value may then be served until its lifetime ends.
@@ -129,12 +133,12 @@ class CacheAside(Generic[T]):
         if found is not MISS:
             return found
 
-        async def answered() -> bool:
+        async def is_cached() -> bool:
             nonlocal found
             found = await self._read(key)
             return found is not MISS
 
-        async with self._lock.hold(key, unless=answered) as lease:
+        async with self._lock.hold(key, unless=is_cached) as lease:
             return await self._load(loader, lease) if found is MISS else found
 
     async def _reload(self, key: str, loader: Callable[[], Awaitable[T]]) -> bytes:
@@ -156,10 +160,10 @@ class CacheAside(Generic[T]):
                 return MISS
         return payload
 
-    async def _load(self, loader: Callable[[], Awaitable[T]], lease: Lease | None = None) -> bytes:
-        # Why only under a lease, and only while the store says that it is still ours:
-        #   (1) we load the old value, (2) the source changes, (3) `invalidate` invalidates our lease,
-        #   (4) another loads the new value and stores it, (5) our `fill` is refused.
+    async def _load(self, loader: Callable[[], Awaitable[T]], lease: KeyLease | None = None) -> bytes:
+        # A load is stored only under a lease that is still ours, for this order of events:
+        #   (1) we load the old value, (2) the source changes, (3) `invalidate` removes our lease,
+        #   (4) another process loads the new value and stores it, (5) our `fill` is refused.
         payload = self._serializer.dumps(await loader())
         if lease is not None:
             with suppress(StoreUnavailable):

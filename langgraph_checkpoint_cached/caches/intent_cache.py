@@ -1,4 +1,4 @@
-"""Classify a message once, however often and wherever it is asked."""
+"""Cache of classifications, so that a message is classified once by all processes."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ T = TypeVar("T")
 
 
 class IntentCache(Generic[T]):
-    """What a classifier, usually a model, makes of a message: kept in Redis for a while.
+    """Cache in Redis for the answers of a classifier, usually a model, by message.
 
-    However many callers ask for the same message at once, in however many processes, one classification
-    runs. With Redis gone each process classifies by itself; nothing of Redis' is ever raised, and going and
-    coming back are logged once each.
+    One classification of a message runs at a time, for all callers in all processes. While Redis is unavailable
+    each process classifies by itself; no error of Redis is raised, and an outage is logged once when it begins and
+    once when it ends.
 
         intents: IntentCache[str] = IntentCache(redis)
         intent = await intents.get_or_classify(message, classify)
 
-    Keys hold a hash of the message, not its text; who can read the keys can still test guesses.
+    Keys hold a hash of the message, not its text; a reader of the keys can still test guesses.
 
-    Not for a classifier that looks at more than the message (history, user), unless all of it is in
+    Not for a classifier that takes more than the message into account (history, user), unless all of it is in
     `message`. When the classifier or its prompt changes, change `namespace` too.
 
     Args:
-        redis: asyncio client, Redis >= 6.2, Valkey or Cluster. It stays yours to close.
-        ttl: seconds, or a `timedelta`, that an answer is kept.
-        prefix: of every key.
-        namespace: tells classifiers that share a Redis apart; comes after the prefix.
+        redis: Client from `redis.asyncio`; Redis 6.2 or later, Valkey or a Cluster. Never closed here.
+        ttl: Lifetime of an answer, in seconds or as a `timedelta`.
+        prefix: Start of every key.
+        namespace: Second part of every key; different for classifiers that share a Redis.
         serializer: `dumps` and `loads` for the answers. The default is msgpack: `None`, numbers, strings,
             bytes, lists (a tuple comes back as a list) and dicts.
-        lease_seconds: how long the others leave a message to the process that classifies it. Longer than
-            a classification takes as a rule: a slower one may be run a second time and not be kept.
-        timeout_seconds: the longest that one call to Redis may take.
-        signing_keys: as for `CachedPostgresSaver`: whoever can write to Redis, but has none of the keys, cannot
-            make an answer, nor pass one message's off as another's. What is not signed is a miss.
+        lease_seconds: Time that other processes leave a message to the one that classifies it, in seconds or as a
+            `timedelta`. Longer than a classification usually takes: a slower one may run twice and not be cached.
+        timeout_seconds: Longest time for one call to Redis, in seconds or as a `timedelta`.
+        signing_keys: As for `CachedPostgresSaver`. A writer to Redis without one of the keys cannot make an
+            answer, nor use the answer of one message for another. Answers that are not signed are misses.
 
     Raises:
-        ArgumentError, ArgumentTypeError: an argument that cannot work, by name.
+        ArgumentTypeError, ArgumentError: an argument cannot work; the message names it.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class IntentCache(Generic[T]):
             check_redis_client(redis),
             f"{check_prefix(prefix)}:{check_prefix(namespace, 'namespace')}",
             timeout_seconds=to_seconds(timeout_seconds, "timeout_seconds"),
-            seal=None if signing_keys is None else integrity_for(check_signing_keys(signing_keys)),
+            integrity=None if signing_keys is None else integrity_for(check_signing_keys(signing_keys)),
         )
         self._cache: CacheAside[T] = CacheAside(
             store,
@@ -80,27 +80,27 @@ class IntentCache(Generic[T]):
         )
 
     async def get_or_classify(self, message: str, classifier: Callable[[str], Awaitable[T]]) -> T:
-        """The answer for `message`: the kept one, else `await classifier(message)`.
+        """Return the cached answer for `message`, else `await classifier(message)`, which is then cached.
 
-        Hit or miss, it is the serializer's copy, so that both look the same and each caller may change it.
+        On a hit and on a miss each caller gets a copy made by the serializer, and may change it.
 
         Raises:
-            ArgumentTypeError: `message` is not a string, `classifier` cannot be called, or its answer is
-                nothing that msgpack can hold.
-            Exception: whatever the classifier raised. Nothing is kept then, the next call asks again.
+            ArgumentTypeError: `message` is not a string, `classifier` cannot be called, or msgpack cannot hold its
+                answer.
+            Exception: any that the classifier raised. Nothing is cached then.
         """
         return await self._cache.get(*_question(message, classifier))
 
     async def refresh(self, message: str, classifier: Callable[[str], Awaitable[T]]) -> T:
-        """`await classifier(message)`, kept in place of the answer so far, which is dropped first.
+        """Remove the cached answer, then return `await classifier(message)`, which is cached.
 
         Raises:
-            as `get_or_classify`.
+            As `get_or_classify`.
         """
         return await self._cache.refresh(*_question(message, classifier))
 
     async def invalidate(self, message: str) -> bool:
-        """Drops the answer for `message`, and what is being classified for it is not kept.
+        """Remove the cached answer for `message`. Classifications of it that are under way are not cached.
 
         Returns:
             False if Redis is unavailable: the answer may then be served until its `ttl` ends.

@@ -1,4 +1,4 @@
-"""Values and their locks in Redis: the store of `CacheAside`."""
+"""Redis store of `CacheAside`: payloads and their locks."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ FILL = Script(lua("kv_fill"))
 class KeyValueStore:
     """Payloads and locks under `prefix`, in any Redis >= 6.2, Valkey or Cluster.
 
-    A key's payload and lock share a hash tag, so a script may touch both. Every key written expires. The
-    client stays the caller's: it is never closed, and may decode responses or not.
+    A key's payload and lock share a hash tag, so a script may reach both. Every key expires. The client belongs to
+    the caller: it is never closed here, and it may decode responses or not.
 
-    Losing Redis is logged when it begins and when it ends, not with every call.
+    An outage of Redis is logged once when it begins and once when it ends.
 
     Args:
-        client: asyncio client for a server, a Sentinel master or a Cluster.
-        prefix: of every key, without `{` and `}`.
-        timeout_seconds: the longest that one method waits for Redis, retries of the client included.
-        seal: of payloads, for their key. One that is not right makes a miss. None stores them as they are.
+        client: `redis.asyncio` client for a server, a Sentinel's primary or a Cluster.
+        prefix: Start of every key, without `{` and `}`.
+        timeout_seconds: Longest wait of one method for Redis, retries of the client included.
+        integrity: Signatures or checksums of payloads; one that is not valid for its key is a miss. None stores
+            payloads without any.
     """
 
     def __init__(
@@ -50,9 +51,9 @@ class KeyValueStore:
         prefix: str,
         *,
         timeout_seconds: float = TIMEOUT_SECONDS,
-        seal: Integrity | None = None,
+        integrity: Integrity | None = None,
     ) -> None:
-        self._seal = seal
+        self._integrity = integrity
         self._refusal_reported = False
         self._client = client
         self._prefix = prefix
@@ -60,23 +61,23 @@ class KeyValueStore:
         self._failing: str | None = None
 
     async def acquire(self, key: str, token: str, ttl_ms: int) -> bool:
-        """Whether the lock is now `token`'s. See `LockStore`."""
+        """Acquire the lock for `token`; return whether `token` holds it. See `LockStore`."""
         call = self._run(ACQUIRE, [self._lock_key(key)], token, ttl_ms)
         return bool(await self._bounded("acquire", call))
 
     async def release(self, key: str, token: str) -> bool:
-        """Frees the lock if it is `token`'s, and says whether it was. See `LockStore`."""
+        """Release the lock if `token` holds it; return whether it did. See `LockStore`."""
         call = self._run(RELEASE, [self._lock_key(key)], token)
         return bool(await self._bounded("release", call))
 
     async def read(self, key: str, extend_ms: int | None) -> bytes | Miss:
-        """The payload or `MISS`. See `CacheStore`."""
+        """Return the payload or `MISS`. See `CacheStore`."""
         name = self._value_key(key)
         call = self._execute("GET", name) if extend_ms is None else self._execute("GETEX", name, "PX", extend_ms)
         payload: bytes | None = await self._bounded("read", call)
-        if payload is None or self._seal is None:
+        if payload is None or self._integrity is None:
             return MISS if payload is None else payload
-        body = self._seal.of(name).open(payload, VALUE)
+        body = self._integrity.of(name).open(payload, VALUE)
         if body is not None:
             return bytes(body)
         if not self._refusal_reported:
@@ -85,15 +86,15 @@ class KeyValueStore:
         return MISS
 
     async def fill(self, key: str, token: str, payload: bytes, ttl_ms: int) -> bool:
-        """Stores the payload if `token` holds the lock; says whether it did. See `CacheStore`."""
+        """Store the payload if `token` holds the lock; return whether it did. See `CacheStore`."""
         name = self._value_key(key)
-        if self._seal is not None:
-            payload = self._seal.of(name).seal(payload, VALUE)
+        if self._integrity is not None:
+            payload = self._integrity.of(name).seal(payload, VALUE)
         call = self._run(FILL, [name, self._lock_key(key)], token, payload, ttl_ms)
         return bool(await self._bounded("fill", call))
 
     async def discard(self, key: str) -> None:
-        """Removes the payload and the lock. See `CacheStore`."""
+        """Remove the payload and the lock. See `CacheStore`."""
         call = self._execute("DEL", self._value_key(key), self._lock_key(key))
         await self._bounded("discard", call)
 
@@ -121,7 +122,7 @@ class KeyValueStore:
                 self._failing = method
                 logger.warning("Redis is unavailable, going on without it: %s", why)
             raise StoreUnavailable(f"Redis did not {method} under {self._prefix!r}: {why}") from exc
-        if self._failing == method:  # others may do well all the time: a full Redis still reads
+        if self._failing == method:  # other methods may work throughout: a full Redis still reads
             self._failing = None
             logger.warning("Redis is available again")
         return answer

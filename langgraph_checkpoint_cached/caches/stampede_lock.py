@@ -1,4 +1,4 @@
-"""A lease on a key, so that of many processes that miss it at once one does the work."""
+"""Lease on a key, so that one of many processes which miss it at once does the work."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ FIRST_PAUSE_SECONDS = 0.01
 LONGEST_PAUSE_SECONDS = 0.25
 
 WAIT_LEASES = 2
-"""How many leases a caller waits: one for a holder that died, and one for the successor to do the work in.
-A shorter wait would end while the successor works, for everybody at once."""
+"""Longest wait of a caller, in leases: one for a holder that died, and one for its successor's work.
+A shorter wait would end during that work, for all callers at once."""
 
 
 class StoreUnavailable(Exception):
-    """A store did not answer, or answered with an error. Whether it did what was asked is unknown."""
+    """No answer from a store, or an error. It is unknown whether it has done what was asked."""
 
 
 class LockStore(Protocol):
-    """Where locks live. Every method is atomic, and raises `StoreUnavailable` when it fails."""
+    """Store of locks. Every method is atomic, and raises `StoreUnavailable` when it fails."""
 
     async def acquire(self, key: str, token: str, ttl_ms: int) -> bool:
-        """Whether the lock is now `token`'s, for `ttl_ms` milliseconds. Asking twice is asking once."""
+        """Acquire the lock for `token` if it is free; return whether `token` holds it.
+
+        It is held for `ttl_ms` milliseconds. The call may be repeated.
+        """
 
     async def release(self, key: str, token: str) -> bool:
-        """Frees the lock if it is `token`'s, and says whether it was."""
+        """Release the lock if `token` holds it; return whether it did."""
 
 
 @dataclass(frozen=True)
-class Lease:
-    """The right to do the work for `key`, while the store says that `token` holds it."""
+class KeyLease:
+    """Right to do the work for `key`, as long as `token` holds the lock in the store."""
 
     key: str
     token: str
@@ -46,20 +49,24 @@ async def _never() -> bool:
 
 
 class StampedeLock:
-    """Elects one worker per key. It saves work; what must not happen twice needs more than this.
+    """Election of one worker per key. It saves work; it does not guarantee that work is done only once.
 
-    A lease ends by itself after `lease_seconds`, so a holder that dies is succeeded, and a holder that is
-    slow may find that somebody else works too. Whoever writes a result must therefore let the store check
-    the lease's token in the same atomic step (leases: Nishtala et al., "Scaling Memcache at Facebook", NSDI
-    2013; why a lock alone is not enough: Kleppmann, "How to do distributed locking", 2016).
+    A lease expires after `lease_seconds`, so that another process replaces a holder that died, and works at the
+    same time as a holder that is slow. A holder must therefore let the store check the lease's token in the atomic
+    step that writes its result (leases: Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013; a lock alone
+    is not enough: Kleppmann, "How to do distributed locking", 2016).
 
     Args:
-        lease_seconds: longer than the work takes as a rule.
-        wait_seconds: the longest that `hold` waits for others; `WAIT_LEASES` leases when not given.
-        clock: seconds, monotonic.
-        sleep: as `asyncio.sleep`.
-        random: a number in [0, 1), spreads waiters out.
-        new_token: names an owner; no two calls anywhere may return the same.
+        store: Store of the locks.
+        lease_seconds: Lifetime of a lease; longer than the work usually takes.
+        wait_seconds: Longest wait of `hold` for other holders; by default `WAIT_LEASES` leases.
+        clock: Monotonic seconds.
+        sleep: Replaces `asyncio.sleep`.
+        random: Number in [0, 1) that spreads waiting callers out.
+        new_token: Names a holder; no two calls anywhere may return the same.
+
+    Raises:
+        ValueError: `lease_seconds` is not positive.
     """
 
     def __init__(
@@ -86,34 +93,38 @@ class StampedeLock:
     @asynccontextmanager
     async def hold(
         self, key: str, *, unless: Callable[[], Awaitable[bool]] = _never
-    ) -> AsyncIterator[Lease | None]:
-        """A lease on `key`, given back on the way out; or `None`: go on without one.
+    ) -> AsyncIterator[KeyLease | None]:
+        """Hold a lease on `key` for the block; `None` if the block runs without one.
 
-        `None` means that `unless()` became true (somebody else did the work), that the wait is over, or that
-        the store is unavailable. Nothing of the store's is ever raised.
+        `None` means that `unless()` became true (another process did the work), that the wait is over, or that
+        the store is unavailable. No error of the store is raised.
+
+        Args:
+            key: The key to do work for.
+            unless: Whether the work is done already.
         """
-        lease = Lease(key, self._new_token())
-        # A call that fails or is cancelled may have reached the store all the same. Then the lock is ours
-        # without our knowing; to release it is harmless if not.
-        perhaps_ours = True
+        lease = KeyLease(key, self._new_token())
+        # A call that fails or is cancelled may have reached the store, and then the lock is ours. Releasing one
+        # that is not ours does nothing.
+        may_be_ours = True
         try:
             try:
-                held = perhaps_ours = await self._compete(lease, unless)
+                held = may_be_ours = await self._compete(lease, unless)
             except StoreUnavailable:
                 held = False
             yield lease if held else None
         finally:
-            if perhaps_ours:
-                with suppress(StoreUnavailable):  # then the lease ends by itself
+            if may_be_ours:
+                with suppress(StoreUnavailable):  # then the lease expires
                     await self._store.release(key, lease.token)
 
-    async def _compete(self, lease: Lease, unless: Callable[[], Awaitable[bool]]) -> bool:
+    async def _compete(self, lease: KeyLease, unless: Callable[[], Awaitable[bool]]) -> bool:
         deadline = self._clock() + self._wait_seconds
         longest_pause = FIRST_PAUSE_SECONDS
         while True:
             acquired = await self._store.acquire(lease.key, lease.token, self._lease_ms)
-            # Asked again by who has the lock, for this order of events: (1) we find nothing, (2) another
-            # holder stores its result, (3) and releases, (4) we acquire.
+            # The holder of the lock asks again, for this order of events: (1) we find nothing, (2) another holder
+            # stores its result, (3) and releases the lock, (4) we acquire it.
             if await unless():
                 if acquired:
                     await self._store.release(lease.key, lease.token)
