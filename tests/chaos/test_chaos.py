@@ -93,7 +93,7 @@ def found_by(
     return [violation.message for violation in checker(made, Visibility(made, grace))]
 
 
-def test_a_read_that_is_older_than_an_acknowledged_write_is_found() -> None:
+def test_read_older_than_acknowledged_write_is_found() -> None:
     first, second = put("a", 1, 2), put("b", 3, 4)
     assert found_by(read_checks.older, first, second, read(5, 6, saw("b"))) == []
     assert found_by(read_checks.older, first, second, read(3.5, 6, saw("a"))) == []  # at the same time
@@ -131,7 +131,7 @@ def test_a_deleted_checkpoint_that_is_read_is_found() -> None:
     assert found_by(read_checks.older, *late, read(5, 6, None)) == []
 
 
-def test_a_worker_without_redis_is_given_grace_until_redis_is_emptied() -> None:
+def test_worker_without_redis_has_grace_until_redis_is_emptied() -> None:
     history = put("a", 1, 2), put("b", 3, 4), read(6, 7, saw("a"))
     downs = {"1": [(2.5, 20.0)]}
     assert found_by(read_checks.older, *history, downs=downs) == []
@@ -142,7 +142,7 @@ def test_a_worker_without_redis_is_given_grace_until_redis_is_emptied() -> None:
     assert len(found_by(read_checks.older, *history, downs={"2": [(2.5, 20.0)]})) == 1
 
 
-def test_a_reader_for_whom_the_latest_goes_back_is_found() -> None:
+def test_latest_going_back_for_one_reader_is_found() -> None:
     written = put("a", 1, 2), put("b", 3, 99, UNKNOWN)
     back = ["for one reader, the latest checkpoint goes back"]
     assert found_by(read_checks.backwards, *written, read(4, 5, saw("b")), read(6, 7, saw("a"))) == back
@@ -160,7 +160,7 @@ def test_a_reader_for_whom_the_latest_goes_back_is_found() -> None:
     assert found_by(read_checks.backwards, *written, read(4, 5, saw("b")), read(6, 7, saw("a")), downs=downs) == []
 
 
-def test_a_reader_for_whom_pending_writes_vanish_is_found() -> None:
+def test_vanishing_pending_writes_are_found() -> None:
     written = put("a", 1, 2), wrote("a", "x", 3, 99, UNKNOWN)
     assert found_by(read_checks.backwards, *written, read(4, 5, saw("a", "x")), read(6, 7, saw("a"))) == [
         "for one reader, pending writes vanish"
@@ -178,20 +178,20 @@ def test_a_reader_for_whom_pending_writes_vanish_is_found() -> None:
         Seen("a", None, "da", [["x", "another"]]),
     ],
 )
-def test_a_value_that_nobody_has_written_there_is_found(seen: Seen) -> None:
+def test_value_never_written_there_is_found(seen: Seen) -> None:
     written = put("a", 1, 2), wrote("a", "x", 1, 2)
     assert found_by(read_checks.values, *written, read(3, 4, saw("a", "x"))) == []
     assert len(found_by(read_checks.values, *written, read(3, 4, seen))) == 1
 
 
-def test_a_checkpoint_without_its_value_is_found_unless_a_delete_met_its_put() -> None:
+def test_checkpoint_without_value_is_found_unless_deleted() -> None:
     torn = Seen("a", None, "", problem=NO_VALUE)
     assert found_by(read_checks.values, put("a", 1, 2), read(5, 6, torn)) == [NO_VALUE]
     assert found_by(read_checks.values, put("a", 1, 2), did(DELETE, 3, 4), read(5, 6, torn)) == [NO_VALUE]
     assert found_by(read_checks.values, put("a", 1, 3.5), did(DELETE, 3, 4), read(5, 6, torn)) == []
 
 
-def test_values_know_whether_they_are_whole_and_in_their_place() -> None:
+def test_damaged_or_misplaced_value_is_found() -> None:
     rng = random.Random(1)
 
     def problem(value: object, task_value: object) -> str | None:
@@ -246,7 +246,7 @@ def test_lost_and_unwritten_rows_are_found() -> None:
     assert lost(History([*written.operations, did(DELETE, 7, 8)])) == []
 
 
-def test_tiers_that_differ_and_entries_that_do_not_come_back_are_found() -> None:
+def test_differing_tiers_and_unserved_entries_are_found() -> None:
     place = ("t", "")
     same = End(latest={place: "a"}, first={place: "a"}, second={place: "a"})
     assert not [*end_checks.tiers(same), *end_checks.served(same)]
@@ -267,7 +267,7 @@ def test_leases_and_journals_that_are_left_are_found() -> None:
     assert len(list(end_checks.behind(End(keys=[journal], leases=["t"])))) == 2
 
 
-def test_leaks_and_workers_that_do_not_come_back_are_found() -> None:
+def test_leaks_and_stuck_workers_are_found() -> None:
     assert not list(end_checks.leaks(History(leaks={"1": {}}, unsettled={"1": []}), End()))
     history = History(leaks={"1": {"tasks": ["a task"]}}, unsettled={"1": ["a namespace"]})
     assert len(list(end_checks.leaks(history, End(killed_late=["2"])))) == 3

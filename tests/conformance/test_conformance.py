@@ -204,7 +204,7 @@ def assert_full(report: CapabilityReport) -> None:
     assert tested == {c.value for c in ALL_CAPABILITIES}, "a capability was not tested"
 
 
-def test_every_capability_is_detected_and_two_more_than_of_the_stock_saver() -> None:
+def test_capabilities_are_upstream_s_and_two_more() -> None:
     upstream, cached = (
         DetectedCapabilities.from_instance(object.__new__(saver_class)).missing
         for saver_class in (AsyncPostgresSaver, CachedPostgresSaver)

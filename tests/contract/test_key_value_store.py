@@ -202,7 +202,7 @@ async def test_a_fill_without_the_lock_stores_nothing(store: CacheStore, side: I
     assert await store.read("key", None) is MISS
 
 
-async def test_a_discard_removes_the_payload_and_voids_the_lock(store: CacheStore) -> None:
+async def test_discard_removes_payload_and_invalidates_lock(store: CacheStore) -> None:
     await store.acquire("key", "a", TTL_MS)
     await store.fill("key", "a", b"payload", TTL_MS)
     await store.discard("key")
@@ -272,7 +272,7 @@ def calls_of(store: KeyValueStore) -> list[Callable[[], Any]]:
 
 
 @pytest.mark.integration
-async def test_a_server_that_is_gone_is_unavailable_and_logged_once_each_way(
+async def test_lost_server_is_unavailable_and_logged_once_each_way(
     redis_servers: StartServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = redis_servers()
@@ -319,7 +319,7 @@ async def test_an_error_that_redis_answers_is_unavailable_too(redis: Redis, redi
 
 
 @pytest.mark.integration
-async def test_a_deaf_server_is_given_up_and_its_late_reply_goes_to_nobody(
+async def test_late_reply_of_deaf_server_is_dropped(
     redis_servers: StartServer,
 ) -> None:
     server = redis_servers()

@@ -295,7 +295,7 @@ def test_scripts_do_what_the_model_does(client: redis.Redis, redis_prefix: str) 
 
 
 @pytest.mark.parametrize("damaged", [b"", b"\xc1", b"\x81\xa1a", b"\x93\x01\x02\x03", b"\x81\xa1a\x05"])
-def test_a_damaged_entry_is_dropped_by_the_next_commit_and_its_fence_released(
+def test_commit_drops_damaged_entry_and_releases_fence(
     client: redis.Redis, redis_prefix: str, damaged: bytes
 ) -> None:
     """A script that failed half-way would release the fence and leave the stale entry to every reader."""
@@ -322,7 +322,7 @@ def test_a_damaged_entry_is_dropped_by_the_next_commit_and_its_fence_released(
 
 
 @pytest.mark.parametrize("damaged", [b"", b"junk", b"12", b"12 owner"])
-def test_a_damaged_fence_voids_the_thread_and_is_gone(
+def test_damaged_fence_invalidates_thread_and_is_gone(
     client: redis.Redis, redis_prefix: str, damaged: bytes
 ) -> None:
     both = BothRedis(client, redis_prefix)

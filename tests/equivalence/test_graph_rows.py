@@ -110,7 +110,7 @@ async def test_same_run_leaves_the_same_rows(
 
 
 @pytest.mark.parametrize("case", graphs.CASES)
-async def test_thread_goes_on_with_the_stock_saver_and_back(
+async def test_thread_continues_with_upstream_saver_and_back(
     sides: worlds.Sides, urls: tuple[str, str], draws: Draws, case: str
 ) -> None:
     """Ours can be removed at any time. When it comes back, its entries are dropped: it did not see the writes."""

@@ -149,9 +149,7 @@ async def check_value(sides: worlds.Sides, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-async def test_value_comes_back_the_same_from_both_tiers_and_leaves_the_same_rows(
-    sides: worlds.Sides, name: str
-) -> None:
+async def test_value_is_the_same_from_both_tiers_and_in_rows(sides: worlds.Sides, name: str) -> None:
     await sides.check_rows([await check_value(sides, name)])
 
 
@@ -176,7 +174,7 @@ async def test_value_comes_back_the_same_with_another_serializer(
 @pytest.mark.parametrize(
     "name", ["none", "true", "int", "str", "empty list", "dict like a tombstone", "unicode str"]
 )
-async def test_serializer_that_makes_text_works_as_far_as_with_stock(sides: worlds.Sides, name: str) -> None:
+async def test_text_serializer_works_as_far_as_upstream(sides: worlds.Sides, name: str) -> None:
     """Postgres reads text as bytes, escapes and all, and so the module json works until there is a backslash."""
     thread_id = uuid.uuid4().hex
     ids = [str(uuid6(clock_seq=step)) for step in range(2)]
@@ -206,7 +204,7 @@ async def test_serializer_that_makes_text_works_as_far_as_with_stock(sides: worl
 
 @pytest.mark.parametrize("where", ["channel", "write", "metadata", "metadata deep", "config metadata"])
 @pytest.mark.parametrize("name", REFUSED)
-async def test_value_that_cannot_be_stored_fails_as_with_stock_and_leaves_no_other_rows(
+async def test_unstorable_value_fails_as_upstream_with_the_same_rows(
     sides: worlds.Sides, name: str, where: str
 ) -> None:
     """Some of them can be, in some places: then they are, on both sides."""
@@ -257,7 +255,7 @@ ODD_NAMES = ("a\\b", "\\x41", "\\101", "\\\\", "a%sb", "'", '"', "\n", "ü", " "
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 @pytest.mark.parametrize("what", ["channel", "written channel", "task", "path", "thread", "namespace", "id"])
-async def test_odd_name_is_taken_as_stock_takes_it(sides: worlds.Sides, what: str, name: str) -> None:
+async def test_odd_name_is_taken_as_upstream_takes_it(sides: worlds.Sides, what: str, name: str) -> None:
     """The upstream saver's SELECT reads names through a cast that takes backslashes for escapes."""
     thread_id = uuid.uuid4().hex + (name if what == "thread" else "")
     first, second = (str(uuid6(clock_seq=step)) for step in range(2))
@@ -300,7 +298,7 @@ async def test_odd_name_is_taken_as_stock_takes_it(sides: worlds.Sides, what: st
     await sides.check_rows([thread_id])
 
 
-async def test_pending_sends_of_old_formats_are_encoded_once_more_as_stock_does(sides: worlds.Sides) -> None:
+async def test_pending_sends_of_old_formats_are_encoded_as_upstream(sides: worlds.Sides) -> None:
     """A bytearray is bytes after that."""
     thread_id = uuid.uuid4().hex
     parent, child = (str(uuid6(clock_seq=step)) for step in range(2))

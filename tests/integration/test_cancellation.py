@@ -237,7 +237,7 @@ async def test_a_migration_that_is_cancelled_is_done_to_its_end(
         await moments(run, stride=8)
 
 
-async def test_a_setup_that_is_cancelled_does_not_wait_for_another_process(
+async def test_cancelled_setup_does_not_wait_for_another_process(
     events: Events, database_url: str, redis_url: str, redis_prefix: str
 ) -> None:
     async with open_world("single", database_url, redis_url, redis_prefix, gone=False) as world:

@@ -95,7 +95,7 @@ async def test_hits_come_from_every_node(
         await saver.aclose()
 
 
-async def test_the_keys_of_a_thread_are_in_one_slot_whatever_it_is_called(cluster: Cluster, prefix: str) -> None:
+async def test_keys_of_oddly_named_thread_are_in_one_slot(cluster: Cluster, prefix: str) -> None:
     for thread_id in ODD_IDS:
         keys = [thread_key(prefix, thread_id), names_key(prefix, thread_id)]
         keys += [namespace_key(prefix, Namespace(thread_id, ns)) for ns in ("", "a|b", "{x}", "}{")]
@@ -149,7 +149,7 @@ async def test_only_these_commands_are_sent_and_no_service_blocks_them(
             client.execute_command("ACL", "DELUSER", "limited")
 
 
-async def test_a_cluster_that_is_not_there_costs_speed_and_nothing_else(migrated_database_url: str) -> None:
+async def test_missing_cluster_costs_speed_and_nothing_else(migrated_database_url: str) -> None:
     url = f"redis+cluster://127.0.0.1:{free_port()}"
     async with CachedPostgresSaver.from_conn_string(migrated_database_url, url) as saver:
         await saver.setup()
@@ -160,9 +160,7 @@ async def test_a_cluster_that_is_not_there_costs_speed_and_nothing_else(migrated
 APPEND = Script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
 
 
-async def test_steps_for_one_node_share_a_round_trip_and_follow_a_moved_slot(
-    cluster: Cluster, prefix: str
-) -> None:
+async def test_calls_to_a_node_share_a_round_trip_after_slot_moved(cluster: Cluster, prefix: str) -> None:
     def step(thread: str, number: int) -> Step:
         done = asyncio.get_running_loop().create_future()
         return Step(APPEND, [f"{prefix}:{{{thread}}}"], [number], done, True)

@@ -136,7 +136,7 @@ async def until_steady(read: Callable[[], Awaitable[int]]) -> int:
     return last
 
 
-async def test_many_readers_of_cold_threads_in_several_processes_load_each_once(
+async def test_cold_threads_load_once_across_processes(
     migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:
     values = {}
@@ -155,7 +155,7 @@ async def test_many_readers_of_cold_threads_in_several_processes_load_each_once(
     assert after - before == THREADS + 2 * connected  # of which it also asks for other namespaces
 
 
-async def test_no_process_reads_anything_older_than_what_was_acknowledged(
+async def test_no_process_reads_older_than_acknowledged(
     migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:
     results = await run_processes(2, "shared", migrated_database_url, redis_url, redis_prefix)

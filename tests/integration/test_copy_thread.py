@@ -74,7 +74,7 @@ async def test_a_copy_may_be_repeated(tiers: Tiers) -> None:
 
 
 @pytest.mark.parametrize("own", ["more", "pending write", "value", "other thread"])
-async def test_a_target_with_something_of_its_own_is_refused_unless_told(tiers: Tiers, own: str) -> None:
+async def test_nonempty_target_is_refused_without_overwrite(tiers: Tiers, own: str) -> None:
     await put(tiers.saver, "a")
     if own == "other thread":
         await put(tiers.saver, "b")
@@ -103,7 +103,7 @@ async def test_a_target_with_something_of_its_own_is_refused_unless_told(tiers: 
     assert await other.aget_tuple(on_thread("b")) == await tiers.upstream.aget_tuple(on_thread("b"))
 
 
-async def test_a_source_without_anything_copies_nothing_and_empties_nothing(tiers: Tiers) -> None:
+async def test_empty_source_copies_nothing_and_empties_nothing(tiers: Tiers) -> None:
     await tiers.saver.acopy_thread("none", "b")
     assert await count_of(tiers, "b") == NONE
     await put(tiers.saver, "b")
@@ -144,7 +144,7 @@ async def test_all_namespaces_are_copied_and_writes_that_came_early(tiers: Tiers
     assert found.pending_writes == [("task", "early", 1)]
 
 
-async def test_a_source_that_is_written_to_is_copied_as_it_was_at_one_moment(tiers: Tiers) -> None:
+async def test_source_written_meanwhile_is_copied_as_of_one_moment(tiers: Tiers) -> None:
     """Each copy is a chain without a gap, whose checkpoints have their values and writes."""
     done = asyncio.Event()
 

@@ -43,7 +43,7 @@ async def test_a_thread_is_as_it_was_before_its_last_run(tiers: Tiers) -> None:
     await tiers.assert_agree()
 
 
-async def test_what_later_runs_need_stays_and_they_lose_the_parent_that_goes(tiers: Tiers) -> None:
+async def test_later_runs_keep_values_and_lose_deleted_parent(tiers: Tiers) -> None:
     states = await turns(tiers, CACHED, "one", "two", "three")
     await tiers.saver.adelete_for_runs(["one", "two"])
     left = [found async for found in tiers.saver.alist(on_thread(CACHED))]

@@ -94,7 +94,7 @@ async def compare(tiers: Tiers, config: Any, channels: list[str]) -> Any:
     return expected
 
 
-async def test_snapshots_interrupts_overwrites_and_updates_are_followed(tiers: Tiers) -> None:
+async def test_snapshots_interrupts_overwrites_updates_match(tiers: Tiers) -> None:
     graph = graph_of(tiers.saver)
     for number in range(14):
         await turn(graph, CACHED, number, "async")
@@ -106,7 +106,7 @@ async def test_snapshots_interrupts_overwrites_and_updates_are_followed(tiers: T
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_whatever_is_written_the_history_is_what_the_stock_saver_says(tiers: Tiers, seed: int) -> None:
+async def test_history_of_random_writes_is_upstream_s(tiers: Tiers, seed: int) -> None:
     """By two processes: children, forks, late checkpoints, late writes, snapshots, other values, deletes."""
     chance = random.Random(seed)
     config: Any = on_thread(CACHED, checkpoint_ns="")
@@ -186,9 +186,7 @@ async def warm(tiers: Tiers, config: Any) -> None:
     assert tiers.saver.stats()["history_hits"] == hits + 1
 
 
-async def test_a_history_that_was_loaded_during_a_write_is_not_kept(
-    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_history_loaded_during_write_is_not_cached(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
     config = await put_chain(tiers.saver, 3)
     parent = (await tiers.upstream.aget_tuple(config)).parent_config  # type: ignore[union-attr]
     other, load = tiers.another_saver(), inspect(tiers.saver).store.histories
@@ -204,7 +202,7 @@ async def test_a_history_that_was_loaded_during_a_write_is_not_kept(
     assert "late" in str(await compare(tiers, on_thread(CACHED), ["a"]))
 
 
-async def test_a_long_way_is_shortened_and_one_too_long_or_too_large_is_dropped(tiers: Tiers) -> None:
+async def test_long_history_is_shortened_and_too_long_is_dropped(tiers: Tiers) -> None:
     config = await put_chain(tiers.saver, 2)
     await warm(tiers, config)
     key = namespace_key(tiers.prefix, Namespace(CACHED, ""))
@@ -248,7 +246,7 @@ async def test_a_history_that_is_damaged_or_another_ones_is_not_served(tiers: Ti
 @pytest.mark.parametrize(
     "value", [_DeltaSnapshot(["x"]), ["x"], "x", None], ids=["snapshot", "blob", "inline", "none"]
 )
-async def test_a_value_on_the_way_is_what_comes_after_it_is_rebuilt_from(tiers: Tiers, value: Any) -> None:
+async def test_value_on_the_way_is_where_rebuilding_begins(tiers: Tiers, value: Any) -> None:
     config = await put_chain(tiers.saver, 2)
     await warm(tiers, config)
     config = await child(tiers.saver, config, a=value)

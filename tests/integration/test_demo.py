@@ -91,7 +91,7 @@ def scenes_in(output: str) -> list[str]:
     return re.findall(r"^\d  (.+?) ─+$", output, re.MULTILINE)
 
 
-def test_it_plays_every_scene_on_embedded_servers_and_leaves_nothing(home: Path) -> None:
+def test_demo_plays_every_scene_and_leaves_nothing(home: Path) -> None:
     output = play(home)
     assert scenes_in(output) == SCENES
     for line in [
@@ -111,9 +111,7 @@ def test_it_plays_every_scene_on_embedded_servers_and_leaves_nothing(home: Path)
     assert max(map(len, output.splitlines())) <= 100
 
 
-def test_on_servers_that_are_given_it_stops_none_and_removes_what_it_stored(
-    home: Path, database_url: str, redis_url: str
-) -> None:
+def test_demo_on_given_servers_removes_only_what_it_stored(home: Path, database_url: str, redis_url: str) -> None:
     output = play(home, "--postgres-uri", database_url, "--redis-url", redis_url)
     assert scenes_in(output) == SCENES
     assert "Left out: the demo cannot stop a Redis that was given" in output

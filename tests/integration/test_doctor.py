@@ -140,7 +140,9 @@ async def test_a_pooler_and_its_mode_are_found(
     assert words in pooler
 
 
-async def test_suspects_that_nobody_voids(ask_cli: Ask, migrated_database_url: str, redis_prefix: str) -> None:
+async def test_stale_threads_that_stay_are_a_problem(
+    ask_cli: Ask, migrated_database_url: str, redis_prefix: str
+) -> None:
     run_sql(
         migrated_database_url,
         "insert into checkpoint_cache_stale_threads (prefix, thread_id, mark, since)"
@@ -178,7 +180,7 @@ async def test_the_policy_of_redis(
     assert code == (1 if level == "problem" else 0)
 
 
-async def test_commands_that_the_redis_user_lacks_are_named_and_none_more_are_needed(
+async def test_missing_redis_commands_are_named_and_suffice(
     ask_cli: Ask, small_redis: RedisServer, with_redis: Callable[[str], list[str]], redis_prefix: str
 ) -> None:
     acl = re.findall(r"ACL SETUSER[^`]*", README)[0].split()[3:]
@@ -215,7 +217,7 @@ async def test_every_primary_of_a_cluster_is_looked_at(
     assert levels(reply, "redis commands") == ["ok"] * 3
 
 
-async def test_servers_that_cannot_be_reached_are_problems_without_secrets(
+async def test_unreachable_servers_are_problems_without_secrets(
     ask_cli: Ask, cli_servers: list[str], with_redis: Callable[[str], list[str]]
 ) -> None:
     nowhere = "redis://user:secret@127.0.0.1:1/0"

@@ -18,7 +18,7 @@ async def _nothing() -> None:
     return None
 
 
-async def test_what_an_emptied_redis_had_acknowledged_is_read_by_all(
+async def test_writes_acknowledged_by_emptied_redis_are_read_by_all(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by the chaos harness: its journal was taken for one of which Postgres has everything."""

@@ -241,7 +241,7 @@ async def test_whatever_part_of_an_entry_is_lost_the_thread_is_not(
     await tiers.assert_agree()
 
 
-async def test_checkpoints_that_are_stored_in_any_order_leave_the_highest_as_the_latest(tiers: Tiers) -> None:
+async def test_highest_checkpoint_is_latest_in_any_order_of_puts(tiers: Tiers) -> None:
     """checkpoint-redis 0.5.2: a late older put moved the pointer back."""
     for number, order in enumerate(itertools.permutations(range(3))):
         thread = Thread(tiers.saver, f"{CACHED}-{number}")
@@ -285,7 +285,7 @@ async def test_langgraphs_own_types_come_back_as_themselves(tiers: Tiers, thread
     await tiers.assert_agree()
 
 
-async def test_a_search_finds_what_the_stock_saver_finds(tiers: Tiers, thread: Thread) -> None:
+async def test_search_finds_what_upstream_finds(tiers: Tiers, thread: Thread) -> None:
     """langgraph-redis#106: before was ignored, the order was ascending, few filters worked."""
     for step in range(6):
         await thread.put(
@@ -353,7 +353,7 @@ async def test_a_cluster_client_is_taken_before_it_is_connected(tiers: Tiers) ->
     await cluster.aclose()
 
 
-async def test_metadata_with_nul_is_stored_as_the_stock_saver_stores_it(tiers: Tiers) -> None:
+async def test_metadata_with_nul_is_stored_as_upstream(tiers: Tiers) -> None:
     """langgraph#1878. It is stripped at the top, and refused by Postgres deeper down."""
     found = []
     for saver, thread_id in ((tiers.saver, CACHED), (tiers.upstream, UPSTREAM)):
@@ -373,7 +373,7 @@ async def test_metadata_with_nul_is_stored_as_the_stock_saver_stores_it(tiers: T
 
 @pytest.mark.parametrize("checkpoint_format", [1, 2, 3, 4])
 @pytest.mark.parametrize("lacking", ["channel_values", "updated_channels", "nothing"])
-async def test_a_checkpoint_of_an_older_release_is_read_as_the_stock_saver_reads_it(
+async def test_checkpoint_of_older_release_reads_as_upstream(
     tiers: Tiers, lacking: str, checkpoint_format: int
 ) -> None:
     """langgraph#6137: older releases stored no channel_values."""

@@ -84,7 +84,7 @@ async def test_a_conversation_goes_on_from_turn_to_turn(tiers: Tiers, durability
     assert answers[-1]["messages"][-1].content == f"It is a thing {TURNS - 1}."
 
 
-async def test_only_the_first_turn_of_a_conversation_loads_from_postgres(tiers: Tiers) -> None:
+async def test_only_first_turn_of_conversation_loads_from_postgres(tiers: Tiers) -> None:
     graph = chat(tiers.saver)
     for turn in range(TURNS):
         await graph.ainvoke(reply(turn), on_thread(CACHED))
@@ -223,7 +223,7 @@ async def test_whoever_polls_a_running_thread_never_sees_it_go_back(tiers: Tiers
     await tiers.assert_agree()
 
 
-async def test_the_functional_api_resumes_with_the_results_of_finished_tasks(tiers: Tiers) -> None:
+async def test_functional_api_resumes_with_finished_task_results(tiers: Tiers) -> None:
     async def workflow(saver: Saver, thread: str) -> Any:
         calls: list[str] = []
 
@@ -259,7 +259,7 @@ class Log(TypedDict):
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-async def test_a_delta_channel_is_rebuilt_from_its_writes_and_snapshots(tiers: Tiers, durability: str) -> None:
+async def test_delta_channel_is_rebuilt_from_writes_and_snapshots(tiers: Tiers, durability: str) -> None:
     """Its snapshots were lost in langgraph-redis#201."""
     turns = 6
 

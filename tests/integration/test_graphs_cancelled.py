@@ -115,9 +115,7 @@ async def until_somebody_waits(tiers: Tiers) -> None:
 
 @pytest.mark.parametrize("table", ["checkpoints", "checkpoint_blobs", "checkpoint_writes"])
 @pytest.mark.parametrize("durability", ["sync", "async"])
-async def test_a_run_that_is_cancelled_while_a_write_is_in_flight_goes_on(
-    tiers: Tiers, table: str, durability: str
-) -> None:
+async def test_run_cancelled_during_write_continues(tiers: Tiers, table: str, durability: str) -> None:
     gate = Gate()
     gate.open.set()
     graph, config = graph_of(tiers.saver, gate), on_thread(CACHED)
@@ -159,7 +157,7 @@ async def test_a_write_whose_caller_is_cancelled_is_stored_and_served(tiers: Tie
     await tiers.assert_agree()
 
 
-async def test_reads_that_are_cancelled_leave_the_right_to_load_to_others(tiers: Tiers) -> None:
+async def test_cancelled_reads_leave_fill_lease_to_others(tiers: Tiers) -> None:
     await graph_of(tiers.upstream, gate := Gate()).aupdate_state(
         on_thread(CACHED), {"trail": ["x"]}, as_node="first"
     )
@@ -185,7 +183,7 @@ async def test_reads_that_are_cancelled_leave_the_right_to_load_to_others(tiers:
     await tiers.assert_agree()
 
 
-async def test_runs_cancelled_at_any_moment_never_leave_the_tiers_apart(tiers: Tiers) -> None:
+async def test_runs_cancelled_at_any_moment_leave_tiers_equal(tiers: Tiers) -> None:
     """Each run is cancelled a little later than the one before, until one ends before that."""
     runs, turns_of_the_loop_more = 80, 20
     gate = Gate()

@@ -99,7 +99,7 @@ async def test_a_state_can_be_edited_where_it_is_and_in_the_past(tiers: Tiers) -
     assert after["trail"][: len(run["trail"])] == run["trail"], "the fork is the latest now"
 
 
-async def test_a_checkpoint_that_is_stored_late_does_not_become_the_latest(tiers: Tiers) -> None:
+async def test_checkpoint_stored_late_does_not_become_latest(tiers: Tiers) -> None:
     """A pointer that was moved unconditionally went back: checkpoint-redis 0.5.2."""
 
     async def scenario(saver: Saver, thread: str) -> Any:

@@ -127,7 +127,7 @@ async def test_questions_side_by_side_are_answered_at_once(play: Play) -> None:
     assert sorted(again.questions) == ["left?", "right?"]
 
 
-async def test_a_run_that_was_stopped_before_a_node_goes_on_in_another_process(play: Play) -> None:
+async def test_run_stopped_before_node_continues_in_another_process(play: Play) -> None:
     async def script(turn: Turn) -> Any:
         return [(await turn(value)).seen for value in ({"answers": []}, None, {"answers": ["more"]}, None)]
 
@@ -137,7 +137,7 @@ async def test_a_run_that_was_stopped_before_a_node_goes_on_in_another_process(p
     assert end.output == {"answers": ["begun", "finished", "more", "begun", "finished"]}
 
 
-async def test_a_state_that_was_edited_while_a_question_is_open_keeps_the_question(tiers: Tiers) -> None:
+async def test_open_question_survives_state_edit(tiers: Tiers) -> None:
     async def edited(saver: Any, thread: str) -> Any:
         graph, config = processes.questions_side_by_side(saver), on_thread(thread)
         await graph.ainvoke({"answers": []}, config)

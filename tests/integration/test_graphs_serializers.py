@@ -99,7 +99,7 @@ async def test_an_encrypted_value_is_plain_in_neither_tier(tiers_with: tuple[str
     assert tiers.saver.stats()["hits"] > 0
 
 
-async def test_an_entry_that_was_encrypted_with_another_key_is_an_error_as_it_is_without_redis(
+async def test_entry_of_another_encryption_key_raises_as_upstream(
     tiers: Tiers,
 ) -> None:
     async def seen(saver: Saver) -> str:

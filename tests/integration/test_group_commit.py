@@ -149,9 +149,7 @@ async def test_one_bad_write_fails_alone(saver: CachedPostgresSaver, migrated_da
 
 @pytest.mark.parametrize("key", ["thread_id", "checkpoint_ns", "checkpoint_id"])
 @pytest.mark.parametrize("text", ["nul\0", "\ud800 alone"])
-async def test_an_id_that_no_text_column_holds_is_refused_and_others_are_stored(
-    saver: CachedPostgresSaver, key: str, text: str
-) -> None:
+async def test_id_that_is_no_text_is_refused_alone(saver: CachedPostgresSaver, key: str, text: str) -> None:
     configs = [config_of(f"t{number}") for number in range(4)]
     configs[1]["configurable"][key] = text
     answers = await asyncio.gather(*(put(saver, config, 1) for config in configs), return_exceptions=True)
@@ -181,7 +179,7 @@ async def test_writes_of_one_row_keep_their_order(saver: CachedPostgresSaver) ->
         assert sorted(found.pending_writes or ()) == [("task", "__error__", 3), ("task", "value", 0)]
 
 
-async def test_a_caller_that_is_cancelled_neither_undoes_nor_loses_what_was_taken(
+async def test_cancelled_caller_undoes_and_loses_nothing(
     saver: CachedPostgresSaver,
 ) -> None:
     tasks = [asyncio.ensure_future(put(saver, config_of(f"t{i}"), i)) for i in range(8)]
@@ -231,7 +229,7 @@ async def test_one_bad_load_fails_alone(saver: CachedPostgresSaver) -> None:
     assert isinstance(found[20], psycopg.DataError)
 
 
-async def test_more_than_may_wait_is_refused_and_nothing_of_it_written(
+async def test_write_beyond_queue_limit_is_refused_and_not_stored(
     saver: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(*inspect(saver).writes_waiting_max, 5)
@@ -260,7 +258,7 @@ def step(script: Script, key: str, *arguments: Any, in_order: bool = False) -> S
 
 
 @pytest.mark.parametrize("options", [{}, {"single_connection_client": True}, {"decode_responses": True}])
-async def test_steps_are_done_in_order_and_an_error_is_its_own_step_s(
+async def test_script_calls_keep_order_and_errors_are_their_own(
     redis_url: str, redis_prefix: str, options: Any
 ) -> None:
     key = f"{redis_prefix}list"
@@ -273,9 +271,7 @@ async def test_steps_are_done_in_order_and_an_error_is_its_own_step_s(
         assert [step_answer async for step_answer in _items(redis_url, key)] == [b"1", b"\xff"] * 2
 
 
-async def test_a_server_that_lost_its_scripts_gets_them_again_unless_it_is_too_late_for_the_step(
-    redis_url: str, redis_prefix: str
-) -> None:
+async def test_lost_scripts_are_loaded_again_unless_call_is_late(redis_url: str, redis_prefix: str) -> None:
     async with Redis.from_url(redis_url) as redis:
         steps = Transport(redis)
         one, other = f"{redis_prefix}one", f"{redis_prefix}other"
@@ -298,7 +294,7 @@ async def _items(url: str, key: str) -> AsyncIterator[Any]:
             yield item
 
 
-async def test_a_turn_of_a_graph_asks_postgres_nothing_beside_its_transactions(
+async def test_graph_turn_queries_postgres_only_in_transactions(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One statement for what a step stores: its channels share a version, which this process has made."""

@@ -101,7 +101,7 @@ def nothing(record: Record) -> None:
         nothing,
     ],
 )
-async def test_an_entry_that_is_not_what_postgres_holds_is_counted_logged_and_dropped(
+async def test_wrong_entry_is_counted_logged_and_dropped(
     tiers: Tiers,
     checking: CachedPostgresSaver,
     forge: Callable[[Record], Record | None],
@@ -194,7 +194,7 @@ class Held:
 
 
 @pytest.mark.parametrize("what", ["put", "put_writes", "delete", "discard"])
-async def test_a_check_says_nothing_if_something_was_written_meanwhile(
+async def test_audit_reports_nothing_if_thread_changed_meanwhile(
     tiers: Tiers, checking: CachedPostgresSaver, what: str
 ) -> None:
     conversation = Conversation(tiers.saver)
@@ -230,7 +230,7 @@ async def test_a_check_says_nothing_while_a_write_is_under_way(
     assert await checked(checking) == (0, 0)
 
 
-async def test_what_a_process_wrote_that_alone_lost_redis_is_no_disagreement(
+async def test_write_of_process_without_redis_is_no_disagreement(
     migrated_database_url: str, redis_url: str, redis_prefix: str, proxies: Callable[[str], Proxy]
 ) -> None:
     proxy = proxies(redis_url)
@@ -256,7 +256,7 @@ async def test_what_a_process_wrote_that_alone_lost_redis_is_no_disagreement(
         await conversation.check(reader)
 
 
-async def test_checks_find_nothing_while_many_read_and_write_the_same_threads(tiers: Tiers) -> None:
+async def test_audits_find_nothing_under_concurrent_load(tiers: Tiers) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -291,9 +291,7 @@ async def test_checks_find_nothing_while_many_read_and_write_the_same_threads(ti
 # -- callers notice nothing ------------------------------------------------------------------------------------
 
 
-async def test_no_more_than_a_few_checks_are_under_way_and_reads_do_not_wait_for_them(
-    tiers: Tiers, checking: CachedPostgresSaver
-) -> None:
+async def test_audits_are_bounded_and_reads_do_not_wait(tiers: Tiers, checking: CachedPostgresSaver) -> None:
     conversation = Conversation(tiers.saver)
     await conversation.turns(2)
     held = Held(checking)

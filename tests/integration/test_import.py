@@ -160,7 +160,7 @@ async def test_what_is_there_with_other_content_is_reported_and_left(target: Cac
     assert found.metadata["step"] == 77
 
 
-async def test_a_checkpoint_that_the_source_names_but_has_not_is_reported(target: CachedPostgresSaver) -> None:
+async def test_checkpoint_named_but_missing_in_source_is_reported(target: CachedPostgresSaver) -> None:
     source = InMemorySaver()
     await fill(source, ["a"])
     copied = await copy_all(source, target, thread_ids=["a", "missing"])
@@ -235,7 +235,7 @@ async def test_threads_of_the_redis_saver_are_imported(
         ("redis", None, 1, "the server of the redis saver: "),
     ],
 )
-async def test_a_source_that_cannot_be_read_is_one_line_without_secrets(
+async def test_unreadable_source_is_one_line_without_secrets(
     kind: str,
     url: str | None,
     code: int,

@@ -93,7 +93,7 @@ async def test_namespaces_are_apart(new_cache: Callable[..., IntentCache[Any]]) 
 
 
 @pytest.mark.parametrize("answer", [None, "", 0, False, [], {}, {"intent": "parcel", 1: [0.5, b"\xff"]}], ids=repr)
-async def test_an_answer_of_any_kind_is_kept(cache: IntentCache[Any], answer: object) -> None:
+async def test_answer_of_any_kind_is_cached(cache: IntentCache[Any], answer: object) -> None:
     assert await cache.get_or_classify(MESSAGE, Classifier(answer)) == answer
     assert await cache.get_or_classify(MESSAGE, never) == answer
 
@@ -150,9 +150,7 @@ async def test_the_ttl_is_the_callers(
     assert 3_500_000 < await redis.pttl(key) <= 3_600_000
 
 
-async def test_an_error_of_the_classifier_is_raised_and_not_kept(
-    cache: IntentCache[Any], classifier: Classifier
-) -> None:
+async def test_classifier_error_is_raised_and_not_cached(cache: IntentCache[Any], classifier: Classifier) -> None:
     async def fail(message: str) -> Any:
         raise ConnectionError("no model today")
 
@@ -170,7 +168,7 @@ async def test_invalidate_forgets_and_refresh_replaces(new_cache: Callable[..., 
     assert await cache.get_or_classify(MESSAGE, never) == "third"
 
 
-async def test_a_classification_that_invalidate_overtook_is_not_kept(
+async def test_classification_overtaken_by_invalidate_is_not_stored(
     new_cache: Callable[..., IntentCache[Any]], classifier: Classifier
 ) -> None:
     """Bug: a slow reader stores the old value after the invalidation."""
@@ -243,7 +241,7 @@ def never_finish(url: str, prefix: str, lease_seconds: float) -> None:
     asyncio.run(ask())
 
 
-async def test_a_process_that_is_killed_while_classifying_is_succeeded_by_one(
+async def test_killed_classifier_process_is_succeeded_by_one(
     new_cache: Callable[..., IntentCache[Any]],
     redis: Redis,
     redis_url: str,
@@ -265,7 +263,7 @@ async def test_a_process_that_is_killed_while_classifying_is_succeeded_by_one(
 # Without Redis
 
 
-async def test_with_redis_stopped_each_message_in_flight_is_classified_once(
+async def test_message_is_classified_once_while_redis_is_down(
     redis_servers: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "langgraph_checkpoint_cached")
@@ -389,6 +387,6 @@ async def test_a_message_to_invalidate_must_be_a_string() -> None:
         await IntentCache(Redis()).invalidate(None)  # type: ignore[arg-type]
 
 
-def test_answers_are_kept_for_five_minutes() -> None:
+def test_answers_are_cached_for_five_minutes() -> None:
     assert ttl.INTENT.seconds == 300
     assert not ttl.INTENT.sliding

@@ -49,7 +49,7 @@ async def _is_slow(*_: object, **__: object) -> Any:
     raise psycopg.OperationalError("Postgres is slow")
 
 
-async def test_a_delete_of_which_redis_did_not_hear_the_end_ends_the_lease(
+async def test_delete_not_confirmed_to_redis_ends_lease(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its row had gone with the delete, and the holder appended on and on to a lease that was none."""
@@ -72,7 +72,7 @@ async def test_a_delete_of_which_redis_did_not_hear_the_end_ends_the_lease(
         await again.check(writer, deleter)
 
 
-async def test_a_late_append_of_a_lease_that_was_given_up_changes_nothing(
+async def test_late_append_of_revoked_lease_changes_nothing(
     migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:
     """It put an older write back over a newer one: its holder was cut off, and it was on the way for long."""
@@ -108,7 +108,7 @@ async def _voided(saver: CachedPostgresSaver) -> bool:
     return saver.stats()["stale_threads"] > 0
 
 
-async def test_a_late_open_does_not_take_away_the_journal_of_the_next_lease(
+async def test_late_open_keeps_journal_of_next_lease(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = (migrated_database_url, redis_url, redis_prefix)
@@ -259,7 +259,7 @@ async def test_a_journal_that_a_failover_brings_back_is_removed_again(
         await conversation.check(saver)
 
 
-async def test_a_journal_of_which_redis_did_not_hear_the_end_is_removed_by_others(
+async def test_journal_not_closed_in_redis_is_removed_by_others(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis and its process went together, when the row had gone. It stayed for good."""
@@ -276,7 +276,7 @@ async def test_a_journal_of_which_redis_did_not_hear_the_end_is_removed_by_other
         await eventually(lambda: _is_gone(redis, journal_key(redis_prefix, "t")))
 
 
-async def test_so_is_that_of_a_thread_whose_deleter_died(
+async def test_journal_is_removed_after_deleter_died(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had deleted the row of the lease too. Its holder was gone before."""
@@ -297,7 +297,7 @@ async def test_so_is_that_of_a_thread_whose_deleter_died(
         await eventually(lambda: _is_gone(redis, journal_key(redis_prefix, "t")))
 
 
-async def test_so_is_an_empty_one_if_the_next_lease_is_not_to_be_had(
+async def test_empty_journal_is_removed_if_next_lease_fails(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody could tell whose it was while the row of the next lease was there. Then it stayed for good."""
@@ -330,7 +330,7 @@ async def _is_gone(redis: Redis, key: str) -> bool:
     return not await redis.exists(key)
 
 
-async def test_closing_waits_for_nobody_who_comes_late(
+async def test_close_does_not_wait_for_late_writes(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lease that was opened while all were ended had a follower that nobody stopped."""

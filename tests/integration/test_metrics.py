@@ -47,7 +47,7 @@ async def test_each_call_is_timed_by_how_it_ended(tiers: Tiers) -> None:
     assert counted == [times(tiers.saver)[f"get_{end}"] for end in READS[:3]]
 
 
-async def test_writes_that_share_a_transaction_are_counted_as_one_group(tiers: Tiers) -> None:
+async def test_writes_sharing_a_transaction_count_as_one_group(tiers: Tiers) -> None:
     await asyncio.gather(
         *(tiers.saver.aput(on_thread(f"t{i}", checkpoint_ns=""), new_checkpoint(), {}, {}) for i in range(20))
     )
@@ -84,7 +84,7 @@ async def test_fences_past_their_deadline_are_counted_once(tiers: Tiers, finds: 
     assert await tiers.fences_left() == []
 
 
-async def test_openings_and_suspects_are_seen_while_redis_is_away(
+async def test_breaker_and_stale_threads_show_while_redis_is_away(
     migrated_database_url: str, redis_url: str, redis_prefix: str, proxies: Callable[[str], Proxy]
 ) -> None:
     proxy = proxies(redis_url)

@@ -75,7 +75,7 @@ async def test_inspect_shows_both_tiers_and_changes_nothing(
     assert "xxx" not in json.dumps(reply)
 
 
-async def test_inspect_shows_fences_suspects_tickets_and_differences(
+async def test_inspect_shows_fences_stale_threads_leases_differences(
     tiers: Tiers, conversation: Conversation, ask_cli: Ask, migrated_database_url: str
 ) -> None:
     entries = inspect(tiers.saver).entries
@@ -157,7 +157,7 @@ async def test_warm_loads_threads_that_are_then_hits(tiers: Tiers, ask_cli: Ask)
     assert await tiers.redis.pttl(namespace_key(tiers.prefix, Namespace("t4"))) > 77_000, "a life is not cut short"
 
 
-async def test_invalidate_voids_what_redis_holds(tiers: Tiers, conversation: Conversation, ask_cli: Ask) -> None:
+async def test_invalidate_command_removes_entries(tiers: Tiers, conversation: Conversation, ask_cli: Ask) -> None:
     conversation.saver = tiers.upstream  # type: ignore[assignment]
     await conversation.turn()
     assert await ask_cli("invalidate", "t") == (0, {"invalidated": 1})
@@ -425,6 +425,6 @@ async def test_every_command_has_words_for_people_and_json(
     assert isinstance(reply, dict)
 
 
-async def test_the_thread_key_of_an_unknown_thread_is_void_too(tiers: Tiers, ask_cli: Ask) -> None:
+async def test_invalidate_command_covers_unknown_thread(tiers: Tiers, ask_cli: Ask) -> None:
     assert await ask_cli("invalidate", "never seen") == (0, {"invalidated": 1})
     assert await tiers.redis.pttl(thread_key(tiers.prefix, "never seen")) > 0

@@ -56,7 +56,7 @@ async def in_postgres(tiers: Tiers, conversation: Conversation) -> bool:
     return found is not None and found.config == conversation.latest and bool(found.pending_writes)
 
 
-async def test_flush_has_postgres_follow_on_threads_or_on_all(
+async def test_flush_command_flushes_named_or_all_threads(
     tiers: Tiers, proxies: Callable[[str], Proxy], redis_url: str, ask_cli: Ask
 ) -> None:
     async with behind(tiers, proxies, redis_url, threads=5) as conversations:
@@ -71,7 +71,7 @@ async def test_flush_has_postgres_follow_on_threads_or_on_all(
         assert (code, reply["writes"]) == (0, 0)
 
 
-async def test_flush_removes_journals_that_nobody_needs(
+async def test_flush_command_removes_ended_journals(
     tiers: Tiers, proxies: Callable[[str], Proxy], redis_url: str, ask_cli: Ask
 ) -> None:
     async with behind(tiers, proxies, redis_url, threads=2), Redis.from_url(redis_url) as redis:
@@ -84,7 +84,7 @@ async def test_flush_removes_journals_that_nobody_needs(
         assert await redis.exists(kept), "of a lease that somebody holds"
 
 
-async def test_flush_without_redis_says_that_postgres_is_behind(
+async def test_flush_command_without_redis_names_unflushed_threads(
     tiers: Tiers,
     proxies: Callable[[str], Proxy],
     redis_url: str,
@@ -110,7 +110,7 @@ async def test_flush_without_redis_says_that_postgres_is_behind(
         assert not await in_postgres(tiers, conversation)
 
 
-async def test_what_redis_has_lost_with_its_process_is_told(
+async def test_lost_unflushed_writes_are_reported(
     tiers: Tiers,
     redis_servers: Callable[..., RedisServer],
     ask_cli: Ask,
@@ -139,7 +139,7 @@ async def test_what_redis_has_lost_with_its_process_is_told(
     )
 
 
-async def test_inspect_says_which_tier_is_ahead_and_has_postgres_follow(
+async def test_inspect_names_tier_ahead_and_flushes(
     tiers: Tiers,
     proxies: Callable[[str], Proxy],
     redis_url: str,
@@ -168,7 +168,7 @@ async def test_inspect_says_which_tier_is_ahead_and_has_postgres_follow(
     assert reply["lease"] is None
 
 
-async def test_the_newest_are_warmed_and_voided_threads_have_all_that_was_acknowledged(
+async def test_warm_and_invalidate_keep_acknowledged_writes(
     tiers: Tiers, proxies: Callable[[str], Proxy], redis_url: str, ask_cli: Ask
 ) -> None:
     async with behind(tiers, proxies, redis_url, threads=3) as conversations:
@@ -185,7 +185,7 @@ async def test_the_newest_are_warmed_and_voided_threads_have_all_that_was_acknow
         assert all([await in_postgres(tiers, each) for each in conversations])
 
 
-async def test_what_is_behind_is_copied_to_another_saver(
+async def test_unflushed_writes_are_copied_to_another_saver(
     tiers: Tiers, proxies: Callable[[str], Proxy], redis_url: str
 ) -> None:
     async with behind(tiers, proxies, redis_url, threads=3) as conversations:
@@ -198,7 +198,7 @@ async def test_what_is_behind_is_copied_to_another_saver(
             assert found.config == each.latest
 
 
-async def test_verify_finds_nothing_wrong_with_what_is_ahead(
+async def test_verify_accepts_unflushed_writes(
     tiers: Tiers, proxies: Callable[[str], Proxy], redis_url: str, ask_cli: Ask
 ) -> None:
     async with behind(tiers, proxies, redis_url, threads=3):
@@ -214,7 +214,7 @@ async def test_verify_finds_nothing_wrong_with_what_is_ahead(
 @pytest.mark.parametrize(
     ("policy", "level"), [("allkeys-lru", "problem"), ("volatile-lru", "ok"), ("noeviction", "warning")]
 )
-async def test_the_policy_of_redis_is_another_matter_for_those_who_write_behind(
+async def test_eviction_policy_is_a_problem_for_write_behind(
     tiers: Tiers,
     ask_cli: Ask,
     redis_servers: Callable[..., RedisServer],
@@ -248,7 +248,7 @@ async def test_the_policy_of_redis_is_another_matter_for_those_who_write_behind(
     assert (leases["level"], leases["message"].partition(",")[0]) == ("ok", "1 threads")
 
 
-async def test_what_redis_does_to_keep_what_it_alone_has_is_told(
+async def test_doctor_describes_redis_durability(
     ask_cli: Ask, redis_servers: Callable[..., RedisServer], cli_servers: list[str]
 ) -> None:
     server = redis_servers("--maxmemory", "50mb", "--maxmemory-policy", "volatile-lru")
@@ -275,9 +275,7 @@ async def test_what_redis_does_to_keep_what_it_alone_has_is_told(
     assert ('"disk"' in found["message"]) == recent
 
 
-async def test_a_table_of_leases_that_is_missing_is_a_problem_for_those_who_write_behind(
-    ask_cli: Ask, migrated_database_url: str
-) -> None:
+async def test_missing_lease_table_is_a_problem_for_write_behind(ask_cli: Ask, migrated_database_url: str) -> None:
     with psycopg.connect(migrated_database_url) as conn:
         conn.execute("drop table checkpoint_cache_leases")
     for arguments, level in (((), "warning"), (("--write-behind",), "problem")):

@@ -64,7 +64,7 @@ async def begun_on_mute(proxy: Proxy, *work: Coroutine[Any, Any, Any]) -> list[a
 
 
 @pytest.mark.parametrize("options", [{"protocol": 2}, {"protocol": 3}, {"decode_responses": True}])
-async def test_each_exchange_has_its_own_answers_as_bytes_and_errors_among_them(
+async def test_each_exchange_has_its_own_replies_and_errors(
     redis_url: str, redis_prefix: str, options: dict[str, Any]
 ) -> None:
     async with held_on(redis_url, **options) as (held, _):
@@ -87,7 +87,7 @@ async def test_a_large_value_goes_and_comes_in_pieces(redis_url: str, redis_pref
         assert await held.exchange([("GET", f"{redis_prefix}large"), ("ECHO", b"after")]) == [large, b"after"]
 
 
-async def test_what_the_server_pushes_is_nobody_s_answer(redis_url: str, redis_prefix: str) -> None:
+async def test_push_message_is_not_taken_for_a_reply(redis_url: str, redis_prefix: str) -> None:
     async with held_on(redis_url, protocol=3) as (held, client):
         await held.exchange([("CLIENT", "TRACKING", "ON", "BCAST")])
         for number in range(20):
@@ -95,9 +95,7 @@ async def test_what_the_server_pushes_is_nobody_s_answer(redis_url: str, redis_p
             assert await held.exchange([("ECHO", str(number))]) == [str(number).encode()]
 
 
-async def test_one_that_was_closed_while_idle_is_replaced_before_use(
-    redis_url: str, proxies: Callable[[str], Proxy]
-) -> None:
+async def test_connection_closed_while_idle_is_replaced(redis_url: str, proxies: Callable[[str], Proxy]) -> None:
     proxy = proxies(redis_url)
     async with held_on(proxy.url) as (held, client):
         first = await own_id(held)
@@ -108,7 +106,7 @@ async def test_one_that_was_closed_while_idle_is_replaced_before_use(
         assert len(connections_in_use(client)) == 1
 
 
-async def test_one_that_was_closed_while_the_loop_was_busy_is_replaced_before_use(
+async def test_connection_closed_while_loop_was_busy_is_replaced(
     redis_url: str, proxies: Callable[[str], Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(held_module, "IDLE_SECONDS", 0.0)
@@ -120,7 +118,7 @@ async def test_one_that_was_closed_while_the_loop_was_busy_is_replaced_before_us
         assert await own_id(held) != first
 
 
-async def test_all_who_wait_are_told_when_it_is_lost(redis_url: str, proxies: Callable[[str], Proxy]) -> None:
+async def test_waiting_calls_fail_when_connection_is_lost(redis_url: str, proxies: Callable[[str], Proxy]) -> None:
     proxy = proxies(redis_url)
     async with held_on(proxy.url) as (held, _):
         first = await own_id(held)
@@ -132,7 +130,7 @@ async def test_all_who_wait_are_told_when_it_is_lost(redis_url: str, proxies: Ca
         assert await own_id(held) != first
 
 
-async def test_an_answer_that_nobody_waits_for_any_more_is_not_the_next_one_s(
+async def test_reply_of_cancelled_call_is_not_given_to_the_next(
     redis_url: str, proxies: Callable[[str], Proxy]
 ) -> None:
     proxy = proxies(redis_url)
@@ -146,7 +144,7 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_not_the_next_one_s(
         assert await own_id(held) != first
 
 
-async def test_what_the_pool_had_lain_idle_may_be_dead(redis_url: str, proxies: Callable[[str], Proxy]) -> None:
+async def test_dead_idle_connection_of_pool_is_replaced(redis_url: str, proxies: Callable[[str], Proxy]) -> None:
     proxy = proxies(redis_url)
     async with held_on(proxy.url) as (held, client):
         await client.ping()
@@ -155,9 +153,7 @@ async def test_what_the_pool_had_lain_idle_may_be_dead(redis_url: str, proxies: 
         assert await asyncio.wait_for(own_id(held), 1) > 0
 
 
-async def test_a_group_that_is_late_ends_with_its_own_connection(
-    redis_url: str, proxies: Callable[[str], Proxy]
-) -> None:
+async def test_late_exchange_ends_with_its_own_connection(redis_url: str, proxies: Callable[[str], Proxy]) -> None:
     proxy = proxies(redis_url)
     async with held_on(proxy.url) as (held, _):
         await own_id(held)
@@ -173,7 +169,7 @@ async def test_a_group_that_is_late_ends_with_its_own_connection(
         assert await own_id(held) == second
 
 
-async def test_one_that_the_server_or_the_pool_wants_left_is_left_once_nobody_waits(redis_url: str) -> None:
+async def test_connection_is_left_when_server_or_pool_asks(redis_url: str) -> None:
     async with held_on(redis_url, protocol=3) as (held, client):
         first = await own_id(held)
         waiting = asyncio.ensure_future(own_id(held))
@@ -188,7 +184,7 @@ async def test_one_that_the_server_or_the_pool_wants_left_is_left_once_nobody_wa
         assert len(connections_in_use(client)) == 1
 
 
-async def test_all_savers_on_a_client_share_one_and_forgotten_ones_keep_no_more(
+async def test_savers_on_one_client_share_a_connection(
     migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:
     async with (
@@ -210,7 +206,7 @@ async def test_all_savers_on_a_client_share_one_and_forgotten_ones_keep_no_more(
         assert len(connections_in_use(client)) == 1
 
 
-async def test_what_is_no_answer_closes_it_as_the_client_does(redis_url: str) -> None:
+async def test_protocol_error_closes_connection_as_client_does(redis_url: str) -> None:
     async with held_on(redis_url) as (held, _):
         first = await own_id(held)
         waiting = asyncio.ensure_future(own_id(held))
@@ -221,7 +217,7 @@ async def test_what_is_no_answer_closes_it_as_the_client_does(redis_url: str) ->
         assert await own_id(held) != first
 
 
-async def test_closing_the_client_closes_it_and_it_can_be_had_again(redis_url: str) -> None:
+async def test_connection_can_be_taken_again_after_client_closed(redis_url: str) -> None:
     async with held_on(redis_url) as (held, client):
         first = await own_id(held)
         await asyncio.wait_for(client.aclose(), 5)
@@ -229,7 +225,7 @@ async def test_closing_the_client_closes_it_and_it_can_be_had_again(redis_url: s
         assert await own_id(held) != first
 
 
-async def test_a_closed_one_is_the_pool_s_again(redis_url: str) -> None:
+async def test_closed_connection_returns_to_pool(redis_url: str) -> None:
     async with held_on(redis_url, max_connections=1) as (held, client):
         await own_id(held)
         await held.close()
@@ -237,7 +233,7 @@ async def test_a_closed_one_is_the_pool_s_again(redis_url: str) -> None:
         await own_id(held)
 
 
-async def test_a_call_that_outlasts_the_saver_keeps_none(redis_url: str, redis_prefix: str) -> None:
+async def test_call_that_outlasts_saver_keeps_no_connection(redis_url: str, redis_prefix: str) -> None:
     """It had taken another one, which nobody gave back."""
     async with Redis.from_url(redis_url) as client:
         steps = Transport(client)
@@ -264,7 +260,7 @@ async def test_a_call_that_outlasts_the_saver_keeps_none(redis_url: str, redis_p
         ({"single_connection_client": True}, False),
     ],
 )
-async def test_which_clients_spare_one(redis_url: str, options: dict[str, Any], is_held: bool) -> None:
+async def test_which_clients_spare_a_connection(redis_url: str, options: dict[str, Any], is_held: bool) -> None:
     async with Redis.from_url(redis_url, **options) as client:
         steps = Transport(client)
         asked = Step(EXISTS, ["k"], [], asyncio.get_running_loop().create_future())
@@ -300,7 +296,7 @@ async def test_a_primary_that_became_a_replica_is_left_for_the_new_one(
         await conversation.check()
 
 
-async def test_steps_of_a_thread_are_done_in_order_though_the_scripts_are_lost_while_groups_are_under_way(
+async def test_script_order_survives_noscript(
     redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on, retry_after_noscript = asyncio.Event(), Transport.retry_after_noscript
@@ -344,7 +340,7 @@ async def test_steps_of_a_thread_are_done_in_order_though_the_scripts_are_lost_w
         await executor.close()
 
 
-async def test_steps_that_were_refused_are_answered_though_the_loop_ends_before_they_are_made_up(
+async def test_noscript_calls_end_when_loop_ends_before_retry(
     redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Redis.from_url(redis_url) as client:

@@ -42,7 +42,7 @@ async def value_of(saver: CachedPostgresSaver) -> Any:
     return found and found.checkpoint["channel_values"]["value"]
 
 
-async def test_connections_use_prepared_statements_directly_and_none_behind_a_pooler(
+async def test_prepared_statements_are_used_without_pooler_only(
     migrated_database_url: str, pgbouncer_url: str, redis_url: str, redis_prefix: str
 ) -> None:
     """https://github.com/langchain-ai/langgraph/issues/6705"""
@@ -111,7 +111,7 @@ async def until(condition: Callable[[], Any]) -> None:
     await asyncio.wait_for(poll(), 10)
 
 
-async def test_a_connection_that_died_while_idle_is_replaced_before_use(
+async def test_connection_dead_while_idle_is_replaced_before_use(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """https://github.com/langchain-ai/langgraph/issues/5675
@@ -149,7 +149,7 @@ async def test_a_connection_that_died_while_idle_is_replaced_before_use(
 
 
 @pytest.mark.parametrize("committed", [True, False])
-async def test_a_write_whose_outcome_is_unknown_keeps_its_fence_and_no_stale_entry_is_served(
+async def test_write_of_unknown_outcome_keeps_its_fence(
     migrated_database_url: str,
     redis_url: str,
     redis_prefix: str,
@@ -202,7 +202,7 @@ async def all_served(saver: CachedPostgresSaver, expected: Any, hits: int) -> bo
     return saver.stats()["hits"] > hits
 
 
-async def test_a_write_that_postgres_refuses_raises_what_the_stock_saver_raises_and_leaves_no_fence(
+async def test_refused_write_raises_as_upstream_and_leaves_no_fence(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis
 ) -> None:
     async with (

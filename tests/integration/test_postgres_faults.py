@@ -77,7 +77,7 @@ async def open_place(
 
 @pytest.mark.parametrize(("state", "error"), [("40P01", DeadlockDetected), ("40001", SerializationFailure)])
 @pytest.mark.parametrize("operation", ["put", "delete"])
-async def test_what_postgres_ends_for_another_transaction_is_tried_again(
+async def test_write_aborted_by_postgres_is_retried(
     place: Place, state: str, error: type[Exception], operation: str
 ) -> None:
     if operation == "delete":
@@ -95,7 +95,7 @@ async def test_what_postgres_ends_for_another_transaction_is_tried_again(
     assert await place.threads() == (["t"] if operation == "put" else [])
 
 
-async def test_a_real_deadlock_between_two_processes_is_nobody_s_error(
+async def test_deadlock_between_processes_is_retried(
     place: Place, migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis
 ) -> None:
     """Two groups that write two rows in opposite orders, over and over."""
@@ -132,7 +132,7 @@ async def test_a_write_that_waits_for_a_lock_too_long_fails_alone(
         assert await place.fences_left() == []
 
 
-async def test_where_postgres_is_slow_for_all_they_do_not_wait_one_after_the_other(
+async def test_slow_postgres_delays_writes_together_not_in_turn(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis
 ) -> None:
     async with open_place(migrated_database_url, redis_url, redis_prefix, redis, "statement_timeout=50") as place:
@@ -191,7 +191,7 @@ async def test_after_a_long_outage_postgres_is_back_soon(
         assert await place.threads() == ["t"]
 
 
-async def test_a_pool_without_a_free_connection_is_an_error_of_the_pool(
+async def test_exhausted_pool_raises_pool_error(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis
 ) -> None:
     async with open_place(
@@ -211,7 +211,7 @@ async def test_a_pool_without_a_free_connection_is_an_error_of_the_pool(
         assert pool.get_stats()["requests_waiting"] == 0
 
 
-async def test_connections_that_are_killed_under_load_cost_errors_and_no_acknowledged_write(place: Place) -> None:
+async def test_killed_connections_lose_no_acknowledged_write(place: Place) -> None:
     acknowledged: list[str] = []
     errors: list[BaseException] = []
 

@@ -80,9 +80,7 @@ def values(state: Any) -> Any:
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-async def test_a_pruned_thread_and_its_unpruned_twin_say_the_same_ever_after(
-    tiers: Tiers, durability: str
-) -> None:
+async def test_pruned_and_unpruned_twin_stay_equal(tiers: Tiers, durability: str) -> None:
     graph = graph_of(tiers.saver)
     before: list[int] = []
     after: list[int] = []
@@ -132,7 +130,7 @@ async def test_what_is_kept_ends_at_the_last_snapshot(tiers: Tiers) -> None:
     assert {row[1] for row in rows["checkpoint_writes"]} <= ids
 
 
-async def test_threads_without_deltas_are_left_as_the_stock_saver_leaves_them(tiers: Tiers) -> None:
+async def test_threads_without_deltas_are_pruned_as_upstream(tiers: Tiers) -> None:
     """Together with one that the upstream saver refuses."""
     await turn(graph_of(tiers.saver), "delta", 0, "sync")
     await with_history(tiers.saver, CACHED)
@@ -145,9 +143,7 @@ async def test_threads_without_deltas_are_left_as_the_stock_saver_leaves_them(ti
 
 
 @pytest.mark.parametrize("checkpointer", [True, None])
-async def test_without_a_delta_our_own_statements_leave_what_the_stock_saver_leaves(
-    tiers: Tiers, checkpointer: bool | None
-) -> None:
+async def test_own_prune_statements_leave_what_upstream_leaves(tiers: Tiers, checkpointer: bool | None) -> None:
     """Subgraphs whose calls are over, or go on, and one that waits for a human."""
     inner = StateGraph(_Plain)
     inner.add_node("ask", lambda s: {"trail": [interrupt("?") if len(s["trail"]) > 6 else "inner"]})
@@ -171,7 +167,7 @@ class _Plain(TypedDict):
     trail: Annotated[list[str], operator.add]
 
 
-async def test_threads_of_langgraph_js_are_refused_as_by_the_stock_saver(tiers: Tiers) -> None:
+async def test_langgraph_js_threads_are_refused_as_upstream(tiers: Tiers) -> None:
     await with_history(tiers.saver, "t")
     async with tiers.pool.connection() as conn:
         await conn.execute("""update checkpoints set metadata = metadata || '{"delta_writes_versioned": true}'""")

@@ -103,7 +103,7 @@ async def test_an_entry_from_before_an_outage_is_not_served_after_it(
         await conversation.turns(2)
 
 
-async def test_a_commit_that_redis_did_not_confirm_is_not_followed_by_a_stale_read(
+async def test_unconfirmed_commit_is_not_followed_by_stale_read(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer], proxies: Callable[[str], Proxy]
 ) -> None:
     server = redis_servers()
@@ -239,7 +239,7 @@ async def test_redis_restarts_from_an_old_snapshot(
         await conversation.turns(2)
 
 
-async def test_a_primary_that_comes_back_after_another_one_does_not_serve_what_it_had(
+async def test_returning_primary_does_not_serve_old_entries(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer], binary: Path | None
 ) -> None:
     """It is the same process, so its run_id does not tell; the replication id does."""

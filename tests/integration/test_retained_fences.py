@@ -68,9 +68,7 @@ def times_begun(saver: CachedPostgresSaver) -> list[str]:
     return taken
 
 
-async def test_writes_in_a_row_take_one_fence_which_is_released_after_them(
-    pods: Pods, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_consecutive_writes_share_one_fence(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fences, "RETAIN_SECONDS", 1.0)
     taken = times_begun(pods.writer)
     for _ in range(5):
@@ -85,7 +83,7 @@ async def test_writes_in_a_row_take_one_fence_which_is_released_after_them(
     assert await pods.standing() == 0  # closing the saver does not wait for it
 
 
-async def test_meanwhile_others_read_postgres_and_after_it_the_entry_is_there(pods: Pods, long_kept: None) -> None:
+async def test_retained_fence_sends_others_to_postgres_until_released(pods: Pods, long_kept: None) -> None:
     await pods.conversation.turn()
     await pods.conversation.check(pods.other)
     assert {name: pods.other.stats()[name] for name in ("bypasses", "hits", "fills")} == {
@@ -113,7 +111,7 @@ async def test_a_read_of_the_writing_process_is_a_hit_at_once(pods: Pods, long_k
         assert pods.other.stats()["bypasses"] == 0
 
 
-async def test_two_processes_that_write_in_turns_see_each_others_writes(pods: Pods) -> None:
+async def test_two_processes_writing_in_turns_see_each_other(pods: Pods) -> None:
     savers = (pods.writer, pods.other)
     for turn in range(20):
         pods.conversation.saver = savers[turn % 2]
@@ -122,7 +120,7 @@ async def test_two_processes_that_write_in_turns_see_each_others_writes(pods: Po
     await pods.conversation.check(*savers)
 
 
-async def test_a_deleted_thread_is_gone_while_a_fence_of_it_stands(pods: Pods, long_kept: None) -> None:
+async def test_deleted_thread_is_gone_while_its_fence_is_active(pods: Pods, long_kept: None) -> None:
     await pods.conversation.turn()
     await pods.other.adelete_thread("t")
     assert await pods.other.aget_tuple(pods.conversation.config) is None
@@ -143,7 +141,7 @@ async def test_after_an_outage_a_fence_from_before_it_is_not_used(pods: Pods, lo
 
 
 @pytest.mark.parametrize("pods", ["write_behind"], indirect=True)
-async def test_what_is_written_behind_is_not_kept_off_by_a_fence_of_its_own_process(pods: Pods) -> None:
+async def test_own_retained_fence_does_not_block_write_behind(pods: Pods) -> None:
     await pods.conversation.turn()
     assert await pods.standing() == 0
     assert pods.writer.stats()["appends"] >= 2

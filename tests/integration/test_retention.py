@@ -203,7 +203,7 @@ async def test_threads_are_deleted_while_others_are_written(tiers: Tiers) -> Non
     assert await there(tiers, *names) == set(kept)
 
 
-async def test_without_redis_threads_go_all_the_same_and_nobody_is_served_them(tiers: Tiers) -> None:
+async def test_idle_threads_are_deleted_and_unserved_without_redis(tiers: Tiers) -> None:
     for name, age in (("old", 30), ("young", 1)):
         await put(tiers.saver, name, age)
         await tiers.saver.aget_tuple(on_thread(name))

@@ -103,7 +103,7 @@ async def test_a_single_connection_will_do(database_url: str, redis: Redis, redi
     await assert_set_up(database_url, redis, redis_prefix)
 
 
-async def test_pipeline_mode_can_set_up_as_little_as_the_stock_saver_can(
+async def test_pipeline_mode_sets_up_as_little_as_upstream(
     database_url: str, redis: Redis, redis_prefix: str
 ) -> None:
     """Some migrations cannot run in a pipeline, whose commands are one transaction."""
@@ -183,7 +183,7 @@ async def test_where_all_is_set_up_no_right_to_create_is_needed(
         await assert_set_up(url, redis, redis_prefix)
 
 
-async def test_a_role_that_may_not_create_the_tables_is_told_and_blocks_nobody(
+async def test_role_without_create_right_gets_error_and_no_lock(
     database_url: str, redis_url: str, redis: Redis, redis_prefix: str
 ) -> None:
     with role(database_url) as url, pytest.raises(psycopg.errors.InsufficientPrivilege):

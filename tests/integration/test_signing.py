@@ -102,7 +102,7 @@ async def test_signed_entries_are_served_to_who_has_the_key(tiers: Tiers, how: s
 @pytest.mark.parametrize(
     ("writes", "reads"), [((), (NEW,)), ((NEW,), ()), ((FOREIGN,), (NEW,)), ((NEW, OLD), (OLD,))]
 )
-async def test_who_does_not_share_a_key_drops_the_entry_and_has_postgres_answer(
+async def test_saver_without_the_key_drops_entry_and_reads_postgres(
     tiers: Tiers, writes: tuple[Any, ...], reads: tuple[Any, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     writer, reader = saver_of(tiers, *writes), saver_of(tiers, *reads)
@@ -181,7 +181,7 @@ async def _put_there(tiers: Tiers, fields: dict[Any, Any]) -> None:
     await tiers.redis.hset(key_of(tiers), mapping=fields)  # type: ignore[misc]
 
 
-async def test_a_channel_map_that_was_tampered_with_leaves_no_old_value_behind(tiers: Tiers) -> None:
+async def test_tampered_channel_map_leaves_no_old_value(tiers: Tiers) -> None:
     """It steers the script of the next put: told that a version is unchanged, that keeps the value it has."""
     saver = saver_of(tiers, NEW)
     config = await talk(saver, CACHED)

@@ -74,7 +74,7 @@ async def alone(
 
 
 @pytest.mark.parametrize("fault", ["stop", "deafen"])
-async def test_the_others_are_told_of_what_was_written_without_redis(alone: Alone, fault: str) -> None:
+async def test_others_learn_of_writes_without_redis(alone: Alone, fault: str) -> None:
     getattr(alone.proxy, fault)()
     await alone.conversation.turns(3)
     assert alone.writer.stats()["degraded_writes"] == 6
@@ -82,14 +82,14 @@ async def test_the_others_are_told_of_what_was_written_without_redis(alone: Alon
     assert alone.reader.stats()["stale_threads"] >= 1
 
 
-async def test_they_are_told_when_the_writer_has_died(alone: Alone, migrated_database_url: str) -> None:
+async def test_others_learn_of_writes_of_dead_writer(alone: Alone, migrated_database_url: str) -> None:
     alone.proxy.stop()
     await alone.conversation.turn()
     inspect(alone.writer).forget_stale_threads()  # what it remembered is gone with it
     await alone.reader_is_told()
 
 
-async def test_a_process_that_starts_is_told_before_its_first_read(
+async def test_new_process_polls_before_first_read(
     alone: Alone, migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:
     await alone.reader.aclose()  # who would invalidate it
@@ -100,7 +100,7 @@ async def test_a_process_that_starts_is_told_before_its_first_read(
     assert alone.rows() == []
 
 
-async def test_a_process_that_stood_still_is_told_before_its_next_read(alone: Alone) -> None:
+async def test_suspended_process_polls_before_next_read(alone: Alone) -> None:
     inspect(alone.reader).stop_polling()
     alone.proxy.stop()
     await alone.conversation.turn()
@@ -109,7 +109,7 @@ async def test_a_process_that_stood_still_is_told_before_its_next_read(alone: Al
     assert alone.rows() == []
 
 
-async def test_a_postgres_that_does_not_answer_keeps_no_read_waiting_for_long(
+async def test_unanswering_postgres_delays_no_read_for_long(
     alone: Alone, migrated_database_url: str, redis_url: str, redis_prefix: str, proxies: Callable[[str], Proxy]
 ) -> None:
     proxy = proxies(migrated_database_url)
@@ -124,7 +124,7 @@ async def test_a_postgres_that_does_not_answer_keeps_no_read_waiting_for_long(
         proxy.stop()
 
 
-async def test_they_are_told_of_a_delete(alone: Alone) -> None:
+async def test_others_learn_of_delete_without_redis(alone: Alone) -> None:
     alone.proxy.stop()
     await alone.writer.adelete_thread("t")
 
@@ -135,7 +135,7 @@ async def test_they_are_told_of_a_delete(alone: Alone) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["keep_latest", "delete"])
-async def test_they_are_told_of_a_prune(alone: Alone, strategy: str) -> None:
+async def test_others_learn_of_prune_without_redis(alone: Alone, strategy: str) -> None:
     alone.proxy.stop()
     await alone.writer.aprune(["t"], strategy=strategy)
     expected = await alone.writer.aget_tuple(alone.conversation.config)
@@ -147,7 +147,7 @@ async def test_they_are_told_of_a_prune(alone: Alone, strategy: str) -> None:
     await eventually(ack)
 
 
-async def test_a_commit_without_an_answer_is_told_too(alone: Alone) -> None:
+async def test_unanswered_commit_marks_thread_stale(alone: Alone) -> None:
     entries = inspect(alone.writer).entries
     commit = entries.commit
 
@@ -160,7 +160,7 @@ async def test_a_commit_without_an_answer_is_told_too(alone: Alone) -> None:
     await alone.reader_is_told()
 
 
-async def test_a_write_that_fails_makes_no_suspect(alone: Alone) -> None:
+async def test_failed_write_marks_no_thread_stale(alone: Alone) -> None:
     alone.rows("alter table checkpoints add check (false) not valid")
     alone.proxy.stop()
     with pytest.raises(psycopg.errors.CheckViolation):
@@ -170,7 +170,7 @@ async def test_a_write_that_fails_makes_no_suspect(alone: Alone) -> None:
     assert alone.rows() == []
 
 
-async def test_a_bad_write_does_not_keep_others_of_its_group_from_being_suspects(alone: Alone) -> None:
+async def test_bad_write_leaves_others_of_its_batch_stale(alone: Alone) -> None:
     alone.rows("alter table checkpoints add check (thread_id <> 'bad') not valid")
     alone.proxy.stop()
     writes = [
@@ -182,7 +182,7 @@ async def test_a_bad_write_does_not_keep_others_of_its_group_from_being_suspects
     assert "bad" not in alone.rows()
 
 
-async def test_many_suspects_are_gone_through_in_pages(alone: Alone, redis_prefix: str) -> None:
+async def test_many_stale_threads_are_read_in_pages(alone: Alone, redis_prefix: str) -> None:
     count = 2 * STALE_THREADS_AT_ONCE_MAX + 1
     with psycopg.connect(alone.url, autocommit=True) as conn:
         conn.execute(
@@ -197,7 +197,7 @@ async def none_left(alone: Alone) -> bool:
     return not alone.rows()
 
 
-async def test_suspects_of_another_prefix_are_left_to_those_who_use_it(alone: Alone) -> None:
+async def test_stale_threads_of_another_prefix_stay(alone: Alone) -> None:
     alone.rows(f"insert into {TABLE} values ('other', 't', 'mark')")
     alone.proxy.stop()
     await alone.conversation.turn()
@@ -214,7 +214,7 @@ async def table_of(url: str) -> AsyncIterator[StaleThreadTable]:
         yield StaleThreadTable(upstream_cursor(upstream), "p")
 
 
-async def test_a_suspect_that_was_renewed_since_it_was_seen_stays(migrated_database_url: str) -> None:
+async def test_renewed_stale_thread_stays(migrated_database_url: str) -> None:
     async with table_of(migrated_database_url) as table:
         await table.add(["a", "b"])
         seen = await table.after(None)
@@ -229,7 +229,7 @@ async def test_a_suspect_that_was_renewed_since_it_was_seen_stays(migrated_datab
 
 
 @pytest.mark.parametrize("lost", ["dropped", "revoked"])
-async def test_without_the_table_writes_go_on_and_one_error_says_what_to_run(
+async def test_writes_without_the_table_succeed_and_log_one_error(
     alone: Alone, lost: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = alone.url
@@ -258,7 +258,7 @@ async def test_without_the_table_writes_go_on_and_one_error_says_what_to_run(
             alone.rows("drop role limited")
 
 
-async def test_setup_creates_the_table_where_the_stock_savers_are_already(alone: Alone, redis: Redis) -> None:
+async def test_setup_adds_table_to_upstream_tables(alone: Alone, redis: Redis) -> None:
     alone.rows(f"drop table {TABLE}")
     await alone.reader.setup()
     assert alone.rows() == []
@@ -267,7 +267,7 @@ async def test_setup_creates_the_table_where_the_stock_savers_are_already(alone:
     await alone.reader_is_told()
 
 
-async def test_a_saver_that_is_forgotten_looks_for_suspects_no_more(alone: Alone) -> None:
+async def test_collected_saver_stops_polling(alone: Alone) -> None:
     saver = CachedPostgresSaver(inspect(alone.reader).redis, inspect(alone.reader).upstream)
     await saver.aget_tuple(alone.conversation.config)
     recovery = weakref.ref(inspect(saver).invalidator)

@@ -74,7 +74,7 @@ OUR_CALLS: dict[str, Callable[[Any, str], Any]] = {
 """What the upstream saver has not."""
 
 
-async def test_every_sync_method_answers_from_another_thread_as_the_stock_saver(tiers: Tiers) -> None:
+async def test_sync_methods_answer_as_upstream_from_another_thread(tiers: Tiers) -> None:
     def call_all(saver: Any, thread: str) -> list[Any]:
         answers = [same_thread_names(call(saver, thread)) for call in SYNC_CALLS.values()]
         return [*answers, saver.get_tuple(on_thread(thread))]
@@ -292,7 +292,7 @@ def test_an_error_in_the_block_is_raised_and_all_is_closed(script: Script, error
     asyncio.run(assert_nothing_is_left(script, threads))
 
 
-def test_a_database_that_is_not_there_is_an_error_and_no_thread_is_left(redis_url: str) -> None:
+def test_missing_database_raises_and_leaves_no_thread(redis_url: str) -> None:
     before = threading.enumerate()
     nowhere = f"postgresql://postgres@{LOCALHOST}:{free_port()}/postgres"
     opening = SyncCachedPostgresSaver.from_conn_string(nowhere, redis_url, pool_timeout=0.5)

@@ -37,7 +37,7 @@ async def delete(saver: CachedPostgresSaver) -> None:
 
 
 @pytest.mark.parametrize("change", [put, delete])
-async def test_a_write_that_had_no_fence_and_whose_outcome_is_unknown_is_served_in_the_end(
+async def test_unfenced_write_of_unknown_outcome_is_served_in_the_end(
     change: Callable[[CachedPostgresSaver], Awaitable[None]],
     migrated_database_url: str,
     redis_url: str,

@@ -116,7 +116,9 @@ async def test_reads_of_verify_do_not_keep_entries_alive(tiers: Tiers, ask_cli: 
     assert 0 < await tiers.redis.pttl(key) <= 100_000
 
 
-async def test_a_suspect_is_voided_not_reported(tiers: Tiers, ask_cli: Ask, migrated_database_url: str) -> None:
+async def test_stale_thread_is_invalidated_not_reported(
+    tiers: Tiers, ask_cli: Ask, migrated_database_url: str
+) -> None:
     (conversation,) = await cached(tiers.saver, "t")
     await write_past(tiers, conversation)
     async with await psycopg.AsyncConnection.connect(migrated_database_url) as conn:

@@ -82,7 +82,7 @@ async def another(
         yield saver
 
 
-async def test_what_redis_has_acknowledged_is_read_by_all_and_follows_in_postgres(
+async def test_acknowledged_write_is_read_by_all_and_flushed(
     migrated_database_url: str, behind: CachedPostgresSaver, another: CachedPostgresSaver
 ) -> None:
     conversation = await start_behind(behind)
@@ -101,7 +101,7 @@ async def test_what_redis_has_acknowledged_is_read_by_all_and_follows_in_postgre
     assert behind.stats()["writes"] == 0
 
 
-async def test_what_comes_while_postgres_follows_is_gathered(
+async def test_writes_during_flush_are_batched(
     behind: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One conversation alone, in which a write comes during each transaction, had one transaction for each."""
@@ -154,7 +154,7 @@ async def _after_an_eviction(saver: CachedPostgresSaver, conversation: Conversat
 
 @pytest.mark.parametrize("read", [_list, _list_all, _by_id, _copy, _after_an_eviction])
 @pytest.mark.parametrize("by", ["the holder", "another process"])
-async def test_whatever_is_read_from_postgres_is_there_first(
+async def test_reads_of_postgres_flush_first(
     behind: CachedPostgresSaver,
     another: CachedPostgresSaver,
     by: str,
@@ -169,7 +169,7 @@ async def test_whatever_is_read_from_postgres_is_there_first(
     await conversation.check(behind, another)
 
 
-async def test_a_write_through_by_another_process_comes_after_what_was_acknowledged(
+async def test_write_through_of_another_process_comes_after_journal(
     migrated_database_url: str, behind: CachedPostgresSaver, another: CachedPostgresSaver
 ) -> None:
     """A special write replaces what is there: the later one has to stay."""
@@ -188,7 +188,7 @@ async def test_a_write_through_by_another_process_comes_after_what_was_acknowled
 
 @pytest.mark.parametrize("how", ["delete", "prune"])
 @pytest.mark.parametrize("by", ["the holder", "another process"])
-async def test_what_is_deleted_does_not_come_back(
+async def test_deleted_thread_does_not_come_back(
     migrated_database_url: str,
     redis_prefix: str,
     behind: CachedPostgresSaver,
@@ -221,7 +221,7 @@ async def _is_gone(saver: CachedPostgresSaver, key: str) -> bool:
     return not await inspect(saver).redis.exists(key)
 
 
-async def test_pruning_keeps_the_latest_that_was_acknowledged(
+async def test_prune_keeps_latest_acknowledged(
     migrated_database_url: str, behind: CachedPostgresSaver, another: CachedPostgresSaver
 ) -> None:
     conversation = await start_behind(behind)
@@ -232,7 +232,7 @@ async def test_pruning_keeps_the_latest_that_was_acknowledged(
     assert checkpoints(migrated_database_url) == 1
 
 
-async def test_leases_end_when_nothing_is_written_for_a_while(
+async def test_idle_leases_end(
     migrated_database_url: str,
     redis_prefix: str,
     behind: CachedPostgresSaver,
@@ -252,7 +252,7 @@ async def test_leases_end_when_nothing_is_written_for_a_while(
     await conversation.check()
 
 
-async def test_a_closed_saver_leaves_nothing_behind(
+async def test_closed_saver_leaves_no_lease_or_journal(
     migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:
     async with open_saver(migrated_database_url, redis_url, prefix=redis_prefix) as saver:
@@ -264,7 +264,7 @@ async def test_a_closed_saver_leaves_nothing_behind(
         assert [key async for key in client.scan_iter(match=f"{redis_prefix}*journal")] == []
 
 
-async def test_others_replay_the_journal_of_a_process_that_is_gone(
+async def test_others_replay_journal_of_dead_process(
     migrated_database_url: str,
     redis_url: str,
     redis_prefix: str,
@@ -334,7 +334,7 @@ async def test_redis_restarts_empty_between_two_writes(
     assert checkpoints(migrated_database_url) == conversation.length
 
 
-async def test_who_dies_together_with_the_data_of_redis_loses_what_was_not_flushed_and_no_more(
+async def test_losing_process_and_redis_loses_only_unflushed_writes(
     migrated_database_url: str,
     redis_servers: Callable[..., RedisServer],
     monkeypatch: pytest.MonkeyPatch,
@@ -365,7 +365,7 @@ async def _equals(value: Callable[[], float], expected: float) -> bool:
     return value() == expected
 
 
-async def test_nothing_older_is_read_while_only_an_unreachable_redis_has_it(
+async def test_nothing_older_is_read_while_redis_is_unreachable(
     migrated_database_url: str,
     redis_servers: Callable[..., RedisServer],
     monkeypatch: pytest.MonkeyPatch,
@@ -403,7 +403,7 @@ async def test_nothing_older_is_read_while_only_an_unreachable_redis_has_it(
         assert checkpoints(migrated_database_url) == conversation.length
 
 
-async def test_an_answer_that_is_lost_is_made_up_for(
+async def test_lost_append_reply_is_recovered(
     migrated_database_url: str, redis_url: str, redis_prefix: str, proxies: Callable[[str], Proxy]
 ) -> None:
     """Redis has appended it, or not: nobody knows. It is acknowledged when Postgres has it."""
@@ -449,7 +449,7 @@ async def test_postgres_is_away_for_a_while(
     assert checkpoints(migrated_database_url) == 52
 
 
-async def test_at_the_bound_writes_go_through(
+async def test_writes_go_through_at_backlog_limit(
     migrated_database_url: str,
     redis_url: str,
     redis_prefix: str,
@@ -475,7 +475,7 @@ async def test_at_the_bound_writes_go_through(
         assert await stock_latest(migrated_database_url, conversation.config) == found
 
 
-async def test_a_redis_that_may_evict_what_it_alone_holds_is_refused(
+async def test_redis_that_may_evict_journals_is_refused(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = redis_servers("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
@@ -493,7 +493,7 @@ async def test_a_redis_that_may_evict_what_it_alone_holds_is_refused(
 
 
 @pytest.mark.parametrize("policy", ["noeviction", "volatile-lru", "volatile-ttl"])
-async def test_a_redis_that_keeps_it_is_taken(
+async def test_durable_redis_is_accepted(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer], policy: str
 ) -> None:
     server = redis_servers("--maxmemory", "100mb", "--maxmemory-policy", policy)
@@ -502,7 +502,7 @@ async def test_a_redis_that_keeps_it_is_taken(
         await start_behind(saver)
 
 
-async def test_a_full_redis_has_writes_go_through(
+async def test_full_redis_turns_writes_through(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer]
 ) -> None:
     server = redis_servers("--maxmemory-policy", "noeviction")
@@ -518,7 +518,7 @@ async def test_a_full_redis_has_writes_go_through(
         assert saver.stats()["appends"] > appends
 
 
-async def test_what_a_replica_does_not_confirm_is_in_postgres_first(
+async def test_write_unconfirmed_by_replica_is_flushed_first(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer]
 ) -> None:
     primary, replica = redis_servers(), redis_servers()
@@ -541,7 +541,7 @@ async def _is_linked(client: Redis) -> bool:
     return bool((await client.info("replication")).get("master_link_status") == "up")
 
 
-async def test_where_a_disk_cannot_confirm_postgres_does(
+async def test_write_unconfirmed_by_disk_is_flushed_first(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer]
 ) -> None:
     """Redis before 7.2 has no WAITAOF, and one without an append-only file has nothing to wait for."""
@@ -553,7 +553,7 @@ async def test_where_a_disk_cannot_confirm_postgres_does(
             assert checkpoints(migrated_database_url) == conversation.length
 
 
-async def test_what_postgres_would_refuse_gets_its_error_and_is_not_acknowledged(
+async def test_unstorable_write_raises_and_is_not_acknowledged(
     migrated_database_url: str, behind: CachedPostgresSaver
 ) -> None:
     conversation = await start_behind(behind)
@@ -584,7 +584,7 @@ async def test_a_cancelled_caller_stops_no_write(migrated_database_url: str, beh
     )
 
 
-async def test_two_processes_that_both_write_behind_take_turns(
+async def test_two_write_behind_processes_alternate(
     migrated_database_url: str, redis_url: str, redis_prefix: str, behind: CachedPostgresSaver
 ) -> None:
     async with open_saver(migrated_database_url, redis_url, prefix=redis_prefix) as other:
@@ -597,7 +597,7 @@ async def test_two_processes_that_both_write_behind_take_turns(
         assert checkpoints(migrated_database_url) == conversation.length
 
 
-async def test_a_namespace_written_behind_is_not_taken_for_empty(
+async def test_unflushed_namespace_is_not_taken_for_empty(
     behind: CachedPostgresSaver, another: CachedPostgresSaver
 ) -> None:
     """Redis knows which namespaces of a thread nobody has written to: an append counts."""
@@ -615,9 +615,7 @@ async def test_a_namespace_written_behind_is_not_taken_for_empty(
             assert await saver.aget_tuple(inner) is not None
 
 
-async def test_it_has_to_be_a_mode_and_a_durability_that_there_are(
-    migrated_database_url: str, redis_url: str
-) -> None:
+async def test_unknown_mode_or_durability_is_refused(migrated_database_url: str, redis_url: str) -> None:
     with pytest.raises(ArgumentError, match='"write_through" or "write_behind"'):
         async with open_saver(migrated_database_url, redis_url, mode="write_back"):
             pass

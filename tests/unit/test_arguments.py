@@ -160,7 +160,7 @@ BAD_CONNECTIONS = [
 
 
 @pytest.mark.parametrize(("options", "named"), [*BAD_OPTIONS, *BAD_CONNECTIONS])
-def test_options_that_cannot_work_are_named_and_no_secret_with_them(options: dict[str, Any], named: str) -> None:
+def test_bad_options_are_named_without_secrets(options: dict[str, Any], named: str) -> None:
     arguments = {"postgres_uri": POSTGRES, "redis_url": REDIS, **options}
     errors = []
     for saver_class in (SyncCachedPostgresSaver, CachedPostgresSaver):

@@ -48,7 +48,7 @@ async def until_running(runner: Runner, groups: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_what_arrives_while_a_group_is_under_way_is_the_next_group_in_order() -> None:
+async def test_items_added_during_a_batch_form_the_next_in_order() -> None:
     runner = Runner()
     groups = groups_of(runner)
     first = add(groups, "a")
@@ -59,7 +59,7 @@ async def test_what_arrives_while_a_group_is_under_way_is_the_next_group_in_orde
     assert runner.groups == [["a"], ["b", "c", "d"]]
 
 
-async def test_groups_are_bounded_in_bytes() -> None:
+async def test_batches_are_bounded_in_bytes() -> None:
     runner = Runner(let_go=True)
     groups = groups_of(runner, bytes_max=10)
     sizes = {"a": 1, "b": 1, "c": 8, "d": 9, "e": 2, "f": 50, "g": 1}
@@ -67,7 +67,7 @@ async def test_groups_are_bounded_in_bytes() -> None:
     assert runner.groups == [["a", "b", "c"], ["d"], ["e"], ["f"], ["g"]]
 
 
-async def test_groups_are_bounded_in_rows() -> None:
+async def test_batches_are_bounded_in_rows() -> None:
     runner = Runner(let_go=True)
     groups = groups_of(runner, rows_max=3)
     await asyncio.gather(
@@ -76,7 +76,7 @@ async def test_groups_are_bounded_in_rows() -> None:
     assert runner.groups == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
-async def test_a_full_queue_takes_nothing_more_and_goes_on_with_what_it_has() -> None:
+async def test_full_queue_refuses_and_keeps_running() -> None:
     runner = Runner()
     groups = groups_of(runner, waiting_max=2)
     first = add(groups, "a")
@@ -92,7 +92,7 @@ async def test_a_full_queue_takes_nothing_more_and_goes_on_with_what_it_has() ->
     assert not refused.done.done()
 
 
-async def test_what_arrives_while_the_first_one_is_prepared_joins_its_group() -> None:
+async def test_items_added_during_preparation_join_the_batch() -> None:
     runner, prepared = Runner(let_go=True), asyncio.Event()
 
     async def before(operation: Operation) -> None:
@@ -113,7 +113,7 @@ def shared(runner: Any, share_min: int = 4, **more: Any) -> BatchQueue[Operation
     return groups_of(runner, at_once=2, key=lambda o: o.name[0], share_min=share_min, **more)
 
 
-async def test_many_are_shared_out_evenly_among_groups_of_their_own_keys() -> None:
+async def test_items_are_spread_evenly_over_batches_by_key() -> None:
     runner = Runner()
     groups = shared(runner)
     names = ["a1", "b1", "c1", "d1", "a2", "c2"]
@@ -126,7 +126,7 @@ async def test_many_are_shared_out_evenly_among_groups_of_their_own_keys() -> No
     await groups.drain()
 
 
-async def test_few_are_one_group_at_a_time() -> None:
+async def test_few_items_form_one_batch_at_a_time() -> None:
     runner = Runner()
     groups = shared(runner)
     first = add(groups, "a1")
@@ -152,7 +152,7 @@ async def test_what_waits_for_its_key_goes_on_when_that_is_free() -> None:
     assert runner.groups == [["a1"], ["b1"], ["a2", "a3", "a4"]]
 
 
-async def test_no_key_is_in_two_groups_that_are_under_way_and_each_keeps_its_order() -> None:
+async def test_key_is_in_one_running_batch_and_keeps_its_order() -> None:
     """With any sizes, any number at once, and errors among them."""
     rng = random.Random(0)
     under_way: set[str] = set()
@@ -189,7 +189,7 @@ async def test_no_key_is_in_two_groups_that_are_under_way_and_each_keeps_its_ord
     assert not groups.waiting
 
 
-async def test_when_the_loop_ends_with_two_under_way_nobody_is_left_waiting() -> None:
+async def test_loop_end_with_two_batches_leaves_no_waiter() -> None:
     runner = Runner()
     groups = shared(runner)
     answers = [add(groups, f"{key}1") for key in "abcdef"]
@@ -211,7 +211,7 @@ async def test_one_answer_may_be_an_error_and_the_others_are_not() -> None:
     assert isinstance(answers[1], ValueError)
 
 
-async def test_an_error_of_the_group_is_the_answer_of_all_that_have_none_and_the_next_group_runs() -> None:
+async def test_batch_error_answers_the_unanswered_and_next_batch_runs() -> None:
     calls = []
 
     async def run(operations: Sequence[Operation]) -> None:
@@ -238,7 +238,7 @@ async def test_a_cancelled_caller_neither_undoes_nor_stops_anything() -> None:
     assert runner.groups == [["a", "b", "c"]]
 
 
-async def test_when_the_loop_ends_nobody_is_left_waiting() -> None:
+async def test_loop_end_leaves_no_waiter() -> None:
     runner = Runner()
     groups = groups_of(runner, rows_max=1)
     waiting = [add(groups, name) for name in "ab"]
@@ -250,7 +250,7 @@ async def test_when_the_loop_ends_nobody_is_left_waiting() -> None:
             await done
 
 
-async def test_when_the_loop_ends_before_a_group_is_put_together_nobody_is_left_waiting() -> None:
+async def test_loop_end_before_first_batch_leaves_no_waiter() -> None:
     """Seen as a program that never ended: what was given back at its end waited for a task that had not begun."""
     groups = groups_of(Runner(let_go=True))
     waiting = [add(groups, name) for name in "ab"]
@@ -267,7 +267,7 @@ async def test_when_the_loop_ends_before_a_group_is_put_together_nobody_is_left_
     assert await add(groups, "d") == "D"
 
 
-async def test_after_its_tasks_were_cancelled_it_starts_none_until_the_loop_has_gone_on(
+async def test_no_task_starts_right_after_tasks_were_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop, revive = asyncio.get_running_loop(), []
@@ -328,7 +328,7 @@ class Beginner:
         return True
 
 
-async def test_groups_that_begin_at_once_take_no_task_and_gather_a_turn_of_the_loop() -> None:
+async def test_immediate_batches_take_no_task_and_one_loop_iteration() -> None:
     begin, runner = Beginner(), Runner(let_go=True)
     groups = groups_of(runner, begin=begin)
     add(groups, "a"), add(groups, "b")
@@ -353,7 +353,7 @@ async def test_groups_that_begin_at_once_take_no_task_and_gather_a_turn_of_the_l
     assert runner.groups == []
 
 
-async def test_with_now_a_group_begins_before_the_call_returns_unless_another_is_under_way() -> None:
+async def test_now_starts_batch_at_once_unless_another_runs() -> None:
     begin = Beginner()
     groups = groups_of(Runner(), begin=begin)
     groups.add(Operation("a"), now=True)
@@ -375,7 +375,7 @@ async def test_with_now_a_group_begins_before_the_call_returns_unless_another_is
     assert begin.groups[3:] == [["e", "f"]]
 
 
-async def test_what_cannot_begin_at_once_is_run_and_what_raises_fails_alone() -> None:
+async def test_unsent_batch_runs_and_raising_item_fails_alone() -> None:
     begin, runner = Beginner(), Runner(let_go=True)
     groups = groups_of(runner, begin=begin)
     assert await add(groups, "later") == "LATER"
@@ -388,7 +388,7 @@ async def test_what_cannot_begin_at_once_is_run_and_what_raises_fails_alone() ->
     assert await done == "NEXT"
 
 
-async def test_where_many_wait_groups_begin_at_once_though_others_are_under_way() -> None:
+async def test_full_batches_start_while_others_run() -> None:
     begin = Beginner()
     groups = groups_of(Runner(), begin=begin, at_once=3, share_min=2)
     done = [add(groups, name) for name in "abcdefghi"]
@@ -407,7 +407,7 @@ async def test_where_many_wait_groups_begin_at_once_though_others_are_under_way(
     assert begin.groups[4:] == [["j"]]
 
 
-async def test_what_cannot_begin_comes_after_the_groups_under_way() -> None:
+async def test_unsent_items_come_after_running_batches() -> None:
     begin, runner = Beginner(), Runner(let_go=True)
     groups = groups_of(runner, begin=begin, at_once=3, share_min=2)
     done = [add(groups, name) for name in ("a", "b", "c", "d", "later", "e")]
@@ -422,7 +422,7 @@ async def test_what_cannot_begin_comes_after_the_groups_under_way() -> None:
     assert runner.groups == [["later", "e"]]
 
 
-async def test_nothing_begins_while_a_task_may_still_have_something_to_send() -> None:
+async def test_nothing_is_sent_before_running_task_has_sent() -> None:
     begin, runner = Beginner(), Runner()
     groups = groups_of(runner, begin=begin, at_once=3, share_min=2)
     done = [add(groups, "later")]
@@ -437,7 +437,7 @@ async def test_nothing_begins_while_a_task_may_still_have_something_to_send() ->
     assert begin.groups == [["e", "f"]]
 
 
-async def test_a_task_starts_when_nothing_is_under_way_and_takes_what_comes_after_it() -> None:
+async def test_idle_queue_starts_a_task_that_takes_later_items() -> None:
     begin, runner, can = Beginner(), Runner(), True
     groups = groups_of(runner, begin=begin, at_once=3, share_min=2, may_begin=lambda _: can)
     begin.refuses = lambda: not can
@@ -457,7 +457,7 @@ async def test_a_task_starts_when_nothing_is_under_way_and_takes_what_comes_afte
     await groups.drain()
 
 
-async def test_draining_waits_for_what_has_begun_and_being_cancelled_cancels_none_of_it() -> None:
+async def test_drain_waits_and_its_cancellation_cancels_nothing() -> None:
     begin = Beginner()
     groups = groups_of(Runner(), begin=begin)
     done = add(groups, "a")

@@ -66,7 +66,7 @@ def test_every_contestant_is_first_equally_often() -> None:
     assert rotated([], 1) == []
 
 
-def test_some_take_part_in_every_round_and_others_in_three_of_them() -> None:
+def test_contestants_take_part_in_all_or_three_rounds() -> None:
     assert all(takes_part(number, 15, often=True) for number in range(15))
     assert [number for number in range(15) if takes_part(number, 15, often=False)] == [0, 5, 10]
     assert takes_part(0, 1, often=False)
@@ -76,7 +76,7 @@ def test_some_take_part_in_every_round_and_others_in_three_of_them() -> None:
     ("count", "took", "expected"),
     [(128, 0.1, 256), (128, 0.0999, 320), (128, 10.0, 128), (128, 0.0, 9984)],
 )
-def test_as_many_operations_as_fill_the_lanes_for_the_planned_time(count: int, took: float, expected: int) -> None:
+def test_operations_fill_the_lanes_for_the_planned_time(count: int, took: float, expected: int) -> None:
     assert next_count(count, took, Plan(seconds=0.2), WarmRead(64)) == expected
 
 
@@ -154,7 +154,7 @@ def test_a_short_soak_says_nothing() -> None:
         assert verdict(found, "process memory").verdict == expected
 
 
-def test_every_bar_of_a_time_or_throughput_is_of_a_workload_that_there_is() -> None:
+def test_every_bar_belongs_to_an_existing_workload() -> None:
     names = {workload.name for workload in catalogue()}
     measured = [
         bar.what for bar in bars(results({})) if bar.what.endswith((": time", ": throughput", "application"))
@@ -186,7 +186,7 @@ def test_a_table_is_markdown() -> None:
     assert table(["", "a"], [["row", "1"]]) == "|  | a |\n| --- | ---: |\n| row | 1 |"
 
 
-def test_the_readme_gets_an_excerpt_between_its_marks_and_keeps_the_rest(tmp_path: Path) -> None:
+def test_readme_excerpt_replaces_only_what_is_between_marks(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     found = results(
@@ -204,7 +204,7 @@ def test_the_readme_gets_an_excerpt_between_its_marks_and_keeps_the_rest(tmp_pat
     assert readme.read_text() == "nothing"
 
 
-def test_a_run_that_was_cut_off_goes_on_with_what_it_has_but_not_on_another_machine() -> None:
+def test_interrupted_run_resumes_on_the_same_machine_only() -> None:
     def workload(name: str, failure: str | None) -> dict[str, Any]:
         return {"name": name, "cells": {UPSTREAM: {"failure": failure}}}
 

@@ -34,7 +34,7 @@ def put_writes(thread_id: str, task_id: str = "task", count: int = 2, *, replace
 
 
 @pytest.mark.parametrize("sql", EACH)
-def test_the_stock_saver_s_statements_extend_to_many_rows(sql: str) -> None:
+def test_upstream_statements_extend_to_many_rows(sql: str) -> None:
     many = for_rows(sql, 3)
     assert many is not None
     assert many.count("%s") == 3 * sql.count("%s")
@@ -105,7 +105,7 @@ def test_parameters_are_numbered_as_they_stand() -> None:
         assert f"${32 * sql.count('%s')})" in text
 
 
-def test_a_small_group_is_one_statement_that_ends_with_the_rows_to_be_counted() -> None:
+def test_small_batch_is_one_statement_ending_with_counted_rows() -> None:
     [gathered] = row_batches(UPSTREAM, [put_writes("a"), put("a", channels=2)])
     alone = one_statement(gathered, BLOBS)
     assert alone is not None
@@ -117,6 +117,6 @@ def test_a_small_group_is_one_statement_that_ends_with_the_rows_to_be_counted() 
     assert alone.parameters[-2:] == ["null", b""]
 
 
-def test_a_group_with_too_many_parameters_is_several_statements() -> None:
+def test_batch_with_too_many_parameters_is_split() -> None:
     [gathered] = row_batches(UPSTREAM, [put(f"t{i}") for i in range(5)])
     assert one_statement(gathered, BLOBS) is None

@@ -126,7 +126,7 @@ async def test_many_callers_in_one_process_read_the_store_once(
 
 
 @pytest.mark.parametrize("payload", [b"from another", b""])
-async def test_a_value_stored_just_before_the_lock_was_had_is_not_loaded_again(
+async def test_value_stored_just_before_locking_is_not_loaded_again(
     process: Callable[..., CacheAside[Any]], store: MemoryStore, payload: bytes
 ) -> None:
     acquire = store.acquire
@@ -246,7 +246,7 @@ async def test_a_load_overtaken_by_invalidate_is_not_stored(
     assert await time.run(process().get("key", source.load)) == "new"
 
 
-async def test_a_load_overtaken_by_invalidate_does_not_replace_the_newer_value(
+async def test_load_overtaken_by_invalidate_keeps_newer_value(
     process: Callable[..., CacheAside[Any]], time: VirtualTime, source: Source
 ) -> None:
     """Bug: writing a stale value over a fresh one."""
@@ -262,7 +262,7 @@ async def test_a_load_overtaken_by_invalidate_does_not_replace_the_newer_value(
     assert await process().get("key", never) == "new"
 
 
-async def test_a_load_overtaken_by_refresh_does_not_replace_the_newer_value(
+async def test_load_overtaken_by_refresh_keeps_newer_value(
     process: Callable[..., CacheAside[Any]], time: VirtualTime, source: Source
 ) -> None:
     """Bug: writing a stale value over a fresh one."""
@@ -275,7 +275,7 @@ async def test_a_load_overtaken_by_refresh_does_not_replace_the_newer_value(
     assert await process().get("key", never) == "new"
 
 
-async def test_a_load_that_outlived_its_lease_does_not_replace_the_newer_value(
+async def test_load_outliving_its_lease_keeps_newer_value(
     process: Callable[..., CacheAside[Any]], time: VirtualTime
 ) -> None:
     """Bug: writing a stale value over a fresh one."""
@@ -300,7 +300,7 @@ async def test_of_two_refreshes_the_overtaken_one_is_not_stored(
 
 
 @pytest.mark.parametrize("store_fails", [False, True])
-async def test_a_get_after_an_invalidation_does_not_join_an_older_flight(
+async def test_get_after_invalidate_does_not_join_an_older_flight(
     cache: CacheAside[Any], store: MemoryStore, time: VirtualTime, source: Source, store_fails: bool
 ) -> None:
     before = asyncio.create_task(cache.get("key", source.load))
@@ -312,7 +312,7 @@ async def test_a_get_after_an_invalidation_does_not_join_an_older_flight(
     assert await time.run(asyncio.gather(before, after)) == ["value", "new"]
 
 
-async def test_a_get_after_a_refresh_began_joins_it_and_not_an_older_flight(
+async def test_get_after_refresh_joins_it_not_an_older_flight(
     cache: CacheAside[Any], time: VirtualTime, source: Source
 ) -> None:
     before = asyncio.create_task(cache.get("key", source.load))
@@ -340,7 +340,7 @@ async def test_a_refresh_always_runs_its_own_loader(
     assert await process().get("key", never) == "mine"
 
 
-async def test_a_refresh_that_fails_leaves_nothing_old_behind(
+async def test_failed_refresh_leaves_no_old_value(
     cache: CacheAside[Any], store: MemoryStore, time: VirtualTime, source: Source
 ) -> None:
     async def fail() -> Any:
@@ -370,9 +370,7 @@ class SlowStore(MemoryStore):
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_no_get_returns_what_was_loaded_before_an_invalidation_that_has_returned(
-    time: VirtualTime, seed: int
-) -> None:
+async def test_no_get_returns_a_load_from_before_invalidate(time: VirtualTime, seed: int) -> None:
     """Several processes write versions to a source, say so to the cache, and read, in any interleaving."""
     chance = random.Random(seed)
     store = SlowStore(time, chance)
@@ -407,7 +405,7 @@ async def test_no_get_returns_what_was_loaded_before_an_invalidation_that_has_re
 # Waiting for others
 
 
-async def test_a_holder_that_dies_is_succeeded_by_one_loader(
+async def test_dead_lock_holder_is_succeeded_by_one_loader(
     process: Callable[..., CacheAside[Any]], store: MemoryStore, time: VirtualTime
 ) -> None:
     """Bug: everybody loads at once when the holder dies."""
@@ -419,7 +417,7 @@ async def test_a_holder_that_dies_is_succeeded_by_one_loader(
     assert await process().get("key", never) == "value"
 
 
-async def test_who_waited_in_vain_loads_by_itself_and_stores_nothing(
+async def test_waiter_in_vain_loads_itself_and_stores_nothing(
     cache: CacheAside[Any], store: MemoryStore, time: VirtualTime, source: Source
 ) -> None:
     """Bug: waiting for ever for who never comes back."""
@@ -431,7 +429,7 @@ async def test_who_waited_in_vain_loads_by_itself_and_stores_nothing(
     assert "fill" not in store.calls
 
 
-async def test_who_waits_is_answered_soon_after_the_holder_stored(
+async def test_waiter_is_answered_soon_after_holder_stored(
     process: Callable[..., CacheAside[Any]], time: VirtualTime, source: Source
 ) -> None:
     queue = asyncio.create_task(process().get("key", source.load))
@@ -457,9 +455,7 @@ async def test_an_error_of_the_loader_is_raised_and_not_cached(
     assert time.now_seconds == 1.0  # nobody waited for a lease that its holder had no use for
 
 
-async def test_an_unavailable_store_of_the_loaders_own_is_raised_after_one_load(
-    cache: CacheAside[Any], store: MemoryStore
-) -> None:
+async def test_loader_s_own_unavailable_store_is_raised_once(cache: CacheAside[Any], store: MemoryStore) -> None:
     loads = 0
 
     async def fail() -> Any:
@@ -515,7 +511,7 @@ async def test_invalidate_says_when_the_store_is_unavailable(cache: CacheAside[A
     assert await cache.invalidate("key") is False
 
 
-async def test_a_refresh_over_an_unavailable_store_does_not_return_the_old_value(
+async def test_refresh_with_unavailable_store_returns_new_value(
     cache: CacheAside[Any], store: MemoryStore, time: VirtualTime, source: Source
 ) -> None:
     await time.run(cache.get("key", source.load))

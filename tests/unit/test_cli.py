@@ -55,7 +55,7 @@ def test_demo_needs_no_postgres_wheel_where_a_postgres_is_given(
         ("postgresql://127.0.0.1/x", "nonsense secret", "redis_url does not parse"),
     ],
 )
-def test_an_address_that_does_not_parse_is_one_line_without_secrets(
+def test_unparsable_address_is_one_line_without_secrets(
     postgres_uri: str, redis_url: str, complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.main(["demo", "--postgres-uri", postgres_uri, "--redis-url", redis_url]) == 2
@@ -66,7 +66,7 @@ def test_an_address_that_does_not_parse_is_one_line_without_secrets(
 
 
 @pytest.mark.parametrize(("raised", "code"), [(CachedSaverError("it is not true"), 1), (KeyboardInterrupt(), 130)])
-def test_a_failed_check_and_a_ctrl_c_have_exit_codes_and_no_traceback(
+def test_failed_check_and_ctrl_c_exit_without_traceback(
     raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def demo(options: object) -> int:
@@ -172,7 +172,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         assert "Exit codes: 0 all is well" in capsys.readouterr().out
 
 
-def test_addresses_and_keys_are_not_in_what_is_printed_of_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_servers_show_no_address_or_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHECKPOINT_KEY", "a key that nobody is to know")
     options = argparse.Namespace(
         postgres_uri="postgresql://u:secret@h/d",

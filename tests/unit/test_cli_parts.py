@@ -101,7 +101,7 @@ class Screen(io.StringIO):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_goes_to_standard_error_and_leaves_a_terminal_clean(
+def test_progress_goes_to_stderr_and_leaves_terminal_clean(
     terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen = Screen(terminal=terminal)
@@ -118,7 +118,7 @@ def test_progress_goes_to_standard_error_and_leaves_a_terminal_clean(
     assert capsys.readouterr().out == '{"a": 1}\n'
 
 
-async def test_for_each_does_so_many_at_once_and_ends_at_the_first_error() -> None:
+async def test_for_each_is_bounded_and_ends_at_first_error() -> None:
     running = most = done = 0
 
     async def work(item: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 FILES = sorted(TESTS.rglob("*.py"))
 INSIDE = TESTS / "support" / "inspect.py"
+NAME_MAX = 60
 NAMED_TUPLES = {"_replace", "_fields", "_asdict"}
 OTHERS = {
     "_DeltaSnapshot",  # LangGraph's type of a stored value
@@ -75,3 +77,10 @@ def test_private_name_is_found(code: str) -> None:
 
 def test_private_name_of_own_class_is_allowed() -> None:
     assert of_others("class Fake:\n    def close(self):\n        self._open = False") == []
+
+
+def test_names_of_tests_have_at_most_60_characters() -> None:
+    names = [
+        name for file in FILES for name in re.findall(r"^\s*(?:async )?def (test_\w+)", file.read_text(), re.M)
+    ]
+    assert [name for name in names if len(name) > NAME_MAX] == []

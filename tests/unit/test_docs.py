@@ -96,7 +96,7 @@ def test_metrics_that_are_named_for_a_failure_are_there() -> None:
             assert name in known, f"{fault}: {name}"
 
 
-def test_log_lines_that_are_quoted_for_a_failure_are_those_of_the_code() -> None:
+def test_quoted_log_lines_are_those_of_the_code() -> None:
     lines = 0
     for fault, text in bullets("log"):
         for quoted in re.findall(r"`([^`]*)`", text):

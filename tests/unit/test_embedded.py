@@ -81,7 +81,7 @@ def test_a_free_port_is_none_that_an_outgoing_connection_may_get() -> None:
     assert PORTS.stop + 10_000 <= 32768  # where Linux begins, and how far up Redis Cluster has its bus
 
 
-def test_a_port_is_not_handed_out_again_before_its_server_has_had_the_time_to_start(
+def test_port_is_not_reused_before_its_server_may_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(embedded, "PORTS", range(PORTS.start, PORTS.start + 100))

@@ -184,7 +184,7 @@ def test_no_part_is_taken_from_another_place_or_time(
 
 
 @pytest.mark.parametrize("seal", SEALS)
-def test_parts_of_other_threads_namespaces_fields_and_versions_are_refused(seal: Integrity) -> None:
+def test_parts_of_another_place_or_version_are_refused(seal: Integrity) -> None:
     """Each alone, so that nothing else can be what was noticed."""
     fields = stored(entry_fields(NAMESPACE, Latest(record()), seal))
     write = next(f for f in fields if f.startswith(b"w:"))
@@ -218,7 +218,7 @@ def test_a_value_that_was_left_out_is_noticed(channel: bytes) -> None:
         decode_entry(NAMESPACE, fields)
 
 
-def test_a_value_from_an_earlier_put_that_was_left_out_is_noticed() -> None:
+def test_left_out_value_of_earlier_put_is_noticed() -> None:
     checkpoint = json.dumps({"v": 4, "channel_versions": {"messages": VERSION, "other": "1"}})
     arguments = put_arguments(put(checkpoint_json=checkpoint, kept=("other",)))
     assert arguments is not None
@@ -233,7 +233,7 @@ def test_a_value_from_an_earlier_put_that_was_left_out_is_noticed() -> None:
     assert decode_entry(NAMESPACE, {**fields, b"c:other": kept[b"c:other"]}) is not None
 
 
-def test_a_channel_whose_value_postgres_gives_another_name_makes_an_opaque_entry() -> None:
+def test_channel_renamed_by_postgres_makes_entry_opaque() -> None:
     odd = record(checkpoint_json=json.dumps({"v": 4, "channel_versions": {"\\x41": VERSION}}).encode(), values=())
     assert stored(entry_fields(NAMESPACE, Latest(odd))) == {b"i": b"c1"}
 
@@ -266,19 +266,19 @@ def test_an_entry_is_advanced_by_unique_versions_only() -> None:
         assert put_arguments(put(versions=versions, new_versions=versions)) is None
 
 
-def test_every_version_of_the_stock_saver_is_unique() -> None:
+def test_every_upstream_version_is_unique() -> None:
     """Its random part may be short, and then is padded, or so small that it is written with an exponent."""
     made = [BasePostgresSaver.get_next_version(None, current, None) for current in [None, "7.5", 99] * 3000]  # type: ignore[arg-type]
     made += [f"{1:032}.{fraction:016}" for fraction in (0.5, 4.7067e-05, 1e-300)]
     assert [version for version in made if not UNIQUE_VERSION.fullmatch(version)] == []
 
 
-def test_an_entry_is_not_advanced_by_versions_that_the_checkpoint_does_not_name() -> None:
+def test_entry_is_not_updated_by_versions_not_in_checkpoint() -> None:
     assert put_arguments(put(versions={"messages": VERSION.replace("1", "2")})) is None
     assert put_arguments(put(versions={})) is None
 
 
-def test_an_entry_is_not_advanced_to_an_old_format_or_a_huge_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_is_not_updated_to_old_format_or_huge_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     assert put_arguments(put(format=3)) is None
     monkeypatch.setattr(entry_format, "ENTRY_BYTES_MAX", 50)
     assert put_arguments(put()) is None
@@ -286,13 +286,13 @@ def test_an_entry_is_not_advanced_to_an_old_format_or_a_huge_checkpoint(monkeypa
     assert entry_format.writes_arguments(PutWrites(NAMESPACE, "c1", False, (write,))) is None
 
 
-def test_channels_with_a_new_version_and_no_value_are_told() -> None:
+def test_channels_with_new_version_and_no_value_are_listed() -> None:
     arguments = put_arguments(put(values=()))
     assert arguments is not None
     assert msgpack.unpackb(arguments[4]) == ["messages"]
 
 
-def test_channels_with_a_value_in_the_checkpoint_itself_are_told() -> None:
+def test_channels_with_value_in_checkpoint_are_listed() -> None:
     arguments = put_arguments(put(inline=("a", "b")))
     assert arguments is not None
     assert msgpack.unpackb(arguments[5]) == ["a", "b"]
@@ -308,7 +308,7 @@ def test_the_script_finds_the_task_path_where_it_looks() -> None:
 
 
 @pytest.mark.parametrize("seal", SEALS)
-def test_the_rows_of_a_checkpoint_can_be_made_of_what_its_advance_was_made_of(seal: Integrity) -> None:
+def test_checkpoint_rows_are_rebuilt_from_its_update(seal: Integrity) -> None:
     """That is all that a journal holds of it."""
     given = put(
         checkpoint_json='{"v": 4, "id": "c2", "b": 1, "a": -0.0}',
@@ -328,7 +328,7 @@ def test_the_rows_of_a_checkpoint_can_be_made_of_what_its_advance_was_made_of(se
 
 @pytest.mark.parametrize("seal", SEALS)
 @pytest.mark.parametrize("replace", [True, False])
-def test_pending_writes_can_be_made_of_what_their_advance_was_made_of(seal: Integrity, replace: bool) -> None:
+def test_pending_writes_are_rebuilt_from_their_update(seal: Integrity, replace: bool) -> None:
     writes = tuple(Write("c1", "task", i, f"channel {i}", "msgpack", b"\xc0", "a/path") for i in range(3))
     given = PutWrites(NAMESPACE, "c1", replace, writes)
     arguments = writes_arguments(given, seal)

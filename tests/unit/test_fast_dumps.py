@@ -103,7 +103,7 @@ def changed(draw: Any) -> Any:
 
 @many
 @given(st.lists(made(), max_size=2))
-def test_messages_make_the_stock_serializer_s_bytes(drawn: list[Any]) -> None:
+def test_messages_make_upstream_s_bytes(drawn: list[Any]) -> None:
     assert_same(drawn)
     assert_same({"in": drawn, "a": (drawn[:1], {"b": [Data(drawn), Model(a=1, messages=drawn)]})})
 
@@ -129,7 +129,7 @@ def with_fields(cls: Any, **fields: Any) -> Any:
 @example(HumanMessage.model_construct(content="x"))
 @example(OwnMessage("x"))
 @example(AIMessage("x", additional_kwargs={"a": AIMessage("y")}))
-def test_messages_with_something_odd_in_them_make_the_same_bytes_or_errors(message: Any) -> None:
+def test_odd_messages_make_the_same_bytes_or_errors(message: Any) -> None:
     assert_same([message])
 
 
@@ -140,7 +140,7 @@ def test_other_values_make_the_same_bytes_or_errors(value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ALL_NAMES)
-def test_ordinary_messages_do_not_go_to_the_stock_hook(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ordinary_messages_do_not_go_to_upstream_hook(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     upstream = UPSTREAM_DEFAULT.get()
     message = CLASSES[name](
@@ -178,7 +178,7 @@ def test_a_serializer_of_another_kind_encodes_for_itself() -> None:
     assert dumps_for(patched)([HumanMessage("x")]) == ("patched", b"")
 
 
-def test_errors_are_the_stock_serializer_s() -> None:
+def test_errors_are_upstream_s() -> None:
     with pytest.raises(ormsgpack.MsgpackEncodeError):
         dumps_for(JsonPlusSerializer())([object()])
     kind, _ = dumps_for(JsonPlusSerializer(pickle_fallback=True))([2**70, ToolMessage("x", tool_call_id="1")])

@@ -254,7 +254,7 @@ def stock_count(monkeypatch: pytest.MonkeyPatch, data: tuple[str, Any]) -> int:
 
 @many
 @given(st.lists(made(), max_size=2))
-def test_messages_come_out_as_the_stock_serializer_gives_them(drawn: list[Any]) -> None:
+def test_messages_load_as_upstream(drawn: list[Any]) -> None:
     for serde in (PERMISSIVE, STRICT):
         data = serde.dumps_typed({"in": drawn, "a": (drawn[:1], {"b": [Data(drawn)]})})
         assert_same(data, serde)
@@ -271,7 +271,7 @@ def test_messages_come_out_as_the_stock_serializer_gives_them(drawn: list[Any]) 
 
 @many
 @given(values)
-def test_other_values_come_out_as_the_stock_serializer_gives_them(value: Any) -> None:
+def test_other_values_load_as_upstream(value: Any) -> None:
     for serde in (PERMISSIVE, STRICT, JsonPlusSerializer(allowed_msgpack_modules=[Model])):
         assert_same(serde.dumps_typed(value), serde)
 
@@ -315,14 +315,14 @@ RAW = {"tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]
 @example((BARE | {"type": "human", "content": [1]}, "HumanMessage"))
 @example((BARE | {"type": "human", "additional_kwargs": None}, "HumanMessage"))
 @example((BARE | {"type": "human", "response_metadata": [("a", 1)]}, "HumanMessage"))
-def test_what_validation_would_change_or_refuse_is_as_in_the_stock_serializer(drawn: tuple[Any, str]) -> None:
+def test_values_changed_by_validation_load_as_upstream(drawn: tuple[Any, str]) -> None:
     for serde in (PERMISSIVE, STRICT):
         assert_same(packed(*drawn), serde)
 
 
 @many
 @given(made(), st.data())
-def test_damaged_bytes_are_as_in_the_stock_serializer(message: Any, data: st.DataObject) -> None:
+def test_damaged_bytes_load_as_upstream(message: Any, data: st.DataObject) -> None:
     kind, blob = PERMISSIVE.dumps_typed([message])
     changed = bytearray(blob)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -348,7 +348,7 @@ def test_damaged_bytes_are_as_in_the_stock_serializer(message: Any, data: st.Dat
     ],
 )
 @pytest.mark.parametrize("code", range(9))
-def test_renamed_and_misshapen_objects_are_as_in_the_stock_serializer(inside: Any, code: int) -> None:
+def test_renamed_and_misshapen_objects_load_as_upstream(inside: Any, code: int) -> None:
     data = ormsgpack.packb([ormsgpack.Ext(code, ormsgpack.packb(inside))])
     for serde in (PERMISSIVE, STRICT):
         assert_same(("msgpack", data), serde)
@@ -376,7 +376,7 @@ def test_restored_messages_share_nothing() -> None:
 
 @pytest.mark.parametrize("allowed", [True, None, [], [Model], [("langchain_core.messages.human", "HumanMessage")]])
 @pytest.mark.parametrize("strict", [False, True])
-def test_events_and_warnings_are_as_in_the_stock_serializer(
+def test_events_and_warnings_are_upstream_s(
     allowed: Any, strict: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("langgraph.checkpoint.serde._msgpack.STRICT_MSGPACK_ENABLED", strict)
@@ -429,7 +429,7 @@ class OwnEncrypted(EncryptedSerializer):
     pass
 
 
-def test_only_a_stock_serializer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_an_upstream_serializer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     patched = JsonPlusSerializer()
     patched.loads_typed = lambda data: "patched"  # type: ignore[method-assign]
     hooked = JsonPlusSerializer(__unpack_ext_hook__=lambda code, data: "hooked")
@@ -483,14 +483,14 @@ def ordinary() -> list[Any]:
     ]
 
 
-def test_ordinary_messages_are_not_left_to_the_stock_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ordinary_messages_are_not_left_to_upstream_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(CLASSES) == sorted(ALL_NAMES)
     assert stock_count(monkeypatch, PERMISSIVE.dumps_typed(ordinary())) == 0
     assert stock_count(monkeypatch, PERMISSIVE.dumps_typed([*ordinary(), OwnMessage("x"), Model(a=1)])) == 2
     assert stock_count(monkeypatch, packed(AI | {"additional_kwargs": RAW}, "AIMessage")) == 1
 
 
-def test_a_class_that_is_not_as_expected_is_left_to_the_stock_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_class_is_left_to_upstream_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     row = next(row for row in MESSAGE_CLASSES if row[1] == "HumanMessage")
     find = message_class
     module = "langchain_core.messages.human"

@@ -74,7 +74,7 @@ class World:
         return [token for what, token in self.entries.sent if what == "begin"]
 
 
-async def test_the_next_write_finds_the_fence_standing() -> None:
+async def test_next_write_reuses_active_fence() -> None:
     world = World()
     first = world.take()
     assert world.end(first)
@@ -121,7 +121,7 @@ def test_a_loop_that_ends_does_not_begin_to_release_it() -> None:
     assert [what for what, _ in world.entries.sent] == ["begin"]
 
 
-async def test_one_that_is_kept_while_others_are_used_is_released_in_time() -> None:
+async def test_retained_fence_is_released_while_others_are_used() -> None:
     world = World()
     busy, fence = world.fences.take(Namespace("busy")), world.take()
     await asyncio.sleep(0)  # none is idle yet
@@ -144,7 +144,7 @@ async def test_one_that_is_kept_while_others_are_used_is_released_in_time() -> N
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_read_gives_up_a_fence_that_no_write_is_under() -> None:
+async def test_read_releases_fence_without_writes() -> None:
     world = World()
     fence = world.take()
     assert world.give_up() is None
@@ -158,7 +158,7 @@ async def test_a_read_gives_up_a_fence_that_no_write_is_under() -> None:
 
 
 @pytest.mark.parametrize("usable", [True, False])
-async def test_a_fence_given_up_by_a_read_that_failed_is_released_or_left(usable: bool) -> None:
+async def test_fence_freed_by_failed_read_is_released_or_expires(usable: bool) -> None:
     world = World()
     fence = world.take()
     world.end(fence)
@@ -171,7 +171,7 @@ async def test_a_fence_given_up_by_a_read_that_failed_is_released_or_left(usable
     assert world.left == ([] if usable else [("t", fence.token)])
 
 
-async def test_it_stands_while_another_write_is_under_it() -> None:
+async def test_fence_is_active_while_another_write_is_under_it() -> None:
     world = World(retain=False)
     first, second = world.take(), world.take()
     assert first is second
@@ -181,7 +181,7 @@ async def test_it_stands_while_another_write_is_under_it() -> None:
     assert await world.released() == []
 
 
-async def test_of_two_commits_on_the_way_the_first_does_not_leave_the_second_without() -> None:
+async def test_first_of_two_commits_keeps_fence_for_the_second() -> None:
     world = World(retain=False)
     fence = world.take()
     world.take()
@@ -194,7 +194,7 @@ async def test_of_two_commits_on_the_way_the_first_does_not_leave_the_second_wit
 
 
 @pytest.mark.parametrize("retain", [True, False])
-async def test_nobody_releases_or_uses_it_once_a_write_under_it_may_go_on(retain: bool) -> None:
+async def test_fence_of_unknown_write_is_not_reused_or_released(retain: bool) -> None:
     world = World(retain=retain)
     fence = world.take()
     world.take()
@@ -228,7 +228,7 @@ async def test_a_commit_without_an_answer_leaves_it_to_the_last_write() -> None:
     assert await world.released() == [fence.token]
 
 
-async def test_when_redis_is_given_up_none_is_used_again_and_those_that_stand_are_left() -> None:
+async def test_fences_are_not_reused_after_redis_was_lost() -> None:
     world = World()
     idle = world.take()
     world.end(idle)
@@ -262,7 +262,7 @@ async def test_one_that_has_little_time_left_is_taken_anew() -> None:
     assert (other is fence, ("release", fence.token) in world.entries.sent) == (False, True)
 
 
-async def test_one_that_redis_does_not_confirm_is_nobodys() -> None:
+async def test_fence_unconfirmed_by_redis_is_not_retained() -> None:
     world = World()
     world.entries.usable = False
     fence = world.take()
@@ -281,7 +281,7 @@ async def test_a_write_that_was_not_queued_leaves_it_for_the_next() -> None:
     assert await unkept.released() == [fence.token]
 
 
-async def test_no_more_than_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_number_of_retained_fences_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fences, "RETAINED_MAX", 2)
     world = World()
     taken = [world.fences.take(Namespace(str(number))) for number in range(4)]

@@ -32,7 +32,7 @@ parts = st.binary(max_size=6)
 
 
 @given(seals, names, names, parts, st.binary(max_size=200))
-def test_what_was_sealed_opens(seal: Integrity, name: str, within: str, part: bytes, body: bytes) -> None:
+def test_signed_part_opens(seal: Integrity, name: str, within: str, part: bytes, body: bytes) -> None:
     opened = seal.of(name, within).open(seal.of(name, within).seal(body, part), part)
     assert opened is not None
     assert opened == body
@@ -63,7 +63,7 @@ def test_names_that_run_into_each_other_are_different_places(seal: Integrity) ->
     assert seal.of("a", "bc").open(longer[: len(longer) - 1] + b"py", b"") is None
 
 
-def test_each_key_and_kind_has_seals_of_its_own() -> None:
+def test_each_key_and_kind_has_signatures_of_its_own() -> None:
     old, new, both = (signed(*keys) for keys in ([OLD], [NEW], [NEW, OLD]))
     sealed = {seal: seal.of("n").seal(b"body", b"p") for seal in (CHECKSUMS, old, new, both)}
     opens = {(by, of) for by in sealed for of in sealed if by.of("n").open(sealed[of], b"p") is not None}
@@ -107,7 +107,7 @@ def test_a_signature_is_not_made_of_public_things_alone() -> None:
         (["ü" * 33], "not 66"),
     ],
 )
-def test_bad_keys_are_refused_before_anything_is_opened_and_not_repeated(keys: Any, message: str) -> None:
+def test_bad_keys_are_refused_at_once_and_not_repeated(keys: Any, message: str) -> None:
     attempts = [
         lambda: check_signing_keys(keys),
         lambda: SyncCachedPostgresSaver.from_conn_string(

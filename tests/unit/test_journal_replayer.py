@@ -90,9 +90,7 @@ def replayer(servers: Servers) -> JournalReplayer:
     return JournalReplayer(servers, servers, Stats(), clock=lambda: servers.now)  # type: ignore[arg-type]
 
 
-def test_a_lease_that_nobody_moves_is_ended_where_redis_has_lost_it(
-    servers: Servers, replayer: JournalReplayer
-) -> None:
+def test_unmoved_lease_lost_by_redis_is_ended(servers: Servers, replayer: JournalReplayer) -> None:
     servers.recover(replayer, ABANDONED_SECONDS)
     assert servers.rows
     servers.recover(replayer, 2 * STEP_SECONDS)
@@ -119,7 +117,7 @@ def test_a_journal_goes_if_it_is_not_of_the_lease_that_there_is(
     assert servers.tidied == {"of another": "before.1", "no row": "before.2", "no row, empty": ""}
 
 
-def test_nobody_is_taken_for_dead_while_postgres_is_away(servers: Servers, replayer: JournalReplayer) -> None:
+def test_no_holder_is_presumed_dead_while_postgres_is_away(servers: Servers, replayer: JournalReplayer) -> None:
     """A holder cannot come forward then, nor at once when it is back: others may have it back before."""
     servers.recover(replayer, 2 * STEP_SECONDS)
     servers.is_away = True
@@ -131,7 +129,7 @@ def test_nobody_is_taken_for_dead_while_postgres_is_away(servers: Servers, repla
     assert not servers.rows
 
 
-def test_nor_by_who_waits_for_it_when_postgres_is_back(servers: Servers, replayer: JournalReplayer) -> None:
+def test_waiting_replay_presumes_no_holder_dead_after_outage(servers: Servers, replayer: JournalReplayer) -> None:
     async def settle() -> None:
         set_clock(replayer, lambda: servers.now)
         servers.now += 60

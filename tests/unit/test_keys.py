@@ -29,7 +29,7 @@ def test_no_two_namespaces_share_a_key(thread: str, ns: str, other_thread: str, 
 
 
 @given(NAMES, NAMES)
-def test_keys_of_a_thread_have_its_hash_tag_and_no_other_special_character(thread: str, ns: str) -> None:
+def test_thread_keys_have_its_hash_tag_and_no_special_character(thread: str, ns: str) -> None:
     keys = thread_key("p", thread), namespace_key("p", Namespace(thread, ns)), names_key("p", thread)
     tags = {key[key.index("{") + 1 : key.index("}")] for key in keys}
     assert len(tags) == 1

@@ -85,7 +85,7 @@ async def test_a_finished_flight_is_not_joined(flights: SingleFlight[str]) -> No
     assert await later[0] == "second"
 
 
-async def test_an_error_goes_to_every_caller_and_is_not_kept(flights: SingleFlight[str], loader: Loader) -> None:
+async def test_error_goes_to_every_caller_and_is_not_cached(flights: SingleFlight[str], loader: Loader) -> None:
     callers = [asyncio.create_task(flights.run("key", loader)) for _ in range(CALLERS)]
     await settle()
     error = ConnectionError("no model today")
@@ -98,7 +98,7 @@ async def test_an_error_goes_to_every_caller_and_is_not_kept(flights: SingleFlig
     assert await again == "loaded"
 
 
-async def test_an_error_raised_before_the_first_await_goes_to_the_caller(flights: SingleFlight[str]) -> None:
+async def test_error_before_first_await_goes_to_caller(flights: SingleFlight[str]) -> None:
     def not_even_async() -> Any:
         raise LookupError("at once")
 
@@ -136,7 +136,7 @@ async def test_a_load_that_everybody_left_goes_on_and_can_be_joined(
     assert len(loader.runs) == 1
 
 
-async def test_an_error_that_nobody_is_left_to_receive_makes_no_noise(
+async def test_error_without_receiver_is_not_logged(
     flights: SingleFlight[str], loader: Loader, noises: list[dict[str, Any]]
 ) -> None:
     caller = asyncio.create_task(flights.run("key", loader))
@@ -164,7 +164,7 @@ async def test_a_caller_after_forget_does_not_join_the_older_flight(
     assert (await before, await after) == ("old", "new")
 
 
-async def test_a_forgotten_flight_that_lands_leaves_the_newer_one_joinable(
+async def test_forgotten_flight_that_lands_leaves_newer_one_joinable(
     flights: SingleFlight[str], loader: Loader
 ) -> None:
     before = asyncio.create_task(flights.run("key", loader))
@@ -201,7 +201,7 @@ async def test_a_forgotten_flight_that_everybody_left_still_lands(flights: Singl
     future.set_result("loaded")
 
 
-async def test_nothing_is_kept_of_a_key_that_has_landed(flights: SingleFlight[str]) -> None:
+async def test_landed_key_leaves_no_state(flights: SingleFlight[str]) -> None:
     class Key:
         pass
 
@@ -221,7 +221,7 @@ async def test_forgetting_what_is_not_there_is_nothing(flights: SingleFlight[str
     flights.forget("key")
 
 
-async def test_a_loader_that_asks_for_its_own_key_is_told_so(flights: SingleFlight[str]) -> None:
+async def test_loader_asking_for_its_own_key_raises(flights: SingleFlight[str]) -> None:
     async def loader() -> str:
         return await flights.run("key", loader)
 

@@ -146,9 +146,7 @@ async def test_a_release_does_not_free_another_owners_lock(
     assert store.lock_owner("key") == "another"
 
 
-async def test_a_holder_that_dies_is_succeeded_by_one(
-    lock: StampedeLock, store: MemoryStore, time: VirtualTime
-) -> None:
+async def test_dead_holder_is_succeeded_by_one(lock: StampedeLock, store: MemoryStore, time: VirtualTime) -> None:
     """Bug: everybody works at once when the holder dies."""
     await store.acquire("key", "the dead", int(LEASE_SECONDS * 1000))
     done = False
@@ -170,7 +168,7 @@ async def test_a_holder_that_dies_is_succeeded_by_one(
     assert workers == 1
 
 
-async def test_who_is_answered_while_waiting_goes_on_without_the_lock(
+async def test_answered_waiter_goes_on_without_lock(
     lock: StampedeLock, store: MemoryStore, time: VirtualTime
 ) -> None:
     await store.acquire("key", "another", FOREVER_MS)
@@ -186,7 +184,7 @@ async def test_who_is_answered_while_waiting_goes_on_without_the_lock(
     assert 1 < time.now_seconds < 1 + LONGEST_PAUSE_SECONDS
 
 
-async def test_who_gets_the_lock_asks_again_and_gives_it_back(lock: StampedeLock, store: MemoryStore) -> None:
+async def test_new_lock_holder_reads_again_and_frees_it(lock: StampedeLock, store: MemoryStore) -> None:
     async def answered() -> bool:
         assert store.lock_owner("key") is not None
         return True
@@ -202,9 +200,7 @@ async def test_an_unavailable_store_means_going_on_without(lock: StampedeLock, s
         assert lease is None
 
 
-async def test_a_lock_that_was_taken_though_the_reply_was_lost_is_freed(
-    lock: StampedeLock, store: MemoryStore
-) -> None:
+async def test_lock_taken_with_lost_reply_is_freed(lock: StampedeLock, store: MemoryStore) -> None:
     store.lost_replies = {"acquire"}
     async with lock.hold("key") as lease:
         assert lease is None
@@ -267,7 +263,7 @@ def gate_acquire(store: MemoryStore, gate: Gate) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("where", [gate_unless, gate_acquire])
-async def test_cancelled_before_it_knows_that_it_has_the_lock_it_frees_it(
+async def test_lock_is_freed_if_cancelled_before_reply(
     lock: StampedeLock, store: MemoryStore, where: Callable[[MemoryStore, Gate], dict[str, Any]]
 ) -> None:
     gate = Gate()
@@ -302,7 +298,7 @@ async def test_cancelled_inside_it_frees_the_lock(lock: StampedeLock, store: Mem
     assert store.lock_owner("key") is None
 
 
-async def test_cancelled_while_waiting_it_leaves_the_holder_alone(
+async def test_cancelled_waiter_leaves_holder_alone(
     lock: StampedeLock, store: MemoryStore, time: VirtualTime
 ) -> None:
     await store.acquire("key", "another", FOREVER_MS)

@@ -132,7 +132,7 @@ async def test_close_waits_for_a_publication_and_stops_the_timer(
     assert len(executor.published) == 1
 
 
-def test_the_timer_keeps_neither_the_publisher_nor_the_loop_alive(
+def test_timer_keeps_neither_publisher_nor_loop_alive(
     executor: RecordingExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stats_publisher, "INTERVAL_SECONDS", 0.001)

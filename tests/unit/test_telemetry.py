@@ -94,9 +94,7 @@ def test_times_are_counters_with_the_buckets_of_prometheus(
     assert [sizes[le] for le in ("2", "4", "512", "+Inf")] == [0, 1, 1, 2]
 
 
-def test_savers_are_told_apart_and_fall_silent_when_they_are_gone(
-    reader: InMemoryMetricReader, provider: MeterProvider
-) -> None:
+def test_savers_have_own_series_that_end_with_them(reader: InMemoryMetricReader, provider: MeterProvider) -> None:
     one, other = saver(), saver()
     one.counters.hits, other.counters.hits = 1, 2
     instrument(one, provider)

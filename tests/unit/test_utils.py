@@ -24,7 +24,7 @@ class Clock:
         return self.now
 
 
-def test_a_breaker_allows_one_probe_at_a_time_and_only_when_it_is_due() -> None:
+def test_breaker_allows_one_probe_at_a_time_when_due() -> None:
     clock = Clock()
     breaker = CircuitBreaker(retry_seconds=1, clock=clock)
     assert breaker.fail()  # this one opened it
@@ -38,7 +38,7 @@ def test_a_breaker_allows_one_probe_at_a_time_and_only_when_it_is_due() -> None:
     assert not breaker.take_probe()
 
 
-def test_a_breaker_waits_longer_after_each_failed_probe_up_to_a_bound() -> None:
+def test_breaker_waits_longer_after_each_failed_probe() -> None:
     clock = Clock()
     breaker = CircuitBreaker(retry_seconds=1, retry_seconds_max=4, clock=clock)
     breaker.fail()
@@ -82,7 +82,7 @@ async def test_work_goes_on_when_its_caller_is_cancelled() -> None:
     assert len(tasks) == 0
 
 
-async def test_an_error_that_nobody_waits_for_any_more_is_not_reported_by_the_loop() -> None:
+async def test_error_without_waiter_is_not_reported_by_loop() -> None:
     tasks, gate, reports = BackgroundTasks(), asyncio.Event(), []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reports.append(context))
 
@@ -112,7 +112,7 @@ def test_a_version_is_unused_once_and_only_where_it_was_minted(monkeypatch: pyte
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_tokens_differ_after_a_fork_and_whatever_seed_an_application_sets() -> None:
+def test_tokens_differ_after_fork_and_seed() -> None:
     random.seed(1)
     first = entries.new_token()
     random.seed(1)
