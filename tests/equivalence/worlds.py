@@ -18,8 +18,8 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.arguments import Mode
 from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.saver import Mode
 from langgraph_checkpoint_cached.stores.postgres.thread_maintenance import delta_threads
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key, thread_key
 from tests.equivalence.chains import Chain, value_of
