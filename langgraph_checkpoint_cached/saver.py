@@ -88,17 +88,9 @@ class CachedPostgresSaver(SyncMethodsMixin):
         self._upstream = check_upstream(postgres)
         settings = Settings.from_options(**options)
         super().__init__(serde=settings.serde or postgres.serde)
-        engine = self._engine = Engine(redis, postgres, settings)
+        self._engine = Engine(redis, postgres, settings)
+        self._loop = self._engine.loop
         self._unstored_versions = UnstoredVersions()
-        # For tests and the command line, until they take them from the engine.
-        self._loop, self._stats, self._executor = engine.loop, engine.stats, engine.executor
-        self._postgres, self._replayer, self._invalidator = engine.store, engine.replayer, engine.invalidator
-        self._reader, self._writer, self._write_behind = (
-            engine.read_path,
-            engine.write_through,
-            engine.write_behind,
-        )
-        self._histories, self._tasks, self._threads = engine.histories, engine.tasks, engine.threads
 
     @classmethod
     def from_conn_string(
@@ -184,7 +176,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
 
     def stats(self) -> dict[str, float]:
         """Return counters, times and gauges by name, since this saver was made. `Stats` explains each."""
-        return self._stats.as_dict()
+        return self._engine.stats.as_dict()
 
     # -- reads -----------------------------------------------------------------------------------------------
 
@@ -203,9 +195,9 @@ class CachedPostgresSaver(SyncMethodsMixin):
             raise wrong_loop("aget_tuple")
         started = time.perf_counter()
         if checkpoint_id is None:
-            record, times = await self._reader.latest(namespace)
+            record, times = await self._engine.read_path.latest(namespace)
         else:
-            record, times = await self._reader.by_id(namespace, checkpoint_id)
+            record, times = await self._engine.read_path.by_id(namespace, checkpoint_id)
         found = None if record is None else self._decode(record)
         times.record(time.perf_counter() - started)
         return found
@@ -264,16 +256,16 @@ class CachedPostgresSaver(SyncMethodsMixin):
         """
         namespace, checkpoint_id = parse_config(config)
         if checkpoint_id is None:
-            upstream = self._postgres.upstream(self.serde)
+            upstream = self._engine.store.upstream(self.serde)
 
             async def get() -> Mapping[str, DeltaChannelHistory]:
-                await self._replayer.flush_threads([namespace.thread_id])
+                await self._engine.replayer.flush_threads([namespace.thread_id])
                 return await upstream.aget_delta_channel_history(config=config, channels=channels)
 
             return await self._run("get_delta_channel_history", get())
         if asyncio.get_running_loop() is not self._loop:
             raise wrong_loop("aget_delta_channel_history")
-        found = await self._histories.get(namespace, checkpoint_id, channels) if channels else {}
+        found = await self._engine.histories.get(namespace, checkpoint_id, channels) if channels else {}
         return codec.decode_delta_histories(found, channels, self.serde)
 
     # -- writes ----------------------------------------------------------------------------------------------
@@ -309,7 +301,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
             namespace, config, checkpoint, metadata, new_versions, self.serde, self._unstored_versions.take
         )
         await self._engine.write(put)
-        self._stats.put.record(time.perf_counter() - started)
+        self._engine.stats.put.record(time.perf_counter() - started)
         return codec.config_of(namespace, checkpoint["id"])
 
     async def aput_writes(
@@ -340,7 +332,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
         started = time.perf_counter()
         put = codec.encode_writes(namespace, checkpoint_id, writes, task_id, task_path, self.serde)
         await self._engine.write(put)
-        self._stats.put_writes.record(time.perf_counter() - started)
+        self._engine.stats.put_writes.record(time.perf_counter() - started)
 
     # -- the rest of the upstream saver's interface ----------------------------------------------------------
 
@@ -371,7 +363,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
         thread_ids = None if config is None else [parse_config(config)[0].thread_id]
 
         async def search() -> Sequence[Record]:
-            await self._replayer.flush_threads(thread_ids)
-            return await self._postgres.search(config, filter, before, limit)
+            await self._engine.replayer.flush_threads(thread_ids)
+            return await self._engine.store.search(config, filter, before, limit)
 
         return search()

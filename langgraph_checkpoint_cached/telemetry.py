@@ -89,7 +89,7 @@ def instrument(
         savers = _globally
     else:
         provider, savers = meter_provider, _by_provider.setdefault(meter_provider, InstrumentedSavers())
-    if savers.add(saver._stats, attributes):
+    if savers.add(saver._engine.stats, attributes):
         _make_instruments(provider.get_meter(SCOPE, version("langgraph-checkpoint-cached")), savers)
 
 

@@ -11,12 +11,11 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres.base import PRUNE_STRATEGIES
 
 from langgraph_checkpoint_cached.arguments import check_count, to_seconds, unique_ids
-from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
-from langgraph_checkpoint_cached.engine.thread_operations import THREADS_OF_A_CHANGE_MAX, Threads
+from langgraph_checkpoint_cached.engine.engine import Engine
+from langgraph_checkpoint_cached.engine.thread_operations import THREADS_OF_A_CHANGE_MAX
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.event_loop import wait_on, wrong_loop
 from langgraph_checkpoint_cached.retention import IdleThreads
-from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
 T = TypeVar("T")
 
@@ -39,13 +38,11 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
     """Methods of a saver that concern whole threads, and the ways onto its event loop."""
 
     _loop: asyncio.AbstractEventLoop
-    _tasks: BackgroundTasks
-    _threads: Threads
-    _replayer: JournalReplayer
+    _engine: Engine
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete all checkpoints and writes of a thread."""
-        await self._run("delete_thread", self._threads.delete(str(thread_id)))
+        await self._run("delete_thread", self._engine.threads.delete(str(thread_id)))
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Prune threads.
@@ -64,7 +61,7 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
         names = unique_ids(thread_ids, "thread_ids")
         if strategy not in PRUNE_STRATEGIES:
             raise ArgumentError(f"strategy must be one of {PRUNE_STRATEGIES}, not {strategy!r}")
-        prune = self._threads.prune if strategy == "delete" else self._threads.keep_latest
+        prune = self._engine.threads.prune if strategy == "delete" else self._engine.threads.keep_latest
         await self._run("prune", prune(names))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str, *, overwrite: bool = False) -> None:
@@ -86,7 +83,7 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
         source, target = str(source_thread_id), str(target_thread_id)
         if source == target:
             raise ArgumentError(f"source_thread_id and target_thread_id are both {source!r}")
-        await self._run("copy_thread", self._threads.copy(source, target, overwrite=overwrite))
+        await self._run("copy_thread", self._engine.threads.copy(source, target, overwrite=overwrite))
 
     async def adelete_for_runs(self, run_ids: Sequence[str], *, thread_ids: Sequence[str] | None = None) -> None:
         """Delete the checkpoints of runs, with their writes and the values that no other checkpoint needs.
@@ -110,7 +107,7 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
         where = None if thread_ids is None else unique_ids(thread_ids, "thread_ids", IDS_MAX)
         if not runs or where == []:
             return
-        await self._run("delete_for_runs", self._threads.delete_runs(runs, where))
+        await self._run("delete_for_runs", self._engine.threads.delete_runs(runs, where))
 
     async def adelete_idle_threads(
         self,
@@ -157,7 +154,7 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
             check_count(limit, "limit")
         if asyncio.get_running_loop() is not self._loop:
             raise wrong_loop("adelete_idle_threads")
-        return await self._threads.delete_idle(
+        return await self._engine.threads.delete_idle(
             seconds,
             batch_size=batch_size,
             limit=limit,
@@ -179,7 +176,7 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
             psycopg.Error: Postgres cannot store them now.
         """
         thread_ids = None if thread_id is None else [str(thread_id)]
-        await self._run("flush", self._replayer.flush_threads(thread_ids))
+        await self._run("flush", self._engine.replayer.flush_threads(thread_ids))
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -188,7 +185,7 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
         if asyncio.get_running_loop() is not self._loop:
             work.close()
             raise wrong_loop(f"a{method}")
-        return await self._tasks.finish(work)
+        return await self._engine.tasks.finish(work)
 
     def _wait(self, method: str, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine on this saver's loop and block this thread until it is done."""

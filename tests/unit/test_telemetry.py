@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,8 @@ class Saver:
     """As much of one as is looked at."""
 
     def __init__(self) -> None:
-        self._stats = self.counters = Stats()
+        self.counters = Stats()
+        self._engine = SimpleNamespace(stats=self.counters)
 
 
 def saver() -> Any:
