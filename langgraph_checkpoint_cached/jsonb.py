@@ -26,7 +26,8 @@ def dumps(value: Any) -> str:
     except (_NotPlain, RecursionError, orjson.JSONEncodeError):  # the last for large integers, lone surrogates
         return round_trip(json.dumps(value))
     # What a column takes of other characters is up to the database's encoding, unless they are escaped.
-    return text.decode() if text.isascii() else _ENCODER.encode(plain)
+    # U+007F is ASCII, and `json` escapes it.
+    return text.decode() if text.isascii() and b"\x7f" not in text else _ENCODER.encode(plain)
 
 
 def loads(text: bytes) -> Any:

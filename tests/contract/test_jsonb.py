@@ -47,6 +47,7 @@ def outline(value: Any) -> Any:
 @given(VALUES)
 @example([1e22, 1e16, 1.5e300, -0.0, 1e-7, 5e-324, 1.0, 0.1, 10**400, -1e22])
 @example({"bb": 1, "a": 2, "é": 3, "": 4, "aa": 5, "z": 6})
+@example("\x7f")
 def test_a_value_comes_back_as_from_a_column(connection: psycopg.Connection[Any], value: Any) -> None:
     text = json.dumps(value)
     [(stored,)] = connection.execute("select %s::text::jsonb", (text,)).fetchall()
