@@ -1,1 +1,1 @@
-"""What `langgraph-cached demo` plays: a support desk on LangGraph, and what may happen to its servers."""
+"""Demo that `langgraph-cached demo` plays: a support desk on LangGraph, whose servers fail."""

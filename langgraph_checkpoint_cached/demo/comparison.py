@@ -1,4 +1,4 @@
-"""The cached saver beside the upstream one: what they answer, and how long it takes."""
+"""Comparison of the cached saver with the upstream one: answers and times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph_checkpoint_cached.demo.graph import build_graph
 from langgraph_checkpoint_cached.demo.screen import milliseconds
 from langgraph_checkpoint_cached.demo.stage import Stage
-from langgraph_checkpoint_cached.demo.turns import config_of, reads_of
+from langgraph_checkpoint_cached.demo.turns import count_reads, thread_config
 
 Saver = BaseCheckpointSaver[str]
 Action = Callable[[], Awaitable[object]]
@@ -26,17 +26,17 @@ WARM_UP_ROUNDS = 2
 
 
 async def compare_answers(stage: Stage) -> None:
-    """Every thread of the demo, its latest checkpoints and its history, as both savers return them."""
-    threads = [config_of(thread_id) for thread_id in stage.threads.values()]
+    """Compare the latest checkpoints and the history of every thread, as both savers return them."""
+    threads = [thread_config(thread_id) for thread_id in stage.threads.values()]
     namespaces: list[RunnableConfig] = [
         {"configurable": {**config["configurable"], "checkpoint_ns": namespace}}
         for config in threads
         for namespace in NAMESPACES
     ]
     await _latest(stage.saver, namespaces)  # so that all of them are in Redis
-    hits = reads_of(stage.saver)[0]
+    hits = count_reads(stage.saver)[0]
     cached = await _latest(stage.saver, namespaces)
-    hits = reads_of(stage.saver)[0] - hits
+    hits = count_reads(stage.saver)[0] - hits
     stage.screen.require(hits == len(namespaces), "every namespace is served from Redis")
     stage.screen.check(
         cached == await _latest(stage.upstream, namespaces),
@@ -50,12 +50,12 @@ async def compare_answers(stage: Stage) -> None:
 
 
 async def compare_times(stage: Stage) -> None:
-    """Reading conversations back, and a whole turn, through both savers in alternation."""
-    threads = [config_of(thread_id) for thread_id in stage.threads.values()]
+    """Compare reads of conversations, and whole turns, through both savers in alternation."""
+    threads = [thread_config(thread_id) for thread_id in stage.threads.values()]
     rows = {
-        "read one conversation back": await _medians(READ_ROUNDS, *_readers(stage, threads[:1])),
-        f"read {len(threads)} conversations back at once": await _medians(READ_ROUNDS, *_readers(stage, threads)),
-        "a whole turn: a read, then writes": await _medians(TURN_ROUNDS, *_speakers(stage)),
+        "read one conversation": await _medians(READ_ROUNDS, *_readers(stage, threads[:1])),
+        f"read {len(threads)} conversations at once": await _medians(READ_ROUNDS, *_readers(stage, threads)),
+        "a whole turn: a read, then writes": await _medians(TURN_ROUNDS, *_talkers(stage)),
     }
     stage.screen.comparison(
         ["median time to", "CachedPostgresSaver", "AsyncPostgresSaver"],
@@ -75,7 +75,7 @@ async def _history(saver: Saver, threads: Sequence[RunnableConfig]) -> list[Chec
 
 
 def _readers(stage: Stage, configs: Sequence[RunnableConfig]) -> list[Action]:
-    """Reading these threads at once, through either saver."""
+    """Return actions that read these threads at once, through either saver."""
 
     def reader(saver: Saver) -> Action:
         return lambda: asyncio.gather(*(saver.aget_tuple(config) for config in configs))
@@ -83,22 +83,22 @@ def _readers(stage: Stage, configs: Sequence[RunnableConfig]) -> list[Action]:
     return [reader(stage.saver), reader(stage.upstream)]
 
 
-def _speakers(stage: Stage) -> list[Action]:
-    """A turn of a thread of its own, through either saver."""
+def _talkers(stage: Stage) -> list[Action]:
+    """Return actions that play a turn in a thread of their own, through either saver."""
 
-    def speaker(saver: Saver, thread_id: str) -> Action:
+    def talker(saver: Saver, thread_id: str) -> Action:
         graph = build_graph(stage.book, saver)
-        reply = {"messages": [HumanMessage("Is A-1001 under warranty?")]}
-        return lambda: graph.ainvoke(reply, config_of(thread_id))
+        message = {"messages": [HumanMessage("Is A-1001 under warranty?")]}
+        return lambda: graph.ainvoke(message, thread_config(thread_id))
 
     return [
-        speaker(stage.saver, stage.thread_of("Fay")),
-        speaker(stage.upstream, stage.thread_of("Gus")),
+        talker(stage.saver, stage.thread_id("Fay")),
+        talker(stage.upstream, stage.thread_id("Gus")),
     ]
 
 
 async def _medians(rounds: int, one: Action, other: Action) -> tuple[float, float]:
-    """Milliseconds of either, measured in alternation, each of them first as often as second."""
+    """Return the median milliseconds of both, which run in alternation, each first as often as second."""
     times: dict[Action, list[float]] = {one: [], other: []}
     for number in range(-WARM_UP_ROUNDS, rounds):
         for action in (one, other) if number % 2 else (other, one):

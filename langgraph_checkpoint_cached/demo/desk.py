@@ -1,4 +1,4 @@
-"""The order book of the support desk, in a file that several processes share."""
+"""Order book of the support desk, in a file that several processes share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WARRANTY_DAYS = 730
 DELIVERY_DAYS = 6
 
 # Order, item, price in cents, days since it was bought.
-UPSTREAM = [
+ORDERS = [
     ("A-1001", "espresso machine", 18900, 3),
     ("B-2001", "desk lamp", 4500, 410),
     ("C-3001", "headphones", 12900, 2),
@@ -25,7 +25,7 @@ UPSTREAM = [
 
 @dataclass(frozen=True)
 class Order:
-    """Something that was bought."""
+    """Order of a customer."""
 
     order_id: str
     item: str
@@ -34,50 +34,50 @@ class Order:
 
     @property
     def price(self) -> str:
-        """As customers read it."""
+        """Price as customers read it."""
         return f"{self.price_cents / 100:.2f} EUR"
 
     @property
     def warranty_ends(self) -> date:
-        """The last day of the warranty."""
+        """Last day of the warranty."""
         return self.bought + timedelta(days=WARRANTY_DAYS)
 
     @property
     def arrives(self) -> date:
-        """When the parcel is, or was, at the customer's door."""
+        """Day on which the parcel arrives, or arrived."""
         return self.bought + timedelta(days=DELIVERY_DAYS)
 
 
 @dataclass(frozen=True)
-class Deed:
-    """Something a tool did, and the process it did it in."""
+class BookEntry:
+    """Something that a tool did, and the process that it ran in."""
 
-    what: str
+    action: str
     order_id: str
     pid: int
 
 
 class OrderBook:
-    """Orders, and what was done about them. Nothing here keeps a deed from being entered twice."""
+    """Orders, and what tools did with them. The same action may be entered twice."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def create(cls, path: Path) -> OrderBook:
-        """A new book with a few orders."""
+        """Create a book with a few orders."""
         book = cls(path)
         with book._connect() as connection:
             connection.execute("CREATE TABLE orders (order_id, item, price_cents, bought)")
-            connection.execute("CREATE TABLE deeds (what, order_id, pid)")
-            for order_id, item, price_cents, age_days in UPSTREAM:
+            connection.execute("CREATE TABLE entries (action, order_id, pid)")
+            for order_id, item, price_cents, age_days in ORDERS:
                 bought = date.today() - timedelta(days=age_days)
                 row = (order_id, item, price_cents, bought.isoformat())
                 connection.execute("INSERT INTO orders VALUES (?, ?, ?, ?)", row)
         return book
 
     def order(self, order_id: str) -> Order:
-        """The order with this number. Raises `LookupError` if there is none."""
+        """Return the order with this number. Raises `LookupError` if there is none."""
         with self._connect() as connection:
             found = connection.execute("SELECT * FROM orders WHERE order_id = ?", (order_id,)).fetchone()
         if found is None:
@@ -85,16 +85,18 @@ class OrderBook:
         order_id, item, price_cents, bought = found
         return Order(order_id, item, price_cents, date.fromisoformat(bought))
 
-    def enter(self, what: str, order_id: str) -> None:
-        """Enter that this process did something."""
+    def enter(self, action: str, order_id: str) -> None:
+        """Enter that this process did this."""
         with self._connect() as connection:
-            connection.execute("INSERT INTO deeds VALUES (?, ?, ?)", (what, order_id, os.getpid()))
+            connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (action, order_id, os.getpid()))
 
-    def deeds(self, what: str) -> list[Deed]:
-        """Every entry of this kind, oldest first."""
+    def entries(self, action: str) -> list[BookEntry]:
+        """Return the entries of this action, oldest first."""
         with self._connect() as connection:
-            rows = connection.execute("SELECT * FROM deeds WHERE what = ? ORDER BY rowid", (what,)).fetchall()
-        return [Deed(*row) for row in rows]
+            rows = connection.execute(
+                "SELECT * FROM entries WHERE action = ? ORDER BY rowid", (action,)
+            ).fetchall()
+        return [BookEntry(*row) for row in rows]
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:

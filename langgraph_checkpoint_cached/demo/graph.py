@@ -1,6 +1,6 @@
-"""The agent of the support desk: a tool loop, an approval, and a shipping specialist with a memory of its own.
+"""Agent of the support desk: a tool loop, an approval, and a shipping specialist with a memory of its own.
 
-Its model follows a script, since none can be expected to be installed; everything else is as in a real agent.
+Its model follows a script, so that none has to be installed; everything else is as in a real agent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from langgraph_checkpoint_cached.demo.desk import OrderBook
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
 
-# What a customer's words lead to: rounds of tool calls; those of one round are made at once.
+# Rounds of tool calls that follow from a customer's words. The calls of one round are made at once.
 SCRIPT: list[tuple[str, list[list[str]]]] = [
     ("where is", [["look_up_order"], ["trace_parcel"]]),
     ("warranty", [["look_up_order", "check_warranty"]]),
@@ -40,7 +40,7 @@ ORDER_ID = re.compile(r"\b[A-Z]-\d{4}\b")
 
 
 class ScriptedModel(BaseChatModel):
-    """A chat model without weights: the next message follows from the conversation by `SCRIPT`, at once."""
+    """Chat model without weights: `SCRIPT` decides the next message, at once."""
 
     @property
     def _llm_type(self) -> str:
@@ -58,8 +58,8 @@ class ScriptedModel(BaseChatModel):
 
 def _next_message(messages: list[BaseMessage]) -> AIMessage:
     asked_at = max(i for i, message in enumerate(messages) if isinstance(message, HumanMessage))
-    reply = messages[asked_at].text.lower()
-    rounds = next(rounds for words, rounds in SCRIPT if words in reply)
+    request = messages[asked_at].text.lower()
+    rounds = next(rounds for words, rounds in SCRIPT if words in request)
     done = sum(isinstance(message, AIMessage) for message in messages[asked_at:])
     if done < len(rounds):
         heard = " ".join(message.text for message in messages if isinstance(message, HumanMessage))
@@ -71,11 +71,11 @@ def _next_message(messages: list[BaseMessage]) -> AIMessage:
 
 
 def build_tools(book: OrderBook, call_courier: Callable[[], None]) -> list[BaseTool]:
-    """The tools of the desk.
+    """Return the tools of the desk.
 
     Args:
-        book: What they read and change.
-        call_courier: Called in the middle of booking a courier; it may take its time.
+        book: Order book that they read and change.
+        call_courier: Called while a courier is booked; it may block.
     """
 
     @tool
@@ -116,13 +116,13 @@ def build_tools(book: OrderBook, call_courier: Callable[[], None]) -> list[BaseT
 
 
 class Report(TypedDict):
-    """What the shipping specialist gives back."""
+    """Result of the shipping specialist."""
 
     messages: list[AnyMessage]
 
 
 class Shipping(Report):
-    """What the shipping specialist knows. `traced` outlives the turn."""
+    """State of the shipping specialist. `traced` is kept over turns."""
 
     call: ToolCall
     found: str
@@ -130,7 +130,7 @@ class Shipping(Report):
 
 
 def build_shipping(book: OrderBook) -> Graph:
-    """The shipping specialist: a subgraph that keeps checkpoints in a namespace of its own."""
+    """Build the shipping specialist: a subgraph that keeps checkpoints in a namespace of its own."""
 
     def find_parcel(state: Shipping) -> dict[str, Any]:
         order = book.order(state["call"]["args"]["order_id"])
@@ -152,7 +152,7 @@ def build_shipping(book: OrderBook) -> Graph:
 def build_graph(
     book: OrderBook, checkpointer: BaseCheckpointSaver[str], call_courier: Callable[[], None] = lambda: None
 ) -> Graph:
-    """The whole agent. Each tool call is a task of its own, so that one that is done is never done again."""
+    """Build the whole agent. Each tool call is a task of its own, so that a completed one is never repeated."""
     model = ScriptedModel()
     tool_node = ToolNode(build_tools(book, call_courier))
 

@@ -1,4 +1,4 @@
-"""Worker processes as the demo sees them: started, given a job, listened to, killed."""
+"""Worker processes of the demo: start them, send them a job, wait for their events, kill them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from langgraph_checkpoint_cached.demo.worker import Job
 from langgraph_checkpoint_cached.errors import CachedSaverError
 
 MODULE = "langgraph_checkpoint_cached.demo.worker"
-PATIENCE_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 STDERR_LINES = 20
 
 
 class WorkerFailed(CachedSaverError):
-    """A worker process ended, or fell silent, before it had told what was expected of it."""
+    """A worker process ended, or reported nothing for too long, before an expected event."""
 
 
 class Worker:
-    """A process that runs `worker.py`."""
+    """Process that runs `worker.py`."""
 
     def __init__(self, process: asyncio.subprocess.Process, errors: IO[bytes]) -> None:
         self._process, self._errors = process, errors
@@ -34,7 +34,7 @@ class Worker:
     @classmethod
     @asynccontextmanager
     async def start(cls) -> AsyncIterator[Worker]:
-        """A worker for the block, ready for a job."""
+        """Start a worker for the block, and wait until it is ready for a job."""
         with tempfile.TemporaryFile() as errors:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -47,51 +47,51 @@ class Worker:
             )
             worker = cls(process, errors)
             try:
-                await worker.hear("ready")
+                await worker.wait_for("ready")
                 yield worker
             finally:
                 await worker.kill()
 
-    async def give(self, job: Job) -> None:
-        """Sends the job. A worker takes one."""
+    async def send(self, job: Job) -> None:
+        """Send the job. A worker takes one."""
         assert self._process.stdin is not None  # noqa: S101 - asked for above
         self._process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
         await self._process.stdin.drain()
 
-    async def hear(self, event: str) -> dict[str, Any]:
-        """What the worker tells with this event, leaving out what it tells before.
+    async def wait_for(self, event: str) -> dict[str, Any]:
+        """Wait for this event, ignoring others before it. Returns its details.
 
         Raises:
-            WorkerFailed: it ended, or said nothing for too long.
+            WorkerFailed: the worker ended, or reported nothing for too long.
         """
         assert self._process.stdout is not None  # noqa: S101 - asked for above
         while True:
             try:
-                line = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE_SECONDS)
+                line = await asyncio.wait_for(self._process.stdout.readline(), TIMEOUT_SECONDS)
             except asyncio.TimeoutError:
                 raise WorkerFailed(
-                    f"process {self.pid} did not get to {event!r} in {PATIENCE_SECONDS} seconds"
+                    f"process {self.pid} did not get to {event!r} in {TIMEOUT_SECONDS} seconds"
                 ) from None
             if not line:
-                raise WorkerFailed(f"process {self.pid} ended before {event!r}:\n{await self._last_words()}")
-            ack: dict[str, Any] = json.loads(line)
-            if ack.pop("event") == event:
-                return ack
+                raise WorkerFailed(f"process {self.pid} ended before {event!r}:\n{await self._stderr_tail()}")
+            details: dict[str, Any] = json.loads(line)
+            if details.pop("event") == event:
+                return details
 
     async def play(self, job: Job) -> Turn:
-        """Gives the job, and waits until it is done and the process has ended."""
-        await self.give(job)
-        turn = Turn(**await self.hear("played"))
-        await asyncio.wait_for(self._process.wait(), PATIENCE_SECONDS)
+        """Send the job, and wait until it is done and the process has ended."""
+        await self.send(job)
+        turn = Turn(**await self.wait_for("played"))
+        await asyncio.wait_for(self._process.wait(), TIMEOUT_SECONDS)
         return turn
 
     async def kill(self) -> None:
-        """SIGKILL, if it is still there. Returns when it is gone."""
+        """Kill the process if it still runs. Returns when it has ended."""
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
 
-    async def _last_words(self) -> str:
+    async def _stderr_tail(self) -> str:
         await self._process.wait()
         self._errors.seek(0)
         return "\n".join(self._errors.read().decode(errors="replace").splitlines()[-STDERR_LINES:])

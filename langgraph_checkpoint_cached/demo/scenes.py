@@ -1,4 +1,4 @@
-"""The scenes, in the order in which they are played. What they claim, they check."""
+"""Scenes of the demo, in the order in which they are played. They check what they claim."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from langgraph_checkpoint_cached.demo.graph import ORDER_ID
 from langgraph_checkpoint_cached.demo.processes import Worker
 from langgraph_checkpoint_cached.demo.screen import milliseconds
 from langgraph_checkpoint_cached.demo.stage import Stage
-from langgraph_checkpoint_cached.demo.turns import Turn, config_of, reads_of
+from langgraph_checkpoint_cached.demo.turns import Turn, count_reads, thread_config
 
 POLL_SECONDS = 0.02
-PATIENCE_SECONDS = 15.0
+TIMEOUT_SECONDS = 15.0
 
 TRACE, WARRANTY, THANKS = "Where is {}?", "Is {} under warranty?", "Thank you!"
 REFUND, EXCHANGE = "I want my money back for {}.", "Please exchange {}."
@@ -25,15 +25,15 @@ CROWD = {"Ben": "B-2001", "Chloe": "C-3001", "Dev": "D-4001"}
 
 
 async def play(stage: Stage) -> None:
-    """All of them."""
+    """Play all scenes."""
     for scene in (conversation, crowd, approval, crash, emptied, stopped, comparison):
         await scene(stage)
 
 
 async def conversation(stage: Stage) -> None:
-    """One customer, one process."""
+    """Play a conversation of one customer in one process."""
     screen = stage.screen
-    screen.scene("A conversation", "Anna writes, tools find the answers. Each turn reads where the thread stands.")
+    screen.scene("A conversation", "Anna writes, tools find the answers. Each turn begins by reading the thread.")
     lines = [TRACE.format("A-1001"), WARRANTY.format("it"), TRACE.format("it now"), THANKS]
     turns = [(says, await stage.turn("Anna", says)) for says in lines]
     screen.turns("Anna says", turns)
@@ -48,7 +48,7 @@ async def conversation(stage: Stage) -> None:
 
 
 async def crowd(stage: Stage) -> None:
-    """Several customers at once."""
+    """Play conversations of several customers at once."""
     screen = stage.screen
     screen.scene("Three customers at once", "Ben, Chloe and Dev, three turns each, through the same saver.")
 
@@ -56,9 +56,9 @@ async def crowd(stage: Stage) -> None:
         lines = [TRACE.format(order_id), WARRANTY.format("it"), THANKS]
         return [await stage.turn(customer, says) for says in lines]
 
-    before, started = reads_of(stage.saver), time.perf_counter()
+    before, started = count_reads(stage.saver), time.perf_counter()
     talks = await asyncio.gather(*(talk(*who) for who in CROWD.items()))
-    elapsed, after = time.perf_counter() - started, reads_of(stage.saver)
+    elapsed, after = time.perf_counter() - started, count_reads(stage.saver)
     from_redis, from_postgres = after[0] - before[0], after[1] - before[1]
     screen.say(
         f"{sum(map(len, talks))} turns in {milliseconds(1000 * elapsed)}: "
@@ -69,76 +69,76 @@ async def crowd(stage: Stage) -> None:
     )
     mentioned = [set(ORDER_ID.findall(" ".join(turn.reply for turn in talk))) for talk in talks]
     screen.check(
-        mentioned == [{order_id} for order_id in CROWD.values()], "everybody heard of their own order only"
+        mentioned == [{order_id} for order_id in CROWD.values()], "every customer heard only of their own order"
     )
 
 
 async def approval(stage: Stage) -> None:
-    """A run stops for a human and goes on in another process."""
+    """Play a run that stops for a human and is resumed in another process."""
     screen, book = stage.screen, stage.book
-    screen.scene("An approval", "A refund waits for a human. Process A asks and ends, process B gets the answer.")
+    screen.scene("An approval", "A refund waits for a human. Process A asks and ends, process B gets the reply.")
     async with AsyncExitStack() as stack:
         with screen.waiting("starting two processes"):
             first, second = await _start_two(stack)
             asked = await first.play(stage.job("Anna", REFUND.format("A-1001")))
-        screen.require(asked.question is not None and not book.deeds("refund"), "A stopped before the refund")
+        screen.require(asked.question is not None and not book.entries("refund"), "A stopped before the refund")
         with screen.waiting("resuming"):
             done = await second.play(stage.job("Anna", approval="approved"))
     screen.say(f"A, process {first.pid}, stops with: {asked.question}")
-    screen.say(f"B, process {second.pid}, is told: approved")
+    screen.say(f"B, process {second.pid}, is resumed with: approved")
     screen.turns("", [("A asks", asked), ("B resumes", done)])
     screen.check(
-        [deed.pid for deed in book.deeds("refund")] == [second.pid],
+        [entry.pid for entry in book.entries("refund")] == [second.pid],
         "the refund is in the books once, entered by B",
     )
     screen.check(
         (done.from_redis, done.from_postgres) == (1, 0),
-        "B had the thread, and the question, from Redis in one read",
+        "B read the thread, with the question, from Redis in one read",
     )
 
 
 async def crash(stage: Stage) -> None:
-    """A process dies in the middle of a run, and another one finishes it."""
+    """Play a run whose process is killed, and that another process finishes."""
     screen, book = stage.screen, stage.book
     screen.scene("A crash", "Process A is killed in the middle of a tool. Process B goes on from there.")
     async with AsyncExitStack() as stack:
         with screen.waiting("starting two processes"):
             first, second = await _start_two(stack)
-            await first.give(stage.job("Emil", EXCHANGE.format("E-5001"), courier_answers=False))
-            await first.hear("calling the courier")
+            await first.send(stage.job("Emil", EXCHANGE.format("E-5001"), courier_answers=False))
+            await first.wait_for("calling the courier")
             await _until_stored(stage, "Emil", "cancel_order")
         await first.kill()
         screen.say(f"A, process {first.pid}, has done cancel_order and is in book_courier: SIGKILL")
         with screen.waiting("resuming"):
             done = await second.play(stage.job("Emil"))
-    screen.say(f"B, process {second.pid}, goes on")
+    screen.say(f"B, process {second.pid}, resumes")
     screen.turns("", [("B resumes", done)])
     screen.check(
-        [deed.pid for deed in book.deeds("cancellation")] == [first.pid],
+        [entry.pid for entry in book.entries("cancellation")] == [first.pid],
         "cancel_order was not done again: it is in the books once, entered by A",
     )
     screen.check(
-        [deed.pid for deed in book.deeds("courier")] == [second.pid],
+        [entry.pid for entry in book.entries("courier")] == [second.pid],
         "book_courier was not lost: it is in the books once, entered by B",
     )
 
 
 async def emptied(stage: Stage) -> None:
-    """Redis loses everything."""
+    """Play turns after Redis has lost everything."""
     screen = stage.screen
-    screen.scene("Redis is emptied", "What it held is gone, as after FLUSHDB, an eviction or a failover.")
+    screen.scene("Redis is emptied", "Everything in it is lost, as after FLUSHDB, an eviction or a failover.")
     screen.say(f"{await stage.empty_redis()} keys removed")
     turns = [(says, await stage.turn("Anna", says)) for says in (WARRANTY.format("it"), THANKS, THANKS)]
     screen.turns("Anna says", turns)
     first, *later = [turn for _, turn in turns]
     screen.check(
         first.from_postgres == 1 and all((turn.from_redis, turn.from_postgres) == (1, 0) for turn in later),
-        "the next turn read Postgres, once, and put the thread back; then Redis served it again",
+        "the next turn read Postgres, once, and loaded the thread into Redis, which served it from then on",
     )
 
 
 async def stopped(stage: Stage) -> None:
-    """Redis is gone for a while."""
+    """Play turns while Redis is stopped."""
     screen, redis = stage.screen, stage.servers.redis
     screen.scene("Redis stops", "The server is shut down while Anna writes, and then started again.")
     if redis is None:
@@ -152,23 +152,23 @@ async def stopped(stage: Stage) -> None:
         all(turn.from_redis == 0 and turn.from_postgres > 0 and turn.reply for _, turn in turns),
         "every turn was answered, from Postgres alone",
     )
-    hits = reads_of(stage.saver)[0]
+    hits = count_reads(stage.saver)[0]
 
     async def served_by_redis() -> bool:
-        await stage.saver.aget_tuple(config_of(stage.thread_of("Anna")))
-        return reads_of(stage.saver)[0] > hits
+        await stage.saver.aget_tuple(thread_config(stage.thread_id("Anna")))
+        return count_reads(stage.saver)[0] > hits
 
     with screen.waiting("Redis is started; reading until it serves"):
         redis.start()
         elapsed = await _until(served_by_redis)
     screen.check(
         elapsed is not None,
-        f"{milliseconds(elapsed or 0)} after Redis was up again it served a read; nobody had to do anything",
+        f"{milliseconds(elapsed or 0)} after Redis was started it served a read again, without any intervention",
     )
 
 
 async def comparison(stage: Stage) -> None:
-    """The upstream saver beside ours."""
+    """Compare the upstream saver with ours."""
     screen = stage.screen
     screen.scene(
         "Nobody can tell", "LangGraph's own AsyncPostgresSaver, over a pool, reads what is in Postgres now."
@@ -187,21 +187,21 @@ async def _start_two(stack: AsyncExitStack) -> tuple[Worker, Worker]:
 
 
 async def _until_stored(stage: Stage, customer: str, tool: str) -> None:
-    """Returns when what the tool answered is stored among the pending writes of the thread."""
+    """Wait until the result of the tool is among the stored pending writes of the thread."""
 
     async def stored() -> bool:
-        found = await stage.saver.aget_tuple(config_of(stage.thread_of(customer)))
+        found = await stage.saver.aget_tuple(thread_config(stage.thread_id(customer)))
         values = [value for _, _, value in (found and found.pending_writes) or ()]
         messages = [message for value in values if isinstance(value, list) for message in value]
         return any(isinstance(message, ToolMessage) and message.name == tool for message in messages)
 
-    stage.screen.require(await _until(stored) is not None, f"the answer of {tool} is stored")
+    stage.screen.require(await _until(stored) is not None, f"the result of {tool} is stored")
 
 
 async def _until(holds: Callable[[], Awaitable[bool]]) -> float | None:
-    """Asks until it holds. Returns how many milliseconds that took, None if it was too many."""
+    """Poll until a condition holds. Returns how many milliseconds that took; None on timeout."""
     started = time.perf_counter()
-    while time.perf_counter() - started < PATIENCE_SECONDS:
+    while time.perf_counter() - started < TIMEOUT_SECONDS:
         if await holds():
             return 1000 * (time.perf_counter() - started)
         await asyncio.sleep(POLL_SECONDS)

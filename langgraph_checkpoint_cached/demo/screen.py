@@ -1,4 +1,4 @@
-"""How the demo looks: scenes, tables, and claims that are checked before they are printed."""
+"""Screen of the demo: scenes, tables, and claims that are checked before they are printed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LOGGER = "langgraph_checkpoint_cached"
 
 
 class CheckFailed(CachedSaverError):
-    """Something that the demo was about to say is not true."""
+    """A claim of the demo is not true."""
 
 
 class Screen(logging.Handler):
-    """The terminal, or the file that stands in for it: then without colours and control characters.
+    """Output to the terminal, or to a file without colours and control characters.
 
     As a logging handler it shows what the package logs.
     """
@@ -38,18 +38,18 @@ class Screen(logging.Handler):
         self._scenes = self._checks = 0
 
     def title(self, text: str, explanation: str) -> None:
-        """The first lines."""
+        """Print the first lines."""
         self._console.print()
         self._console.print(text, style="bold")
         self._console.print(explanation, style="dim")
 
-    def curtain(self, how: str) -> None:
-        """The last line."""
+    def end(self, how: str) -> None:
+        """Print the last line."""
         self._console.print()
         self._console.print(f"All {self._checks} checks held, {how}.", style="bold green")
 
     def scene(self, name: str, explanation: str) -> None:
-        """A new scene: its name and what is going to happen."""
+        """Begin a scene: print its name and what is going to happen."""
         self._scenes += 1
         self._console.print()
         line = "─" if self._unicode else "-"
@@ -57,26 +57,26 @@ class Screen(logging.Handler):
         self._console.print(explanation, style="dim")
 
     def say(self, text: str) -> None:
-        """A line."""
+        """Print a line."""
         self._print_indented(Text(text))
 
     def check(self, holds: bool, claim: str) -> None:
-        """Says something that has been found to be true.
+        """Print a claim if it holds.
 
         Raises:
-            CheckFailed: it was not.
+            CheckFailed: it does not.
         """
         self.require(holds, claim)
         self._checks += 1
         self._mark("✓" if self._unicode else "+", "green", claim)
 
     def require(self, holds: bool, claim: str) -> None:
-        """As `check`, for what goes without saying."""
+        """Raise `CheckFailed` unless a claim holds, without printing it."""
         if not holds:
-            raise CheckFailed(f"this should be true, and is not: {claim}")
+            raise CheckFailed(f"this is not true: {claim}")
 
     def turns(self, heading: str, rows: Sequence[tuple[str, Turn]]) -> None:
-        """A table of turns, each with what to call it."""
+        """Print a table of turns, each with a label."""
         table = self._table(heading, "tools", right=["turn", "reading", "Redis", "Postgres"])
         for name, turn in rows:
             tools = ", ".join(turn.tools) or "none"
@@ -86,7 +86,7 @@ class Screen(logging.Handler):
         self._print_indented(table)
 
     def comparison(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table of texts; all but the first column are numbers."""
+        """Print a table of texts; all columns but the first are numbers."""
         table = self._table(headings[0], right=headings[1:])
         for row in rows:
             table.add_row(*row)
@@ -94,17 +94,17 @@ class Screen(logging.Handler):
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """Shows that something takes its time, where there is a terminal to show it on."""
+        """Show on a terminal that something takes time."""
         with self._console.status(text, spinner="dots" if self._unicode else "line"):
             yield
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A line of the package's log."""
+        """Print a line of the package's log."""
         self._mark("log", "yellow", record.getMessage())
 
     @contextmanager
-    def shows_log(self) -> Iterator[None]:
-        """Shows the package's log in the block, and shows it nowhere else."""
+    def showing_log(self) -> Iterator[None]:
+        """Print the package's log in the block, and send it nowhere else."""
         logger = logging.getLogger(LOGGER)
         propagated, logger.propagate = logger.propagate, False
         logger.addHandler(self)
@@ -119,8 +119,8 @@ class Screen(logging.Handler):
         grid.add_row(Text(mark, style=style), Text(text))
         self._print_indented(grid)
 
-    def _print_indented(self, what: RenderableType) -> None:
-        self._console.print(Padding(what, (0, 0, 0, 2), expand=False))
+    def _print_indented(self, content: RenderableType) -> None:
+        self._console.print(Padding(content, (0, 0, 0, 2), expand=False))
 
     def _table(self, *left: str, right: Sequence[str]) -> Table:
         table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, expand=False)
@@ -132,7 +132,7 @@ class Screen(logging.Handler):
 
 
 def milliseconds(number: float) -> str:
-    """A time, with as many digits as matter."""
+    """Format a time with a sensible number of digits."""
     return f"{number:.0f} ms" if number >= 10 else f"{number:.1f} ms"
 
 

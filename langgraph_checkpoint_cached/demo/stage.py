@@ -1,4 +1,4 @@
-"""What the scenes play on: servers, a saver, the agent, and the customers' threads."""
+"""Stage of the demo: servers, a saver, the agent, and the customers' threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from langgraph_checkpoint_cached.demo.desk import OrderBook
 from langgraph_checkpoint_cached.demo.embedded import PostgresServer, RedisServer
 from langgraph_checkpoint_cached.demo.graph import build_graph
 from langgraph_checkpoint_cached.demo.screen import Screen
-from langgraph_checkpoint_cached.demo.turns import Turn, WatchedSaver, open_saver, play_turn
+from langgraph_checkpoint_cached.demo.turns import TimedSaver, Turn, open_saver, play_turn
 from langgraph_checkpoint_cached.demo.worker import Job
 from langgraph_checkpoint_cached.stores.postgres.pool import postgres_pool
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
@@ -27,8 +27,8 @@ CONNECT_TIMEOUT_SECONDS = 5
 
 
 @dataclass(frozen=True)
-class Servers:
-    """Where Postgres and Redis are, and those of them that are ours to stop and to leave behind."""
+class DemoServers:
+    """Addresses of Postgres and Redis, and those servers that the demo has started."""
 
     postgres_uri: str
     redis_url: str
@@ -37,11 +37,11 @@ class Servers:
 
 
 @contextmanager
-def started_servers(postgres_uri: str | None, redis_url: str | None) -> Iterator[Servers]:
-    """The servers that were given, and embedded ones for those that were not.
+def start_servers(postgres_uri: str | None, redis_url: str | None) -> Iterator[DemoServers]:
+    """Start embedded servers for the block in place of those that are not given.
 
     Raises:
-        EmbeddedServerError: an embedded one is not installed, or did not start.
+        EmbeddedServerError: an embedded server is not installed, or did not start.
     """
     with ExitStack() as stack:
         postgres = redis = None
@@ -51,18 +51,18 @@ def started_servers(postgres_uri: str | None, redis_url: str | None) -> Iterator
         if not redis_url:
             redis = stack.enter_context(RedisServer())
             redis_url = redis.url
-        yield Servers(postgres_uri, redis_url, postgres, redis)
+        yield DemoServers(postgres_uri, redis_url, postgres, redis)
 
 
 @dataclass
 class Stage:
-    """Everything a scene needs. Made by `open_stage`."""
+    """Everything that a scene needs. `open_stage` makes it."""
 
     screen: Screen
-    servers: Servers
-    run: str  # what our threads and keys begin with
+    servers: DemoServers
+    run: str  # prefix of our threads and keys
     book: OrderBook
-    saver: WatchedSaver
+    saver: TimedSaver
     upstream: AsyncPostgresSaver
     redis_client: AnyRedis
 
@@ -70,51 +70,53 @@ class Stage:
         self.graph = build_graph(self.book, self.saver)
         self.threads: dict[str, str] = {}
 
-    def thread_of(self, customer: str) -> str:
-        """The customer's conversation. Its name differs from one run of the demo to the next."""
+    def thread_id(self, customer: str) -> str:
+        """Return the id of the customer's thread. It differs from one run of the demo to the next."""
         return self.threads.setdefault(customer, f"{self.run}-{customer.lower()}")
 
     async def turn(self, customer: str, says: str) -> Turn:
-        """The customer says something, in this process."""
-        return await play_turn(self.graph, self.saver, self.thread_of(customer), says)
+        """Play a turn of the customer in this process."""
+        return await play_turn(self.graph, self.saver, self.thread_id(customer), says)
 
     def job(
         self, customer: str, says: str | None = None, *, approval: str | None = None, courier_answers: bool = True
     ) -> Job:
-        """A turn for another process."""
+        """Return a turn of the customer as a job for another process."""
         return Job(
             postgres_uri=self.servers.postgres_uri,
             redis_url=self.servers.redis_url,
             prefix=self.run,
             book=str(self.book.path),
-            thread_id=self.thread_of(customer),
+            thread_id=self.thread_id(customer),
             says=says,
             approval=approval,
             courier_answers=courier_answers,
         )
 
     async def empty_redis(self) -> int:
-        """Empties the embedded Redis, or a given one of what is ours. Returns how many keys we had there."""
-        keys = [key async for key in self.redis_client.scan_iter(match=f"{self.run}*", count=1000)]
+        """Empty the embedded Redis, or remove our keys from a given one. Returns how many keys we had there."""
+        removed = await remove_keys(self.redis_client, self.run)
         if self.servers.redis:
             await self.redis_client.flushdb()
-        else:
-            for key in keys:  # one by one, for the nodes of a Cluster
-                await self.redis_client.unlink(key)
-        return len(keys)
+        return removed
 
-    async def clean_up(self) -> None:
-        """Removes our threads and keys from servers that outlive the demo."""
-        if not self.servers.postgres:
-            for thread_id in self.threads.values():
-                await self.saver.adelete_thread(thread_id)
-        if not self.servers.redis:
-            await self.empty_redis()
+    async def delete_threads(self) -> None:
+        """Delete our threads."""
+        for thread_id in self.threads.values():
+            await self.saver.adelete_thread(thread_id)
+
+
+async def remove_keys(client: AnyRedis, prefix: str) -> int:
+    """Remove all keys with this prefix. Returns how many there were."""
+    keys = [key async for key in client.scan_iter(match=f"{prefix}*", count=1000)]
+    for key in keys:  # one by one, for the nodes of a Cluster
+        await client.unlink(key)
+    return len(keys)
 
 
 @asynccontextmanager
-async def open_stage(screen: Screen, servers: Servers) -> AsyncIterator[Stage]:
-    """A stage for the block, on servers that were found to answer; says what they are.
+async def open_stage(screen: Screen, servers: DemoServers) -> AsyncIterator[Stage]:
+    """Open a stage for the block, on servers that answer, and print their versions.
 
     Raises:
         ArgumentError: an address does not parse.
@@ -135,15 +137,18 @@ async def open_stage(screen: Screen, servers: Servers) -> AsyncIterator[Stage]:
         postgres_version, redis_version = await _postgres_version(servers), await _redis_version(client)
         screen.say(f"{postgres_version} and {redis_version}, {_whose(servers)}")
         await stack.enter_async_context(pool)
+        if not servers.redis:  # once the saver is closed: until then it writes keys
+            stack.push_async_callback(remove_keys, client, run)
         saver = await stack.enter_async_context(open_saver(servers.postgres_uri, servers.redis_url, run))
         await saver.setup()
         book = OrderBook.create(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "orders.sqlite")
         stage = Stage(screen, servers, run, book, saver, AsyncPostgresSaver(pool), client)
-        stack.push_async_callback(stage.clean_up)
+        if not servers.postgres:
+            stack.push_async_callback(stage.delete_threads)
         yield stage
 
 
-async def _postgres_version(servers: Servers) -> str:
+async def _postgres_version(servers: DemoServers) -> str:
     uri = servers.postgres_uri
     async with await psycopg.AsyncConnection.connect(uri, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
         return f"PostgreSQL {connection.info.parameter_status('server_version')}"
@@ -154,9 +159,9 @@ async def _redis_version(client: AnyRedis) -> str:
     return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
 
 
-def _whose(servers: Servers) -> str:
+def _whose(servers: DemoServers) -> str:
     if servers.postgres and servers.redis:
-        return "started for this demo and gone after it"
+        return "started for this demo, and removed after it"
     if servers.postgres or servers.redis:
         return f"{'Postgres' if servers.postgres else 'Redis'} started for this demo, the other one given"
-    return "both given; what the demo stores there it removes again"
+    return "both given; the demo removes what it stores there"

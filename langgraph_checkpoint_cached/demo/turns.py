@@ -1,4 +1,4 @@
-"""One turn of a conversation, measured: how long it took, and what was read from where."""
+"""Turns of a conversation, with the time they take and the reads that each server serves."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from langgraph_checkpoint_cached.demo.graph import Graph
 from langgraph_checkpoint_cached.saver import CachedPostgresSaver
 
 TTL_SECONDS = 3600
-REDIS_TIMEOUT_SECONDS = 2.0  # patient: on a busy machine, slow must not look like gone
+REDIS_TIMEOUT_SECONDS = 2.0  # long: on a busy machine, a slow Redis must not count as unusable
 
 
-class WatchedSaver(CachedPostgresSaver):
-    """A `CachedPostgresSaver` that adds up how long its reads take."""
+class TimedSaver(CachedPostgresSaver):
+    """`CachedPostgresSaver` that adds up the time of its reads."""
 
     reading_seconds = 0.0
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """As in the base class."""
+        """Read a checkpoint, and count the time."""
         started = time.perf_counter()
         try:
             return await super().aget_tuple(config)
@@ -35,9 +35,9 @@ class WatchedSaver(CachedPostgresSaver):
 
 
 @asynccontextmanager
-async def open_saver(postgres_uri: str, redis_url: str, prefix: str) -> AsyncIterator[WatchedSaver]:
-    """A saver for the block."""
-    async with WatchedSaver.from_conn_string(
+async def open_saver(postgres_uri: str, redis_url: str, prefix: str) -> AsyncIterator[TimedSaver]:
+    """Open a saver for the block."""
+    async with TimedSaver.from_conn_string(
         postgres_uri, redis_url, prefix=prefix, ttl=TTL_SECONDS, redis_timeout=REDIS_TIMEOUT_SECONDS
     ) as saver:
         yield saver
@@ -45,7 +45,7 @@ async def open_saver(postgres_uri: str, redis_url: str, prefix: str) -> AsyncIte
 
 @dataclass(frozen=True)
 class Turn:
-    """What one call of the graph did."""
+    """Result of one call of the graph."""
 
     tools: list[str]  # those that answered
     question: str | None
@@ -56,25 +56,25 @@ class Turn:
     from_postgres: int
 
 
-def config_of(thread_id: str) -> RunnableConfig:
-    """What names a thread to a graph and to a saver."""
+def thread_config(thread_id: str) -> RunnableConfig:
+    """Return the config that names a thread to a graph and to a saver."""
     return {"configurable": {"thread_id": thread_id}}
 
 
 async def play_turn(
-    graph: Graph, saver: WatchedSaver, thread_id: str, says: str | None = None, *, approval: str | None = None
+    graph: Graph, saver: TimedSaver, thread_id: str, says: str | None = None, *, approval: str | None = None
 ) -> Turn:
-    """Calls the graph with what the customer says, or somebody's approval, or to go on where it was."""
+    """Call the graph with what the customer says, with an approval, or nothing to resume a run."""
     given: Any = None
     if says is not None:
         given = {"messages": [HumanMessage(says)]}
     elif approval is not None:
         given = Command(resume=approval)
-    before, reading_before, started = reads_of(saver), saver.reading_seconds, time.perf_counter()
-    updates = [update async for update in graph.astream(given, config_of(thread_id), stream_mode="updates")]
-    seconds, after = time.perf_counter() - started, reads_of(saver)
+    before, reading_before, started = count_reads(saver), saver.reading_seconds, time.perf_counter()
+    updates = [update async for update in graph.astream(given, thread_config(thread_id), stream_mode="updates")]
+    seconds, after = time.perf_counter() - started, count_reads(saver)
     questions = [asked.value for update in updates for asked in update.get("__interrupt__", ())]
-    messages = [message for update in updates for message in _messages_of(update)]
+    messages = [message for update in updates for message in _new_messages(update)]
     return Turn(
         tools=[str(message.name) for message in messages if isinstance(message, ToolMessage)],
         question=questions[0] if questions else None,
@@ -86,14 +86,14 @@ async def play_turn(
     )
 
 
-def reads_of(saver: CachedPostgresSaver) -> tuple[int, int]:
-    """How many reads Redis has served so far, and how many Postgres."""
+def count_reads(saver: CachedPostgresSaver) -> tuple[int, int]:
+    """Return how many reads Redis has served so far, and how many Postgres."""
     stats = saver.stats()
     return int(stats["hits"]), int(stats["loads"] + stats["bypasses"] + stats["degraded_reads"])
 
 
-def _messages_of(update: dict[str, Any]) -> list[AnyMessage]:
-    """What the nodes of an update said, in this call of the graph: not what a resumed run had before."""
+def _new_messages(update: dict[str, Any]) -> list[AnyMessage]:
+    """Return the messages of an update that are new in this call of the graph, not from before a resume."""
     if update.get("__metadata__", {}).get("cached"):
         return []
     return [message for node, reply in update.items() if node != "__interrupt__" for message in reply["messages"]]

@@ -1,7 +1,7 @@
-"""A process of the desk: `python -m langgraph_checkpoint_cached.demo.worker`.
+"""Worker process of the desk: `python -m langgraph_checkpoint_cached.demo.worker`.
 
-It reads one job, a line of JSON, from its standard input, plays one turn, and tells what happens in lines of
-JSON on its standard output. When its input ends it ends, whatever it is doing.
+The process reads one job, a line of JSON, from its standard input, plays one turn, and reports events as lines of
+JSON on its standard output. It ends when its input ends, whatever it is doing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from langgraph_checkpoint_cached.demo.turns import open_saver, play_turn
 
 @dataclass(frozen=True)
 class Job:
-    """One turn for a worker: see `play_turn`."""
+    """Turn that a worker is to play: see `play_turn`."""
 
     postgres_uri: str
     redis_url: str
@@ -33,29 +33,29 @@ class Job:
     courier_answers: bool = True
 
 
-def tell(event: str, **details: object) -> None:
-    """One line to the parent process."""
+def report(event: str, **details: object) -> None:
+    """Report an event to the parent process."""
     sys.stdout.write(json.dumps({"event": event, **details}) + "\n")
     sys.stdout.flush()
 
 
 async def work(job: Job) -> None:
-    """Plays the turn and tells how it went."""
+    """Play the turn and report its result."""
 
     def call_courier() -> None:
-        tell("calling the courier")
+        report("calling the courier")
         if not job.courier_answers:
             threading.Event().wait()
 
     async with open_saver(job.postgres_uri, job.redis_url, job.prefix) as saver:
         graph = build_graph(OrderBook(Path(job.book)), saver, call_courier)
         turn = await play_turn(graph, saver, job.thread_id, job.says, approval=job.approval)
-        tell("played", **asdict(turn))
+        report("played", **asdict(turn))
 
 
 def main() -> None:
-    """Entry point."""
-    tell("ready")
+    """Play the job on standard input."""
+    report("ready")
     line = sys.stdin.readline()
     if not line:
         return
