@@ -1,4 +1,4 @@
-"""Components of a saver, for commands that work below its interface."""
+"""Components of a saver, for commands that need more than its interface."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class LeaseView:
 
     @property
     def unflushed(self) -> int | None:
-        """Number of writes that Redis had and Postgres did not; None if only Redis could tell."""
+        """Number of writes that Redis had and Postgres did not; None if Redis is needed to tell."""
         return None if not self.known or self.last is None else max(0, self.last - self.position)
 
 

@@ -1,4 +1,4 @@
-"""The command `langgraph-cached`."""
+"""Command `langgraph-cached`."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Node:
     name: str
     client: AnyRedis
     key: str
-    """A key that this server would hold. Nobody else uses it."""
+    """Unused key that this server would hold."""
     target: Any = None
     """Node of a Cluster."""
 

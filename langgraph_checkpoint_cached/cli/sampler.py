@@ -40,7 +40,7 @@ SERVER_ERRORS = (psycopg.Error, RedisError, RedisClusterException, OSError, asyn
 
 @dataclass(frozen=True)
 class Sample:
-    """Numbers of one line. None where a server did not answer or has just begun to count, or nobody publishes."""
+    """Numbers of one line. None if a server did not answer or has just begun to count, or no saver publishes."""
 
     time: str
     savers: int | None = None
@@ -65,7 +65,7 @@ class Sample:
 
 
 class Sampler:
-    """Ask both servers again and again, and work out what has changed in between."""
+    """Ask both servers repeatedly, and compute what has changed in between."""
 
     def __init__(self, options: ConnectionOptions) -> None:
         self._options = options

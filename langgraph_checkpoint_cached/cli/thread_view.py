@@ -73,7 +73,7 @@ class ThreadView:
 
     @property
     def is_fenced(self) -> bool:
-        """Whether a fence keeps the entry from being served."""
+        """Return whether a fence keeps the entry from being served."""
         name = namespace_key("", self.namespace).rpartition(":")[2]
         return any(fence.namespace in (None, name) for fence in self.fences)
 

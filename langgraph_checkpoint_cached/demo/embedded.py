@@ -271,7 +271,7 @@ class PostgresServer(EmbeddedServer):
             lines = (directory / "home" / "data" / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
-        # A crashed server leaves its own file behind: line 1 tells whose it is, line 8 how far it got.
+        # A crashed server leaves its own file behind: line 1 is the id of its process, line 8 its state.
         return len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() == "ready"
 
 

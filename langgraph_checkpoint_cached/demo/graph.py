@@ -92,7 +92,7 @@ def build_tools(book: OrderBook, call_courier: Callable[[], None]) -> list[BaseT
 
     @tool
     def issue_refund(order_id: str) -> str:
-        """Pay the price of an order back, once somebody has approved it."""
+        """Pay the price of an order back, once it is approved."""
         order = book.order(order_id)
         if interrupt(f"Refund {order.price} for {order_id}?") != "approved":
             return "The refund was not approved."

@@ -35,7 +35,7 @@ async def conversation(stage: Stage) -> None:
     screen = stage.screen
     screen.scene("A conversation", "Anna writes, tools find the answers. Each turn begins by reading the thread.")
     lines = [TRACE.format("A-1001"), WARRANTY.format("it"), TRACE.format("it now"), THANKS]
-    turns = [(says, await stage.turn("Anna", says)) for says in lines]
+    turns = [(message, await stage.turn("Anna", message)) for message in lines]
     screen.turns("Anna says", turns)
     screen.check(
         turns[0][1].from_postgres == 1 and all(turn.from_postgres == 0 for _, turn in turns[1:]),
@@ -54,7 +54,7 @@ async def crowd(stage: Stage) -> None:
 
     async def talk(customer: str, order_id: str) -> list[Turn]:
         lines = [TRACE.format(order_id), WARRANTY.format("it"), THANKS]
-        return [await stage.turn(customer, says) for says in lines]
+        return [await stage.turn(customer, message) for message in lines]
 
     before, started = count_reads(stage.saver), time.perf_counter()
     talks = await asyncio.gather(*(talk(*who) for who in CROWD.items()))
@@ -128,7 +128,7 @@ async def emptied(stage: Stage) -> None:
     screen = stage.screen
     screen.scene("Redis is emptied", "Everything in it is lost, as after FLUSHDB, an eviction or a failover.")
     screen.say(f"{await stage.empty_redis()} keys removed")
-    turns = [(says, await stage.turn("Anna", says)) for says in (WARRANTY.format("it"), THANKS, THANKS)]
+    turns = [(message, await stage.turn("Anna", message)) for message in (WARRANTY.format("it"), THANKS, THANKS)]
     screen.turns("Anna says", turns)
     first, *later = [turn for _, turn in turns]
     screen.check(
@@ -146,7 +146,7 @@ async def stopped(stage: Stage) -> None:
         return
     redis.stop()
     lines = [WARRANTY.format("it"), TRACE.format("it"), THANKS]
-    turns = [(says, await stage.turn("Anna", says)) for says in lines]
+    turns = [(message, await stage.turn("Anna", message)) for message in lines]
     screen.turns("Anna says", turns)
     screen.check(
         all(turn.from_redis == 0 and turn.from_postgres > 0 and turn.reply for _, turn in turns),
@@ -171,7 +171,7 @@ async def comparison(stage: Stage) -> None:
     """Compare the upstream saver with ours."""
     screen = stage.screen
     screen.scene(
-        "Nobody can tell", "LangGraph's own AsyncPostgresSaver, over a pool, reads what is in Postgres now."
+        "No difference", "LangGraph's own AsyncPostgresSaver, over a pool, reads what is in Postgres now."
     )
     with screen.waiting("comparing"):
         await compare_answers(stage)

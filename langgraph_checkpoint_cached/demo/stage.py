@@ -74,12 +74,17 @@ class Stage:
         """Return the id of the customer's thread. It differs from one run of the demo to the next."""
         return self.threads.setdefault(customer, f"{self.run}-{customer.lower()}")
 
-    async def turn(self, customer: str, says: str) -> Turn:
+    async def turn(self, customer: str, message: str) -> Turn:
         """Play a turn of the customer in this process."""
-        return await play_turn(self.graph, self.saver, self.thread_id(customer), says)
+        return await play_turn(self.graph, self.saver, self.thread_id(customer), message)
 
     def job(
-        self, customer: str, says: str | None = None, *, approval: str | None = None, courier_answers: bool = True
+        self,
+        customer: str,
+        message: str | None = None,
+        *,
+        approval: str | None = None,
+        courier_answers: bool = True,
     ) -> Job:
         """Return a turn of the customer as a job for another process."""
         return Job(
@@ -88,7 +93,7 @@ class Stage:
             prefix=self.run,
             book=str(self.book.path),
             thread_id=self.thread_id(customer),
-            says=says,
+            message=message,
             approval=approval,
             courier_answers=courier_answers,
         )
@@ -135,7 +140,7 @@ async def open_stage(screen: Screen, servers: DemoServers) -> AsyncIterator[Stag
             max_lifetime_seconds=3600,
         )
         postgres_version, redis_version = await _postgres_version(servers), await _redis_version(client)
-        screen.say(f"{postgres_version} and {redis_version}, {_whose(servers)}")
+        screen.say(f"{postgres_version} and {redis_version}, {_describe(servers)}")
         await stack.enter_async_context(pool)
         if not servers.redis:  # once the saver is closed: until then it writes keys
             stack.push_async_callback(remove_keys, client, run)
@@ -159,7 +164,7 @@ async def _redis_version(client: AnyRedis) -> str:
     return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
 
 
-def _whose(servers: DemoServers) -> str:
+def _describe(servers: DemoServers) -> str:
     if servers.postgres and servers.redis:
         return "started for this demo, and removed after it"
     if servers.postgres or servers.redis:

@@ -62,12 +62,12 @@ def thread_config(thread_id: str) -> RunnableConfig:
 
 
 async def play_turn(
-    graph: Graph, saver: TimedSaver, thread_id: str, says: str | None = None, *, approval: str | None = None
+    graph: Graph, saver: TimedSaver, thread_id: str, message: str | None = None, *, approval: str | None = None
 ) -> Turn:
     """Call the graph with what the customer says, with an approval, or nothing to resume a run."""
     given: Any = None
-    if says is not None:
-        given = {"messages": [HumanMessage(says)]}
+    if message is not None:
+        given = {"messages": [HumanMessage(message)]}
     elif approval is not None:
         given = Command(resume=approval)
     before, reading_before, started = count_reads(saver), saver.reading_seconds, time.perf_counter()

@@ -28,7 +28,7 @@ class Job:
     prefix: str
     book: str
     thread_id: str
-    says: str | None = None
+    message: str | None = None
     approval: str | None = None
     courier_answers: bool = True
 
@@ -49,7 +49,7 @@ async def work(job: Job) -> None:
 
     async with open_saver(job.postgres_uri, job.redis_url, job.prefix) as saver:
         graph = build_graph(OrderBook(Path(job.book)), saver, call_courier)
-        turn = await play_turn(graph, saver, job.thread_id, job.says, approval=job.approval)
+        turn = await play_turn(graph, saver, job.thread_id, job.message, approval=job.approval)
         report("played", **asdict(turn))
 
 

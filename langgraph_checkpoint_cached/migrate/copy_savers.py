@@ -89,7 +89,7 @@ class CopyResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything that the source holds is in the target."""
+        """Return whether everything that the source holds is in the target."""
         return not self.lost and not self.differ
 
 

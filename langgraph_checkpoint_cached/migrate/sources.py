@@ -20,7 +20,7 @@ SCAN_COUNT = 1_000
 
 
 class SourceError(CachedSaverError):
-    """The source of a copy cannot be read."""
+    """Error for a source that cannot be read."""
 
 
 KINDS: Mapping[str, tuple[str, str]] = {

@@ -27,7 +27,7 @@ SCENES = [
     "A crash",
     "Redis is emptied",
     "Redis stops",
-    "Nobody can tell",
+    "No difference",
 ]
 TIMEOUT_SECONDS = 120
 

@@ -1,4 +1,4 @@
-"""The command `copy`: copies a thread."""
+"""Command `copy`: copies a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `doctor`: checks both servers, and advises."""
+"""Command `doctor`: checks both servers, and advises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `flush`: flushes to Postgres what Redis has acknowledged with `mode="write_behind"`."""
+"""Command `flush`: flushes to Postgres what Redis has acknowledged with `mode="write_behind"`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ HELP = "flush to Postgres what Redis has acknowledged"
 DESCRIPTION = """\
 Flush threads to Postgres where mode="write_behind" is used: when this returns, Postgres holds all that Redis had
 acknowledged before. Use it before a backup, before Redis is stopped, or before you go back to the upstream saver;
-for single threads also to look at them in Postgres. Graphs may go on, and have unflushed writes again right after.
+for single threads also before you read their rows by SQL. Graphs may go on, and have unflushed writes again right
+after.
 
 Exits with 1 if a thread cannot be flushed now, or if writes were lost: Redis had lost them, and the process that
 wrote them was gone.

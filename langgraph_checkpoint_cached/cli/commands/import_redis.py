@@ -1,4 +1,4 @@
-"""The command `import-redis`: imports threads of savers that keep them in Redis alone."""
+"""Command `import-redis`: imports threads of savers that keep them in Redis alone."""
 
 from __future__ import annotations
 

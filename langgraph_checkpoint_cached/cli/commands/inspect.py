@@ -1,4 +1,4 @@
-"""The command `inspect`: shows a thread in Redis and in Postgres, side by side."""
+"""Command `inspect`: shows a thread in Redis and in Postgres, side by side."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ order by c.latest desc nulls last
 
 @dataclass(frozen=True)
 class ThreadSummary:
-    """The thread as a whole.
+    """Summary of a thread.
 
     Attributes:
         thread_id: The thread.
@@ -75,7 +75,7 @@ class ThreadSummary:
 
     @property
     def is_unflushed(self) -> bool:
-        """Whether the thread could not be flushed."""
+        """Return whether the thread could not be flushed."""
         return self.lease is not None and (not self.lease.known or self.lease.error is not None)
 
 
@@ -90,7 +90,7 @@ class NamespaceComparison:
 
     @property
     def is_empty(self) -> bool:
-        """Whether neither holds anything of it."""
+        """Return whether neither holds anything of it."""
         return not self.postgres and (self.redis is None or not (self.redis.hit or self.redis.fill_lease))
 
 
@@ -104,19 +104,19 @@ class ThreadComparison:
 
     @property
     def exists(self) -> bool:
-        """Whether anything is stored of the thread."""
+        """Return whether anything is stored of the thread."""
         found = any(each.postgres or (each.redis and each.redis.hit) for each in self.namespaces)
         return found or self.summary.lease is not None
 
     @property
     def is_healthy(self) -> bool:
-        """Whether nothing is wrong with it."""
+        """Return whether nothing is wrong with it."""
         wrong = any(each.agreement in ("differ", "damaged", "unflushed") for each in self.namespaces)
         return self.exists and not wrong and not self.summary.redis_error
 
     @property
     def redis(self) -> ThreadView | None:
-        """The thread in Redis, as it was read with one of the namespaces."""
+        """Thread in Redis, as it was read with one of the namespaces."""
         return next((each.redis for each in self.namespaces if each.redis), None)
 
 

@@ -1,4 +1,4 @@
-"""The command `invalidate`: invalidates threads' entries in Redis, safely beside running savers."""
+"""Command `invalidate`: invalidates threads' entries in Redis, safely beside running savers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
 NAME = "invalidate"
 HELP = "invalidate threads' entries in Redis"
 DESCRIPTION = """\
-Invalidate threads' entries in Redis, after somebody has changed their rows without this package: SQL by hand, a
+Invalidate threads' entries in Redis, after their rows were changed without this package: SQL by hand, a
 restored backup, a process with the upstream saver. The next read of each thread comes from Postgres. Reads that
 are in progress cannot bring back what they loaded before, as they could after a DEL by hand. Nothing is lost:
 unflushed writes are flushed to Postgres first.

@@ -1,4 +1,4 @@
-"""The command `prune`: removes old checkpoints of threads, or the threads."""
+"""Command `prune`: removes old checkpoints of threads, or the threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `retention`: deletes threads that have been idle for long."""
+"""Command `retention`: deletes threads that have been idle for long."""
 
 from __future__ import annotations
 

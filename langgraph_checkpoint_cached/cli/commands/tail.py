@@ -1,4 +1,4 @@
-"""The command `tail`: shows what all savers do, a line every second."""
+"""Command `tail`: shows what all savers do, a line every second."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ writes). Until Ctrl-C, or for --seconds.
 
 Savers publish their counters in Redis every two seconds while they are used; "savers" is how many do. Postgres
 counts rows and transactions itself, up to a second late, for the whole database. Redis counts keys, memory and
-evictions, for the whole server. What nobody publishes or counts is shown as "-".
+evictions, for the whole server. Unknown numbers are shown as "-".
 """
 HEADER_EVERY_LINES = 20
 EVERY_SECONDS_MIN, EVERY_SECONDS_MAX = 0.1, 3600.0

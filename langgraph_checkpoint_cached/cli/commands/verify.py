@@ -1,4 +1,4 @@
-"""The command `verify`: compares entries in Redis with Postgres, while writers go on."""
+"""Command `verify`: compares entries in Redis with Postgres, while writers go on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Exits with 1 if anything differs or is damaged, even if it was repaired.
 Verdict: TypeAlias = Literal["same", "differs", "damaged", "opaque", "busy", "gone"]
 VERDICTS = ("same", "differs", "damaged", "opaque", "busy", "gone")
 CONCURRENCY = 32
-"""Comparisons at once. They share queries, of which the saver runs a few at once."""
+"""Concurrent comparisons. They share the saver's queries, of which it runs a few at a time."""
 ATTEMPTS_MAX = 10
 PAUSE_SECONDS = 0.05
 DIFFERENCES_SHOWN_MAX = 100

@@ -1,4 +1,4 @@
-"""The command `warm`: loads threads into Redis before they are read."""
+"""Command `warm`: loads threads into Redis before they are read."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def run(options: argparse.Namespace, out: Output) -> int:
 
 
 async def _find_newest(components: Components, count: int) -> list[str]:
-    await components.replayer.flush_threads(None)  # Postgres tells which threads are the newest
+    await components.replayer.flush_threads(None)  # the newest threads are those in Postgres
     return [row["thread_id"] for row in await components.query(NEWEST_SQL, (count,))]
 
 
