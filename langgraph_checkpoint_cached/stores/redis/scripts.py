@@ -1,8 +1,9 @@
-"""The Lua scripts beside this module, and how one is run."""
+"""The Lua scripts beside this module."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -18,7 +19,7 @@ UNDECODED: dict[str, Any] = {NEVER_DECODE: True}
 
 
 class Script:
-    """One atomic step, kept in Redis' script cache: sent whole only where the cache does not have it."""
+    """An atomic script in Redis' script cache. Its text is sent only where the cache does not have it."""
 
     def __init__(self, *parts: str) -> None:
         self.text = "\n".join(parts)
@@ -39,5 +40,10 @@ class Script:
 
 @cache
 def lua(name: str) -> str:
-    """Text of `lua/<name>.lua`."""
+    """Return the text of `lua/<name>.lua`, with strings in place of the names that `lua/fields.lua` defines."""
+    fields = dict(re.findall(r"^local (\w+) = ('.*?')", _read("fields"), re.MULTILINE))
+    return re.sub(r"\b[A-Z_]{2,}\b", lambda found: fields.get(found[0], found[0]), _read(name))
+
+
+def _read(name: str) -> str:
     return resources.files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")

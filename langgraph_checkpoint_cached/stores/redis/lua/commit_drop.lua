@@ -1,5 +1,5 @@
--- COMMIT of a write whose effect on the entry cannot be told from here: drops the entry.
+-- COMMIT of a write whose effect on the entry is not known: drops the entry.
 
-local latest, said = settle()
+local latest, reply = end_write()
 drop_entry()
-return latest and 0 or said
+return latest and 0 or reply

@@ -1,13 +1,13 @@
--- COMMIT of pending writes: adds them to the entry if they are of its checkpoint or of a later one, whose own put may
--- still come.
+-- COMMIT of pending writes: adds them to the entry if they belong to its checkpoint, or to a later one whose own
+-- put may still come.
 --
--- ARGV: 6 checkpoint id, 7 '1' if they replace what is there and '0' if what is there stays,
+-- ARGV: 6 checkpoint id, 7 '1' if they replace existing writes and '0' if existing writes stay,
 --       8 their channels, as a msgpack array, then task path, field, value, ... for each write
 
 local id, replace = ARGV[6], ARGV[7] == '1'
 
 return apply(function(latest)
-  if not redis.call('HGET', namespace, 'v') or not (latest == '' or comparable(latest, id)) then return nil end
+  if not redis.call('HGET', namespace, VERSIONS) or not (latest == '' or comparable(latest, id)) then return nil end
   if id < latest then
     local channels = channels_with_history()
     for _, channel in ipairs(channels and cmsgpack.unpack(ARGV[8]) or {}) do

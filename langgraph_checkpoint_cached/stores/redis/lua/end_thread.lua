@@ -1,10 +1,12 @@
--- COMMIT of a delete or prune: releases its fence. The generation changes once more, in case the fence did not
--- hold to the end. The thread's key never goes in between: while a Cluster moves its slot it could not be made anew.
--- Also invalidates a thread whose entries may be stale. The lease goes too, as when the thread's key is evicted: its row may
--- have gone, or its holder may be cut off and an APPEND of its still be on the way. ARGV: 4... tokens
+-- COMMIT of a delete or prune, or of the invalidation of a stale thread: releases its fences. ARGV: 4... tokens
+--
+-- The generation changes once more, in case a fence did not hold to the end. The thread's key is never without a
+-- field in between: while a Cluster moves its slot, the key could not be created again. The lease is removed too,
+-- as when the thread's key is evicted: its row may have been deleted, or its holder may be cut off with an APPEND
+-- still on the way.
 
-redis.call('HDEL', thread, 'w', 'k')
-redis.call('HDEL', thread, 'l')
-for i = 4, #ARGV do redis.call('HDEL', thread, 'f:' .. ARGV[i]) end
+redis.call('HDEL', thread, EMPTY_FILL_LEASE, KNOWN_EMPTY)
+redis.call('HDEL', thread, LEASE)
+for i = 4, #ARGV do redis.call('HDEL', thread, FENCE .. ARGV[i]) end
 new_generation()
 return 1

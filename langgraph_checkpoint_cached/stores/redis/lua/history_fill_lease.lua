@@ -1,5 +1,6 @@
--- FILL LEASE for the history of the `DeltaChannel`s at the entry's checkpoint: load it, then FILL HISTORY. Answers the
--- generation and the entry, or nothing if the entry is not that checkpoint's, or somebody is writing. BEGIN invalidates it.
+-- FILL LEASE for the history of the `DeltaChannel`s at the entry's checkpoint: its holder loads that, then sends
+-- FILL HISTORY. Returns the generation and the entry, or nil if the entry is of another checkpoint or somebody is
+-- writing. BEGIN invalidates the fill lease.
 --
 -- ARGV: 4 fill lease, 5 checkpoint id
 
@@ -9,7 +10,7 @@ redis.call('HDEL', namespace, '-') -- fails on a server that refuses writes
 local others, own = check_fences('')
 if others or own then return false end
 local generation = current_generation()
-local entry = redis.call('HMGET', namespace, 'g', 'i')
+local entry = redis.call('HMGET', namespace, GENERATION, CHECKPOINT_ID)
 if entry[1] ~= generation or entry[2] ~= id then return false end
-redis.call('HSET', namespace, 'dt', fill_token)
+redis.call('HSET', namespace, HISTORY_FILL_LEASE, fill_token)
 return { generation, redis.call('HGETALL', namespace) }

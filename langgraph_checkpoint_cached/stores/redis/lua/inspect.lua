@@ -1,5 +1,5 @@
--- What Redis holds of a thread, without changing anything: now, in ms; its server epoch; the thread's fields, the life
--- left to them in ms; how many names are noted; the fields of the entry, the life left to them.
+-- Returns what Redis holds of a thread, and changes nothing: the time in ms, the server epoch, the thread's fields
+-- and their remaining life in ms, the number of names, the entry's fields and their remaining life.
 --
 -- KEYS: thread, namespace, names
 

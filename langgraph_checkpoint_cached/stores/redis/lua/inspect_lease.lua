@@ -1,6 +1,6 @@
--- The lease of a thread, and a page of its journal, without changing anything: the server epoch, what the thread says of
--- its lease or '', and of the page how many entries are of this lease, their bytes, and the last number; 0
--- if the page is empty.
+-- Returns the lease of a thread and sums up a page of its journal, and changes nothing: the server epoch, the
+-- lease or '', the number of entries of this lease on the page, their bytes, and the last number on it; 0 if the
+-- page is empty.
 --
 -- KEYS: thread, journal. ARGV: 1 token, 2 number after which to begin, 3 how many at most
 
@@ -12,4 +12,4 @@ for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '(' .. ARGV[2] .. '-0', '+'
     for _, part in ipairs(entry[2]) do bytes = bytes + #part end
   end
 end
-return { server_epoch(), redis.call('HGET', KEYS[1], 'l') or '', count, bytes, last }
+return { server_epoch(), redis.call('HGET', KEYS[1], LEASE) or '', count, bytes, last }

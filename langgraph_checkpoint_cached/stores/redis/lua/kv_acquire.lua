@@ -6,8 +6,8 @@
 --
 -- Returns 1 if the lock is the owner's now, 0 if it is another's.
 --
--- Promises: one owner at a time; the lock always has an expiry; an owner whose first call was answered into
--- the invalidate, and who asks again, still has it, with the lifetime of the first call.
+-- Promises: one owner at a time; the lock always has an expiry; an owner that lost the reply to its first call,
+-- and asks again, still has the lock, with the lifetime of the first call.
 
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
   return 1

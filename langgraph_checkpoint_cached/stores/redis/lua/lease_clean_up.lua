@@ -1,4 +1,5 @@
--- CLEAN UP: removes what is left of the journal of a lease that has ended, or of an empty one, where no lease is known.
+-- CLEAN UP: removes the remains of the journal of a lease that has ended, or an empty journal, where no lease is
+-- known.
 --
 -- KEYS: 1 the thread, 2 the journal. ARGV: 4 token, '' for an empty one only
 

@@ -1,10 +1,11 @@
--- JOURNAL: what there is to replay into Postgres. Answers the last number there is, -1 if there may have been more; and
--- entries of its journal, in order: number, fields. While a server epoch lasts its journals are complete, even where the
--- rest of a thread was evicted, unless this server was emptied.
+-- JOURNAL: returns what is to be replayed into Postgres: the last number, or -1 if there may have been more; and a
+-- page of the lease's entries in order, each with its number and its fields. While a server epoch lasts its
+-- journals are complete, even where the rest of a thread was evicted, unless the server was emptied.
 --
 -- KEYS: 1 the thread, 2 the journal. ARGV: 4 token, 5 number after which to begin, 6 how many at most
 
-local STEP, BYTES_MAX = 10, 1048576 -- a page ends after these, with one entry at least
+-- Entries that are read at once, and bytes after which a page ends.
+local STEP, BYTES_MAX = 10, 1048576
 local token, after, left = ARGV[4], ARGV[5], tonumber(ARGV[6])
 local found, bytes, from = {}, 0, after
 while left > 0 and bytes < BYTES_MAX do
@@ -19,5 +20,7 @@ while left > 0 and bytes < BYTES_MAX do
   left = left - STEP
   if #some < STEP then break end
 end
-if not knows_all(KEYS[2], token, after) or string.sub(token, 1, #server_epoch()) ~= server_epoch() then return { -1, found } end
+if not knows_all(KEYS[2], token, after) or string.sub(token, 1, #server_epoch()) ~= server_epoch() then
+  return { -1, found }
+end
 return { math.max(last_number(KEYS[2], token), tonumber(after)), found }

@@ -1,6 +1,6 @@
--- PREPARE: somebody is about to make the row of a lease, after which only the OPEN of who prepared last is taken: one that
--- comes late would take away the journal of the next lease. Answers the generation. ARGV: 4 nonce
+-- PREPARE: announces that the caller is about to insert the row of a lease. Then only the last process that
+-- prepared may OPEN: a late OPEN would delete the journal of the next lease. Returns the generation. ARGV: 4 nonce
 
 local generation = current_generation()
-redis.call('HSET', thread, 'lo', ARGV[4])
+redis.call('HSET', thread, LEASE_NONCE, ARGV[4])
 return generation

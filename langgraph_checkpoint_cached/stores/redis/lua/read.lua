@@ -1,59 +1,59 @@
--- READ. Serves the entry if nobody is writing; else says what the reader is to do:
+-- READ: returns the entry if nobody is writing, or what the reader has to do instead:
 --   hit, fields     the entry
 --   load, g         the fill lease is yours: load from Postgres, then FILL for generation g
---   wait            somebody else has the fill lease
---   fenced          a write is in flight: go to Postgres and fill nothing
---   absent          (by id only) no entry, or that of another checkpoint
+--   wait            another reader has the fill lease
+--   fenced          a write is in flight: read from Postgres and fill nothing
+--   absent          (by id only) there is no entry, or one of another checkpoint
 --   empty           the namespace is known to have no checkpoints and no writes; that is its entry now
--- All but a hit go on with the generation or '', the number of fences that were past their deadline, and the lease, if
--- there is one: then what Postgres holds may be behind.
+-- Every reply but a hit continues with the generation or '', the number of fences that had expired, and the lease,
+-- if there is one: then Postgres may lack acknowledged writes.
 --
 -- ARGV: 4 fill lease, 5 its life in ms, 6 '1' if a hit extends the entry's life, 7 a checkpoint id or '',
---       8 token of a fence of the reader's process that no write is under, to be released first, or ''
+--       8 token of an idle fence of the reader's process, to be released first, or ''
 
 local EMPTY_MS = 60000
 local fill_token, fill_lease_ms, refresh, wanted = ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7]
 
--- A server that refuses writes cannot hear of newer ones: it must not serve reads either. This removes nothing.
+-- A server that refuses writes misses newer ones, so it must not serve reads either. This removes nothing.
 redis.call('HDEL', namespace, '-')
-if ARGV[8] ~= '' then redis.call('HDEL', thread, 'f:' .. ARGV[8]) end
+if ARGV[8] ~= '' then redis.call('HDEL', thread, FENCE .. ARGV[8]) end
 
 local others, own, elsewhere, expired = check_fences('')
-local function say(what, generation)
+local function reply(what, generation)
   return { what, generation or '', expired, lease_reply() }
 end
-if others or own then return say('fenced') end
+if others or own then return reply('fenced') end
 
 local generation = current_generation()
-local entry = redis.call('HMGET', namespace, 'g', 'i', 't')
+local entry = redis.call('HMGET', namespace, GENERATION, CHECKPOINT_ID, FILL_LEASE)
 if entry[1] == generation and entry[2] then
-  if wanted ~= '' and wanted ~= entry[2] then return say('absent') end
+  if wanted ~= '' and wanted ~= entry[2] then return reply('absent') end
   if refresh and entry[2] ~= '' then
     extend(namespace, ttl_ms)
     extend(thread, ttl_ms)
   end
   return { 'hit', redis.call('HGETALL', namespace) }
 end
-local known = name ~= '' and redis.call('HGET', thread, 'k')
+local known = name ~= '' and redis.call('HGET', thread, KNOWN_EMPTY)
 if known then
   local count, of = string.match(known, '^(%d+) (.*)$')
   local all_noted = of == generation and redis.call('SCARD', names) == tonumber(count)
   if all_noted and redis.call('SISMEMBER', names, name) == 0 then
     drop_entry()
-    redis.call('HSET', namespace, 'g', generation, 'i', '', 'v', '\128') -- an empty map
+    redis.call('HSET', namespace, GENERATION, generation, CHECKPOINT_ID, '', VERSIONS, '\128') -- an empty map
     redis.call('PEXPIRE', namespace, math.min(ttl_ms, EMPTY_MS))
-    return say('empty')
+    return reply('empty')
   end
 end
-if wanted ~= '' then return say('absent') end
+if wanted ~= '' then return reply('absent') end
 
 local now = now_ms()
 if entry[3] then
   local deadline, of = string.match(entry[3], '^(%d+) (%S+) ')
-  if of == generation and tonumber(deadline) > now then return say('wait') end
+  if of == generation and tonumber(deadline) > now then return reply('wait') end
 end
 drop_entry()
-redis.call('HSET', namespace, 't', string.format('%d %s %s', now + fill_lease_ms, generation, fill_token))
+redis.call('HSET', namespace, FILL_LEASE, string.format('%d %s %s', now + fill_lease_ms, generation, fill_token))
 redis.call('PEXPIRE', namespace, fill_lease_ms)
-if name == '' and not elsewhere then redis.call('HSET', thread, 'w', fill_token) end
-return say('load', generation)
+if name == '' and not elsewhere then redis.call('HSET', thread, EMPTY_FILL_LEASE, fill_token) end
+return reply('load', generation)

@@ -1,3 +1,3 @@
--- RELEASE of a fence that no write is under: the entry stands. ARGV: 4 token
+-- RELEASE: releases a fence that no write is under. The entry stays. ARGV: 4 token
 
-return redis.call('HDEL', thread, 'f:' .. ARGV[4])
+return redis.call('HDEL', thread, FENCE .. ARGV[4])

@@ -1,12 +1,12 @@
--- What every script asks of the server it runs on. Tests put a clock and a server epoch of their own here.
+-- The server's clock and epoch. Tests replace this file to control both.
 
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- The replication id is drawn anew at every start and at every promotion. A run_id would not do: it is the
--- same when a server loses its mastership to a replica and gets it back, with that replica's stale data.
+-- The replication id is drawn anew at every start and at every promotion. A run_id would not do: it stays the same
+-- when a server loses its mastership to a replica and gets it back, with that replica's stale data.
 local replid
 local function server_epoch()
   replid = replid or string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')

@@ -1,13 +1,13 @@
--- Tries every command that the scripts use, on a key of nobody's, which is gone afterwards. Answers command, error,
+-- Tries every command that the scripts use, on a key of its own, which is gone afterwards. Returns command, error,
 -- command, error, ... for those that were refused.
 
 local key, refused = KEYS[1], {}
 
 local function try(name, ...)
-  local said = redis.pcall(name, ...)
-  if type(said) == 'table' and said.err then
+  local reply = redis.pcall(name, ...)
+  if type(reply) == 'table' and reply.err then
     refused[#refused + 1] = name
-    refused[#refused + 1] = said.err
+    refused[#refused + 1] = reply.err
   end
 end
 
