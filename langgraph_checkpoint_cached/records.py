@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 from langgraph_checkpoint_cached import jsonb
 
@@ -67,10 +67,13 @@ class Record:
     sends: tuple[tuple[str, bytes], ...] = ()
     """Pending sends (type, blob) of a parent, for checkpoints from before they had a channel."""
 
+    parsed: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+    """The checkpoint, if its JSON has been parsed already."""
+
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
         """The checkpoint's own JSON, without the values that stand outside."""
-        return cast("dict[str, Any]", jsonb.loads(self.checkpoint_json))
+        return jsonb.loads(self.checkpoint_json) if self.parsed is None else self.parsed
 
     @property
     def predates_tasks_channel(self) -> bool:
@@ -97,7 +100,7 @@ class Latest:
     """The thread's lease, if there is one: then all this may be behind what was acknowledged."""
 
 
-class Step(NamedTuple):
+class DeltaWrite(NamedTuple):
     """A write to a `DeltaChannel` at an ancestor."""
 
     task_id: str
@@ -118,7 +121,7 @@ class History:
 
     seed: StoredValue | str | float | bool | None
     """None if there is none; what is not `StoredValue` stood in the checkpoint's own JSON."""
-    steps: tuple[Step, ...]
+    writes: tuple[DeltaWrite, ...]
     """Oldest first."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from langgraph_checkpoint_cached.cli.components import Components
 from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.redis import fields
 from langgraph_checkpoint_cached.stores.redis.entries import Hit
 from langgraph_checkpoint_cached.stores.redis.keys import names_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.stores.redis.scripts import Script, lua
@@ -98,27 +99,27 @@ def _parse(
     entry: Mapping[bytes, bytes],
     ttl_ms: int,
 ) -> ThreadView:
-    generation = thread.get(b"g")
+    generation = thread.get(fields.GENERATION)
     current = generation is not None and generation.decode().startswith(f"{server_epoch}:")
-    exists = current and entry.get(b"g") == generation and b"i" in entry
-    writes = [field[2:].split(b"\0")[0] for field in entry if field.startswith(b"w:")] if exists else []
+    exists = current and entry.get(fields.GENERATION) == generation and fields.CHECKPOINT_ID in entry
+    writes = [field[2:].split(b"\0")[0] for field in entry if field.startswith(fields.WRITE)] if exists else []
     return ThreadView(
         namespace,
         generation.decode() if generation else None,
         current,
-        known_empty=generation is not None and thread.get(b"k", b"").endswith(b" " + generation),
+        known_empty=generation is not None and thread.get(fields.KNOWN_EMPTY, b"").endswith(b" " + generation),
         fences=tuple(
-            _parse_fence(field, value, now_ms) for field, value in thread.items() if field.startswith(b"f:")
+            _parse_fence(field, value, now_ms) for field, value in thread.items() if field.startswith(fields.FENCE)
         ),
         hit=Hit(entry) if exists else None,
-        checkpoint_id=entry[b"i"].decode(errors="replace") if exists else None,
+        checkpoint_id=entry[fields.CHECKPOINT_ID].decode(errors="replace") if exists else None,
         size_bytes=sum(len(field) + len(value) for field, value in entry.items()) if exists else 0,
         life_seconds=ttl_ms / 1000 if exists and ttl_ms >= 0 else None,
-        pending_writes=writes.count(entry[b"i"]) if exists else 0,
+        pending_writes=writes.count(entry[fields.CHECKPOINT_ID]) if exists else 0,
         early_writes=sum(
-            written_for > entry[b"i"] for written_for in writes
+            written_for > entry[fields.CHECKPOINT_ID] for written_for in writes
         ),  # older ones are of histories of DeltaChannels
-        fill_lease=_parse_fill_lease(entry.get(b"t"), now_ms),
+        fill_lease=_parse_fill_lease(entry.get(fields.FILL_LEASE), now_ms),
     )
 
 

@@ -10,7 +10,7 @@ from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.records import History, Namespace
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
-from langgraph_checkpoint_cached.stores.redis.delta_history_format import LENGTH_MAX, EntryHistories, stored_in
+from langgraph_checkpoint_cached.stores.redis.delta_history_format import LENGTH_MAX, EntryHistories, is_stored_in
 from langgraph_checkpoint_cached.stores.redis.entries import Hit, RedisEntries, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
@@ -83,7 +83,7 @@ class DeltaHistoryReader:
             try:
                 entry = self._entries.decode(namespace, Hit(fields))
                 # Where one has a value itself, its child is rebuilt from that, and not from this history.
-                if entry and entry.record and not stored_in(entry.record, channels):
+                if entry and entry.record and not is_stored_in(entry.record, channels):
                     await self._entries.fill_history(namespace, fill_token, generation, checkpoint_id, loaded)
             except (RedisUnavailable, DamagedEntry):
                 pass  # loaded all the same

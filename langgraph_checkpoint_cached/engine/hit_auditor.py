@@ -17,6 +17,7 @@ from langgraph_checkpoint_cached.records import Namespace, Record
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.redis.entries import Hit, Load, Miss, RedisEntries, RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.fields import CHECKPOINT_ID
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
@@ -112,7 +113,7 @@ class HitAuditor:
             await self._entries.release_fill_lease(namespace, fill_token)
         if hit is None:
             return (isinstance(answer, Miss) and answer.why == "empty") or (
-                isinstance(answer, Hit) and answer.fields.get(b"i") == b""
+                isinstance(answer, Hit) and answer.fields.get(CHECKPOINT_ID) == b""
             )
         return isinstance(answer, Hit) and answer.fields == hit.fields
 

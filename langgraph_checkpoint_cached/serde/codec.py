@@ -167,7 +167,7 @@ def decode_delta_histories(
     for channel in channels:
         history = histories[channel]
         entry: DeltaChannelHistory = {
-            "writes": [(step.task_id, channel, loads((step.type, step.blob))) for step in history.steps]
+            "writes": [(write.task_id, channel, loads((write.type, write.blob))) for write in history.writes]
         }
         if isinstance(history.seed, StoredValue):
             entry["seed"] = loads(history.seed)

@@ -244,7 +244,12 @@ MESSAGE_CLASSES = messages._CLASSES
 message_class = messages._message_class
 packers = fast_dumps._packers
 pack_versions = entry_format._pack_versions
-version_text = entry_format._version_text
+
+
+def version_text(version: Any) -> bytes:
+    return entry_format._value_part(b"", version)
+
+
 wheel = embedded._wheel
 ReplyReader = pipelined_connection._ReplyReader
 

@@ -33,7 +33,7 @@ parts = st.binary(max_size=6)
 
 @given(seals, names, names, parts, st.binary(max_size=200))
 def test_signed_part_opens(seal: Integrity, name: str, within: str, part: bytes, body: bytes) -> None:
-    opened = seal.of(name, within).open(seal.of(name, within).seal(body, part), part)
+    opened = seal.scoped(name, within).verify(seal.scoped(name, within).protect(body, part), part)
     assert opened is not None
     assert opened == body
 
@@ -42,31 +42,31 @@ def test_signed_part_opens(seal: Integrity, name: str, within: str, part: bytes,
 def test_no_other_part_of_no_other_place_and_no_other_bytes_open(
     seal: Integrity, data: st.DataObject, where: tuple[str, str, bytes], body: bytes
 ) -> None:
-    sealed = seal.of(*where[:2]).seal(body, where[2])
+    sealed = seal.scoped(*where[:2]).protect(body, where[2])
     name, within, part = data.draw(st.tuples(names, names, parts).filter(lambda other: other != where))
     if seal is not CHECKSUMS:  # 32 bits may collide
-        assert seal.of(name, within).open(sealed, part) is None
+        assert seal.scoped(name, within).verify(sealed, part) is None
     position = data.draw(st.integers(0, len(sealed) - 1))
     damaged = bytearray(sealed)
     damaged[position] ^= data.draw(st.integers(1, 255))
     for junk in (bytes(damaged), sealed[:position]):
         if seal is not CHECKSUMS or len(junk) == len(sealed):  # a changed byte always changes a CRC
-            assert seal.of(*where[:2]).open(junk, where[2]) is None
+            assert seal.scoped(*where[:2]).verify(junk, where[2]) is None
 
 
 @pytest.mark.parametrize("seal", SEALS)
 def test_names_that_run_into_each_other_are_different_places(seal: Integrity) -> None:
-    sealed = seal.of("a", "bc").seal(b"body", b"p")
+    sealed = seal.scoped("a", "bc").protect(b"body", b"p")
     for name, within, part in (("ab", "c", b"p"), ("abc", "", b"p"), ("", "abc", b"p"), ("bc", "a", b"p")):
-        assert seal.of(name, within).open(sealed, part) is None
-    longer = seal.of("a", "bc").seal(b"y", b"p")
-    assert seal.of("a", "bc").open(longer[: len(longer) - 1] + b"py", b"") is None
+        assert seal.scoped(name, within).verify(sealed, part) is None
+    longer = seal.scoped("a", "bc").protect(b"y", b"p")
+    assert seal.scoped("a", "bc").verify(longer[: len(longer) - 1] + b"py", b"") is None
 
 
 def test_each_key_and_kind_has_signatures_of_its_own() -> None:
     old, new, both = (signed(*keys) for keys in ([OLD], [NEW], [NEW, OLD]))
-    sealed = {seal: seal.of("n").seal(b"body", b"p") for seal in (CHECKSUMS, old, new, both)}
-    opens = {(by, of) for by in sealed for of in sealed if by.of("n").open(sealed[of], b"p") is not None}
+    sealed = {seal: seal.scoped("n").protect(b"body", b"p") for seal in (CHECKSUMS, old, new, both)}
+    opens = {(by, of) for by in sealed for of in sealed if by.scoped("n").verify(sealed[of], b"p") is not None}
     pairs = {(seal, seal) for seal in sealed}
     assert opens == pairs | {(new, both), (both, new), (both, old)}
 
@@ -75,12 +75,12 @@ def test_keys_are_rotated_without_a_miss() -> None:
     """Two steps: everybody reads what the new key signs before anybody signs with it."""
     before, first, second, after = (signed(*keys) for keys in ([OLD], [OLD, NEW], [NEW, OLD], [NEW]))
     for side, other in ((before, first), (first, second), (second, first), (first, before)):
-        assert other.of("n").open(side.of("n").seal(b"body", b"p"), b"p") == b"body"
-    assert after.of("n").open(second.of("n").seal(b"body", b"p"), b"p") == b"body"
+        assert other.scoped("n").verify(side.scoped("n").protect(b"body", b"p"), b"p") == b"body"
+    assert after.scoped("n").verify(second.scoped("n").protect(b"body", b"p"), b"p") == b"body"
 
 
 def test_a_signature_is_not_made_of_public_things_alone() -> None:
-    sealed = signed(OLD).of("n").seal(b"body", b"p")
+    sealed = signed(OLD).scoped("n").protect(b"body", b"p")
     assert sealed[4:] != b"body"
     assert zlib.crc32(b"body") != int.from_bytes(sealed[:4], "big")
     assert OLD not in sealed
@@ -139,7 +139,7 @@ def test_keys_of_allowed_lengths_are_taken(keys: Sequence[bytes | str]) -> None:
 def test_keys_do_not_show() -> None:
     key = b"canary canary canary"
     seal = signed(key)
-    place = seal.of("n")
+    place = seal.scoped("n")
     shown = [repr(seal), repr(vars(seal)), repr(place), str(seal)]
     assert not [text for text in shown if "canary" in text]
     for secret in (seal, place):

@@ -235,7 +235,7 @@ def package() -> Sources:
         pytest.param(long_files, marks=UNDER_WAY),
         pytest.param(long_functions, marks=UNDER_WAY),
         pytest.param(callback_slots, marks=UNDER_WAY),
-        pytest.param(instance_dict_writes, marks=UNDER_WAY),
+        instance_dict_writes,
         pytest.param(crowded_constructors, marks=UNDER_WAY),
         pytest.param(shared_class_names, marks=UNDER_WAY),
         pytest.param(relative_docstrings, marks=UNDER_WAY),

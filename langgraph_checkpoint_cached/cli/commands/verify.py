@@ -18,6 +18,7 @@ from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.entries import Hit, Load
 from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry
+from langgraph_checkpoint_cached.stores.redis.fields import CHECKPOINT_ID
 from langgraph_checkpoint_cached.utils.concurrency import for_each, iterate
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
@@ -128,7 +129,7 @@ class Verification:
             try:
                 entry = entries.decode(namespace, answer)
             except DamagedEntry:
-                return "damaged", answer.fields.get(b"i", b"").decode(errors="replace"), None
+                return "damaged", answer.fields.get(CHECKPOINT_ID, b"").decode(errors="replace"), None
             if entry is None:
                 return "opaque", None, None
             record, hit = entry.record, answer

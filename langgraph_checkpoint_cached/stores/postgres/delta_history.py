@@ -7,7 +7,7 @@ from typing import Any
 
 from langgraph.checkpoint.base import DeltaChannelHistory
 
-from langgraph_checkpoint_cached.records import History, Step, StoredValue
+from langgraph_checkpoint_cached.records import DeltaWrite, History, StoredValue
 
 
 class RawSerializer:
@@ -27,7 +27,7 @@ def raw_histories(found: Mapping[str, DeltaChannelHistory]) -> dict[str, History
     return {
         channel: History(
             history.get("seed"),
-            tuple(Step(task_id, *value) for task_id, _, value in history["writes"]),
+            tuple(DeltaWrite(task_id, *value) for task_id, _, value in history["writes"]),
         )
         for channel, history in found.items()
     }

@@ -1,9 +1,9 @@
-"""What `DeltaChannel`s are rebuilt from, as fields of an entry in Redis. Pure.
+"""Histories that `DeltaChannel`s are rebuilt from, as fields of an entry in Redis. Pure.
 
-`d` holds it as of one checkpoint, sealed as every part of an entry is. From there on it need not be sent again:
-`p` is the way to the entry's own checkpoint, whose writes stay when it advances (see `lua/commit_put.lua`).
-`p` and the names in `dc` are not sealed. Whoever misleads the scripts with them can leave out writes, as with
-pending ones.
+The field `HISTORY` holds them as of one checkpoint, protected as every part of an entry is. Later writes are
+not sent again: `HISTORY_PATH` names the checkpoints from there to the entry's own, whose writes stay when the
+entry advances (see `lua/commit_put.lua`). The path and the names in `HISTORY_CHANNELS` are not signed. Whoever
+misleads the scripts with them can leave out writes, as with pending ones.
 """
 
 from __future__ import annotations
@@ -14,40 +14,31 @@ from typing import Any, NamedTuple, cast
 import msgpack
 from langgraph.checkpoint.base import writes_sort_key
 
-from langgraph_checkpoint_cached.records import History, Namespace, Record, Step, StoredValue, Write
-from langgraph_checkpoint_cached.stores.redis.entry_format import (
-    DamagedEntry,
-    pack,
-    scope_for,
-    unpack,
-    unpack_write,
-)
-from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
+from langgraph_checkpoint_cached.records import DeltaWrite, History, Namespace, Record, StoredValue, Write
+from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry, decode_write, pack, unpack
+from langgraph_checkpoint_cached.stores.redis.fields import HISTORY, HISTORY_PATH, WRITE
+from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity, Scope
 
-HISTORY = b"d"
 HISTORY_BYTES_MAX = 1024 * 1024
 LENGTH_MAX = 16
-"""Checkpoints between a history and the entry, after which it is put together anew."""
+"""Checkpoints between a history and the entry, after which the history is put together anew."""
 
 
 class EntryHistories(NamedTuple):
-    """Of some channels, as an entry tells them."""
+    """The histories in an entry, by channel."""
 
     by_channel: Mapping[str, History]
     length: int
-    """Checkpoints that have been added to what was stored."""
+    """Number of checkpoints that have been added to the stored histories."""
 
 
 def history_fields(
-    namespace: Namespace, checkpoint_id: str, histories: Mapping[str, History], seal: Integrity = CHECKSUMS
+    namespace: Namespace, checkpoint_id: str, histories: Mapping[str, History], integrity: Integrity = CHECKSUMS
 ) -> tuple[bytes, bytes] | None:
-    """Of the history at a checkpoint, `d` and `dc`; None if it is too large or cannot be packed."""
+    """Make `HISTORY` and `HISTORY_CHANNELS` for a checkpoint, or None if that is too large or cannot be packed."""
+    by_channel = {channel: (_pack_seed(h.seed), h.writes) for channel, h in histories.items()}
     try:
-        packed = pack(
-            scope_for(namespace, seal),
-            (checkpoint_id, {channel: (_pack_seed(h.seed), h.steps) for channel, h in histories.items()}),
-            HISTORY,
-        )
+        packed = pack(integrity.scoped(*namespace), (checkpoint_id, by_channel), HISTORY)
     except (OverflowError, ValueError, TypeError):
         return None  # a number beyond 64 bits, say
     if len(packed) > HISTORY_BYTES_MAX:
@@ -56,49 +47,48 @@ def history_fields(
 
 
 def decode_histories(
-    namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes], seal: Integrity = CHECKSUMS
+    namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes], integrity: Integrity = CHECKSUMS
 ) -> EntryHistories | None:
-    """The histories that an entry of this checkpoint holds; None if it holds none.
+    """Decode the histories that an entry of this checkpoint holds. Return None if it holds none.
 
     Raises:
         DamagedEntry: anything is missing, unknown, damaged, or another namespace's or checkpoint's.
     """
     if HISTORY not in fields:
         return None
-    place = scope_for(namespace, seal)
+    scope = integrity.scoped(*namespace)
     try:
-        base_id, packed = unpack(place, fields[HISTORY], HISTORY)
-        path = [step.decode() for step in fields[b"p"].split(b"\0")[1:]]
+        base_id, packed = unpack(scope, fields[HISTORY], HISTORY)
+        path = [ancestor.decode() for ancestor in fields[HISTORY_PATH].split(b"\0")[1:]]
         if path[0] != base_id or path[-1] != checkpoint_id:
             raise DamagedEntry(f"an entry of {namespace} holds the history of another checkpoint")
-        added: list[Write] = []
-        for ancestor in path[:-1]:
-            start = f"w:{ancestor}\0".encode()
-            found = [unpack_write(place, f, value) for f, value in fields.items() if f.startswith(start)]
-            added += sorted(found, key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
-        return EntryHistories(
-            {
-                channel: History(
-                    _unpack_seed(seed),
-                    (
-                        *(Step(*step) for step in steps),
-                        *(Step(w.task_id, w.type, w.blob) for w in added if w.channel == channel),
-                    ),
-                )
-                for channel, (seed, steps) in packed.items()
-            },
-            len(path) - 1,
-        )
+        added = _writes_since(scope, path, fields)
+        histories = {}
+        for channel, (seed, stored) in packed.items():
+            writes = [DeltaWrite(*write) for write in stored]
+            writes += [DeltaWrite(w.task_id, w.type, w.blob) for w in added if w.channel == channel]
+            histories[channel] = History(_unpack_seed(seed), tuple(writes))
+        return EntryHistories(histories, len(path) - 1)
     except (KeyError, ValueError, TypeError, IndexError) as exc:
         raise DamagedEntry(f"a history of {namespace} cannot be read: {type(exc).__name__}") from exc
 
 
-def stored_in(record: Record, channels: Collection[str]) -> bool:
-    """Whether the checkpoint itself has a value of one of the channels."""
+def is_stored_in(record: Record, channels: Collection[str]) -> bool:
+    """Tell whether the checkpoint itself has a value of one of the channels."""
     inline = record.checkpoint.get("channel_values") or {}
     return any(inline.get(channel) is not None for channel in channels) or any(
         value.channel in channels for value in record.values
     )
+
+
+def _writes_since(scope: Scope, path: Sequence[str], fields: Mapping[bytes, bytes]) -> list[Write]:
+    """Decode the writes of all checkpoints on the path but the last, oldest first."""
+    added: list[Write] = []
+    for ancestor in path[:-1]:
+        start = WRITE + ancestor.encode() + b"\0"
+        found = [decode_write(scope, field, value) for field, value in fields.items() if field.startswith(start)]
+        added += sorted(found, key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
+    return added
 
 
 def _pack_seed(seed: Any) -> Sequence[Any]:

@@ -1,22 +1,22 @@
-"""Between stored records and the fields of a Redis hash. Pure.
+"""Conversion between stored records and the fields of an entry in Redis. Pure.
 
-Each part stands in an envelope: a seal, then a msgpack array that starts with a format version. The seal covers
-thread, namespace and field too, and of a channel's value the version, so that a part which was put elsewhere, or
-left behind by another version, is no part of an entry. The head also names the channels that have a value.
-A write's task path stands before its envelope, ended by NUL, for `lua/commit_writes.lua` to compare.
+Each part of an entry stands in an envelope: a checksum or signature, then a msgpack array that starts with a
+format version. The checksum covers thread, namespace and field too, and for a channel's value the version, so
+that a part which was moved, or left behind by another version, is not accepted. The head also names the
+channels that have a value. A write's task path stands before its envelope, ended by NUL, for
+`lua/commit_writes.lua` to compare.
 
-With signatures for seals, whoever can write to Redis but has no key can still: delete; spoil entries, so that
-Postgres is read; leave out pending writes, whose number nobody knows; put back, whole, what the namespace held
-before; or say that it is empty. No signature tells old from new: only Postgres could. `i` has to be the signed
-head's. `v` and the task paths are not signed and steer the scripts; what a script makes that was misled by them is
-an entry that does not open, or one of the kinds above.
+With signatures, whoever can write to Redis but has no key can still: delete; spoil entries, so that Postgres is
+read; leave out pending writes, whose number nobody knows; put back, whole, what the namespace held before; or
+claim that it is empty. No signature tells old from new: only Postgres could. The checkpoint id has to be that
+of the signed head. The versions and the task paths are not signed and steer the scripts; a script that is
+misled by them makes an entry that is not accepted, or one of the kinds above.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
 import msgpack
@@ -33,6 +33,7 @@ from langgraph_checkpoint_cached.records import (
     Value,
     Write,
 )
+from langgraph_checkpoint_cached.stores.redis.fields import CHANNEL, CHECKPOINT_ID, HEAD, VERSIONS, WRITE
 from langgraph_checkpoint_cached.stores.redis.integrity import (
     CHECKSUM_BYTES,
     CHECKSUMS,
@@ -42,7 +43,6 @@ from langgraph_checkpoint_cached.stores.redis.integrity import (
 )
 
 FORMAT = 2
-HEAD = b"h"
 NOT_IN_TEXT = b"\xff"  # nor in any other UTF-8
 ENTRY_BYTES_MAX = 16 * 1024 * 1024
 
@@ -50,7 +50,7 @@ Fields: TypeAlias = "list[str | bytes]"
 """Field, value, field, value, ... of a Redis hash."""
 
 NO_SUCH_ID = "-"
-"""Id of an opaque entry where there is no checkpoint: no other id is compared with it."""
+"""Checkpoint id of an opaque entry where there is no checkpoint: no other id is compared with it."""
 
 
 class DamagedEntry(Exception):
@@ -58,57 +58,47 @@ class DamagedEntry(Exception):
 
 
 DAMAGE = (KeyError, ValueError, TypeError)
-"""What comes of reading bytes that are not what they should be."""
+"""Errors that reading damaged bytes raises."""
 
-EMPTY: Fields = ["i", "", "v", msgpack.packb({})]
+EMPTY: Fields = [CHECKPOINT_ID, "", VERSIONS, msgpack.packb({})]
 """The entry of a namespace that has no checkpoint."""
 
 
-def entry_fields(namespace: Namespace, latest: Latest, seal: Integrity = CHECKSUMS) -> Fields:
-    """The entry for what Postgres holds.
+def entry_fields(namespace: Namespace, latest: Latest, integrity: Integrity = CHECKSUMS) -> Fields:
+    """Make the entry for what Postgres holds.
 
-    A checkpoint that no entry can hold (too old a format, too large) makes an opaque one: its id alone, which
-    says "ask Postgres".
+    A checkpoint that no entry can hold (its format is too old, it is too large) makes an opaque one: its id alone,
+    which tells readers to ask Postgres.
     """
-    record, place = latest.record, scope_for(namespace, seal)
+    record, scope = latest.record, integrity.scoped(*namespace)
     if any(map(_only_postgres_can_read, latest.early_writes)):
-        return ["i", record.checkpoint_id if record else NO_SUCH_ID]
+        return [CHECKPOINT_ID, record.checkpoint_id if record else NO_SUCH_ID]
     if record is None:
-        return EMPTY + [part for w in latest.early_writes for part in _write(place, w)]
-    opaque: Fields = ["i", record.checkpoint_id]
+        return EMPTY + [part for write in latest.early_writes for part in encode_write(scope, write)]
+    opaque: Fields = [CHECKPOINT_ID, record.checkpoint_id]
     if record.predates_tasks_channel:
         return opaque
     versions = record.checkpoint["channel_versions"]
     if any("\\" in channel for channel in versions):
-        return opaque  # Postgres gives its value back under another name
-    fields: Fields = [
-        *opaque,
-        HEAD,
-        _pack_head(
-            place,
-            namespace,
-            record.checkpoint_id,
-            record.parent_id,
-            record.checkpoint_json,
-            record.metadata_json,
-            [value.channel for value in record.values],
-        ),
-        "v",
-        _pack_versions(versions),
-    ]
-    for value in record.values:
-        fields += (f"c:{value.channel}", _pack_value(place, value, versions[value.channel]))
+        return opaque  # Postgres returns its value under another name
+    json_texts = (record.checkpoint_json, record.metadata_json)
+    stored = [value.channel for value in record.values]
+    head = (*namespace, record.checkpoint_id, record.parent_id, *json_texts, stored)
+    fields: Fields = [*opaque, HEAD, pack(scope, head, HEAD), VERSIONS, _pack_versions(versions)]
+    for channel, kind, blob in record.values:
+        field = CHANNEL + channel.encode()
+        fields += (field, pack(scope, (kind, blob), _value_part(field, versions[channel])))
     for write in (*record.writes, *latest.early_writes):
-        fields += _write(place, write)
+        fields += encode_write(scope, write)
     return fields if sum(map(len, fields)) <= ENTRY_BYTES_MAX else opaque
 
 
-def put_arguments(put: Put, seal: Integrity = CHECKSUMS) -> Fields | None:
-    """What `commit_put.lua` takes from its 6th argument on, or None when the entry has to be dropped.
+def put_arguments(put: Put, integrity: Integrity = CHECKSUMS) -> Fields | None:
+    """Make the arguments of `commit_put.lua` from the 6th on, or None if the entry has to be dropped.
 
-    Dropped, because only Postgres knows what the checkpoint then holds: versions that may exist already,
-    which the upstream SQL would leave as they are, or that the checkpoint does not name; values that come back
-    otherwise than they went; a format older than the tasks channel; too many bytes.
+    It is dropped if only Postgres knows what the checkpoint then holds: versions that may exist already, which
+    the upstream SQL would leave as they are, or that the checkpoint does not name; values that come back
+    otherwise than they were stored; a format older than the tasks channel; too many bytes.
     """
     if put.format < TASKS_CHANNEL_FORMAT or any(map(_only_postgres_can_read, put.values)):
         return None
@@ -117,52 +107,49 @@ def put_arguments(put: Put, seal: Integrity = CHECKSUMS) -> Fields | None:
             return None
         if not isinstance(version, str) or not UNIQUE_VERSION.fullmatch(version):
             return None
-    place, stored = scope_for(put.namespace, seal), [value.channel for value in put.values]
+    scope, stored = integrity.scoped(*put.namespace), [value.channel for value in put.values]
+    json_texts = (put.checkpoint_json.encode(), put.metadata_json.encode())
+    head = (*put.namespace, put.checkpoint_id, put.parent_id, *json_texts, [*stored, *put.kept])
     arguments: Fields = [
         put.checkpoint_id,
         put.parent_id or "",
-        _pack_head(
-            place,
-            put.namespace,
-            put.checkpoint_id,
-            put.parent_id,
-            put.checkpoint_json.encode(),
-            put.metadata_json.encode(),
-            [*stored, *put.kept],
-        ),
+        pack(scope, head, HEAD),
         _pack_versions(put.versions),
         msgpack.packb([channel for channel in put.new_versions if channel not in stored]),
         msgpack.packb(put.inline),
     ]
-    for value in put.values:
-        arguments += (value.channel, _pack_value(place, value, put.new_versions[value.channel]))
+    for channel, kind, blob in put.values:
+        part = _value_part(CHANNEL + channel.encode(), put.new_versions[channel])
+        arguments += (channel, pack(scope, (kind, blob), part))
     return arguments if sum(map(len, arguments)) <= ENTRY_BYTES_MAX else None
 
 
-def writes_arguments(put: PutWrites, seal: Integrity = CHECKSUMS) -> Fields | None:
-    """What `commit_writes.lua` takes from its 6th argument on, or None when the entry has to be dropped."""
+def writes_arguments(put: PutWrites, integrity: Integrity = CHECKSUMS) -> Fields | None:
+    """Make the arguments of `commit_writes.lua` from the 6th on, or None if the entry has to be dropped."""
     if any(map(_only_postgres_can_read, put.writes)):
         return None
-    place = scope_for(put.namespace, seal)
+    scope = integrity.scoped(*put.namespace)
     channels = list({write.channel: None for write in put.writes})
     arguments: Fields = [put.checkpoint_id, "1" if put.replace else "0", msgpack.packb(channels)]
     for write in put.writes:
-        arguments += (write.task_path, *_write(place, write))
+        arguments += (write.task_path, *encode_write(scope, write))
     return arguments if sum(map(len, arguments)) <= ENTRY_BYTES_MAX else None
 
 
-def put_of(namespace: Namespace, arguments: Fields, seal: Integrity = CHECKSUMS) -> Put:
-    """The checkpoint that `put_arguments` were made of, as far as its rows go. Raises as `decode_entry`."""
-    with _translate_damage(namespace):
-        place, (_, _, head, packed_versions, _, _, *packed) = scope_for(namespace, seal), map(_bytes, arguments)
-        thread_id, checkpoint_ns, checkpoint_id, parent_id, *texts, _ = unpack(place, head, HEAD)
-        if (thread_id, checkpoint_ns) != (namespace.thread_id, namespace.checkpoint_ns):
+def decode_put(namespace: Namespace, arguments: Fields, integrity: Integrity = CHECKSUMS) -> Put:
+    """Decode the checkpoint that `put_arguments` was given, as far as its rows go. Raise as `decode_entry`."""
+    try:
+        _, _, head, packed_versions, _, _, *packed = map(_bytes, arguments)
+        scope = integrity.scoped(*namespace)
+        thread_id, checkpoint_ns, checkpoint_id, parent_id, *texts, _ = unpack(scope, head, HEAD)
+        if (thread_id, checkpoint_ns) != (*namespace,):
             raise DamagedEntry(f"a journal of {namespace} holds another's checkpoint")
         versions = msgpack.unpackb(packed_versions)
         values = []
         for name, value in zip(packed[::2], packed[1::2], strict=True):
-            part = _value_part(b"c:" + name, versions[name.decode()])
-            values.append(Value(name.decode(), *unpack(place, value, part)))
+            channel = name.decode()
+            part = _value_part(CHANNEL + name, versions[channel])
+            values.append(Value(channel, *unpack(scope, value, part)))
         checkpoint_json, metadata_json = (text.decode() for text in texts)
         return Put(
             namespace=namespace,
@@ -175,43 +162,145 @@ def put_of(namespace: Namespace, arguments: Fields, seal: Integrity = CHECKSUMS)
             new_versions={value.channel: versions[value.channel] for value in values},
             format=TASKS_CHANNEL_FORMAT,
         )
+    except DAMAGE as exc:
+        raise _damaged(namespace, exc) from exc
 
 
-def decode_writes(namespace: Namespace, arguments: Fields, seal: Integrity = CHECKSUMS) -> PutWrites:
-    """The pending writes that `writes_arguments` were made of. Raises as `decode_entry`."""
-    with _translate_damage(namespace):
-        place, (checkpoint_id, replace, _, *packed) = scope_for(namespace, seal), map(_bytes, arguments)
-        writes = (
-            unpack_write(place, field, value) for field, value in zip(packed[1::3], packed[2::3], strict=True)
-        )
+def decode_writes(namespace: Namespace, arguments: Fields, integrity: Integrity = CHECKSUMS) -> PutWrites:
+    """Decode the pending writes that `writes_arguments` was given. Raise as `decode_entry`."""
+    try:
+        checkpoint_id, replace, _, *packed = map(_bytes, arguments)
+        scope = integrity.scoped(*namespace)
+        writes = [
+            decode_write(scope, field, value) for field, value in zip(packed[1::3], packed[2::3], strict=True)
+        ]
         return PutWrites(namespace, checkpoint_id.decode(), replace == b"1", tuple(writes))
+    except DAMAGE as exc:
+        raise _damaged(namespace, exc) from exc
 
 
 def decode_entry(
-    namespace: Namespace, fields: Mapping[bytes, bytes], seal: Integrity = CHECKSUMS
+    namespace: Namespace, fields: Mapping[bytes, bytes], integrity: Integrity = CHECKSUMS
 ) -> Latest | None:
-    """The entry that `fields` hold, or None for an opaque one.
+    """Decode an entry. Return None for an opaque one.
 
     Raises:
         DamagedEntry: anything is missing, unknown, damaged, or another namespace's, field's or version's.
     """
     try:
-        checkpoint_id = fields[b"i"].decode()
+        checkpoint_id = fields[CHECKPOINT_ID].decode()
         if not checkpoint_id:
             return Latest(None)
         if HEAD not in fields:
             return None
-        return Latest(_record(namespace, checkpoint_id, fields, scope_for(namespace, seal)))
-    except DAMAGE as exc:  # not `_translate_damage`, which takes longer than all of this
-        raise _damaged(namespace, exc) from exc
-
-
-@contextmanager
-def _translate_damage(namespace: Namespace) -> Iterator[None]:
-    try:
-        yield
+        return Latest(_decode_record(namespace, checkpoint_id, fields, integrity.scoped(*namespace)))
     except DAMAGE as exc:
         raise _damaged(namespace, exc) from exc
+
+
+def _decode_record(
+    namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes], scope: Scope
+) -> Record:
+    thread_id, checkpoint_ns, head_id, *rest = unpack(scope, fields[HEAD], HEAD)
+    if (thread_id, checkpoint_ns, head_id) != (*namespace, checkpoint_id):
+        raise DamagedEntry(f"an entry of {namespace} holds another checkpoint")
+    parent_id, checkpoint_json, metadata_json, channels = rest
+    checkpoint = jsonb.loads(checkpoint_json)
+    versions = checkpoint["channel_versions"]
+    values, writes, own_writes = {}, [], WRITE + checkpoint_id.encode() + b"\0"
+    for field, packed in fields.items():
+        kind = field[:2]
+        if kind == CHANNEL:
+            channel = field[2:].decode()
+            values[channel] = Value(channel, *unpack(scope, packed, _value_part(field, versions[channel])))
+        elif kind == WRITE and field >= own_writes:  # earlier ones are kept for a history
+            write = decode_write(scope, field, packed)
+            if write.checkpoint_id == checkpoint_id:
+                writes.append(write)
+    # A put whose caller never stored that version names one that Postgres does not have: that is dropped too.
+    if not values.keys() >= set(channels):
+        raise DamagedEntry(f"an entry of {namespace} lacks the value of a channel")
+    return Record(
+        namespace=namespace,
+        checkpoint_id=checkpoint_id,
+        parent_id=parent_id,
+        checkpoint_json=checkpoint_json,
+        metadata_json=metadata_json,
+        values=tuple(values.values()),
+        writes=tuple(writes),
+        parsed=checkpoint,
+    )
+
+
+def claimed_namespace(head: bytes) -> Namespace | None:
+    """Read the namespace that the head of an entry claims to be of.
+
+    It is not verified: the caller compares it with the entry's key, and decodes the entry for it.
+    """
+    for protection_bytes in (CHECKSUM_BYTES, SIGNATURE_BYTES):
+        try:
+            version, thread_id, checkpoint_ns, *_ = msgpack.unpackb(head[protection_bytes:])
+        except (ValueError, TypeError):
+            continue
+        if version == FORMAT and isinstance(thread_id, str) and isinstance(checkpoint_ns, str):
+            return Namespace(thread_id, checkpoint_ns)
+    return None
+
+
+def encode_write(scope: Scope, write: Write) -> tuple[bytes, bytes]:
+    """Make the field and the value of a write. NUL, which cannot occur in Postgres' text, separates its key."""
+    field = WRITE + f"{write.checkpoint_id}\0{write.task_id}\0{write.idx}".encode()
+    return field, write.task_path.encode() + b"\0" + pack(scope, write, field)
+
+
+def decode_write(scope: Scope, field: bytes, packed: bytes) -> Write:
+    """Decode the field and the value of a write."""
+    path, _, envelope = packed.partition(b"\0")
+    write = Write(*unpack(scope, envelope, field))
+    if write.task_path.encode() != path:
+        raise DamagedEntry("a write's task path is damaged")
+    return write
+
+
+def pack(scope: Scope, values: Iterable[Any], part: bytes) -> bytes:
+    """Put values into an envelope for a part of an entry."""
+    return scope.protect(cast("bytes", msgpack.packb((FORMAT, *values))), part)
+
+
+def unpack(scope: Scope, envelope: bytes, part: bytes) -> list[Any]:
+    """Take the values out of an envelope. Raise `DamagedEntry` unless it was made for this part."""
+    body = scope.verify(envelope, part)
+    if body is None:
+        raise DamagedEntry("an envelope is damaged, was made elsewhere, or is of another kind or key")
+    version, *values = cast("list[Any]", msgpack.unpackb(body))
+    if version != FORMAT:
+        raise DamagedEntry(f"an envelope has format {version!r}, not {FORMAT}")
+    return values
+
+
+def _pack_versions(versions: Mapping[str, Any]) -> bytes:
+    """Pack the versions of channels as scripts read them, as text."""
+    texts = {c: v if isinstance(v, str) else json.dumps(v) for c, v in versions.items()}
+    return cast("bytes", msgpack.packb(texts))
+
+
+def _value_part(field: bytes, version: Any) -> bytes:
+    """Return the name under which the value of a channel is protected: its field, and its version as text."""
+    text = version if isinstance(version, str) else json.dumps(version)
+    return field + NOT_IN_TEXT + text.encode()
+
+
+def _only_postgres_can_read(row: Value | Write) -> bool:
+    """Tell whether the upstream SQL returns this row otherwise than it was stored.
+
+    It casts names from text to bytea, where a backslash starts an escape; and so it does with a blob that is text.
+    """
+    return (
+        isinstance(row.blob, str)
+        or "\\" in row.channel
+        or "\\" in row.type
+        or (isinstance(row, Write) and "\\" in row.task_id)
+    )
 
 
 def _damaged(namespace: Namespace, why: Exception) -> DamagedEntry:
@@ -220,117 +309,3 @@ def _damaged(namespace: Namespace, why: Exception) -> DamagedEntry:
 
 def _bytes(field: str | bytes) -> bytes:
     return field.encode() if isinstance(field, str) else field
-
-
-def claimed_namespace(head: bytes) -> Namespace | None:
-    """The namespace that the head of an entry says it is of. Not opened, so not to be believed: whoever takes it
-    compares it with the entry's key, and decodes the entry for it.
-    """
-    for seal_bytes in (CHECKSUM_BYTES, SIGNATURE_BYTES):
-        try:
-            version, thread_id, checkpoint_ns, *_ = msgpack.unpackb(head[seal_bytes:])
-        except (ValueError, TypeError):
-            continue
-        if version == FORMAT and isinstance(thread_id, str) and isinstance(checkpoint_ns, str):
-            return Namespace(thread_id, checkpoint_ns)
-    return None
-
-
-def _record(namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes], place: Scope) -> Record:
-    thread_id, checkpoint_ns, *rest = unpack(place, fields[HEAD], HEAD)
-    head_id, parent_id, checkpoint_json, metadata_json, channels = rest
-    if (thread_id, checkpoint_ns, head_id) != (namespace.thread_id, namespace.checkpoint_ns, checkpoint_id):
-        raise DamagedEntry(f"an entry of {namespace} holds another checkpoint")
-    checkpoint = jsonb.loads(checkpoint_json)
-    versions = checkpoint["channel_versions"]
-    values, writes, own_writes = {}, [], f"w:{checkpoint_id}\0".encode()
-    for field, packed in fields.items():
-        kind = field[:2]
-        if kind == b"c:":
-            channel = field[2:].decode()
-            part = _value_part(field, versions[channel])
-            values[channel] = Value(channel, *unpack(place, packed, part))
-        elif kind == b"w:" and field >= own_writes:  # those of ancestors are kept for `histories`
-            write = unpack_write(place, field, packed)
-            if write.checkpoint_id == checkpoint_id:
-                writes.append(write)
-    # A put whose caller never stored that version names one that Postgres does not have: that is dropped too.
-    if not values.keys() >= set(channels):
-        raise DamagedEntry(f"an entry of {namespace} lacks the value of a channel")
-    record = Record(
-        namespace=namespace,
-        checkpoint_id=checkpoint_id,
-        parent_id=parent_id,
-        checkpoint_json=checkpoint_json,
-        metadata_json=metadata_json,
-        values=tuple(values.values()),
-        writes=tuple(writes),
-    )
-    record.__dict__["checkpoint"] = checkpoint  # parsed once
-    return record
-
-
-def _only_postgres_can_read(row: Value | Write) -> bool:
-    """Whether the upstream SQL gives this row back otherwise than it was stored.
-
-    It casts names from text to bytea, where a backslash starts an escape; and so Postgres reads a blob of text.
-    """
-    names = (row.channel, row.type, row.task_id if isinstance(row, Write) else "")
-    return isinstance(row.blob, str) or any("\\" in name for name in names)
-
-
-def write_field(write: Write) -> str:
-    """The hash field of a write: its primary key within the namespace. NUL cannot occur in Postgres' text."""
-    return f"w:{write.checkpoint_id}\0{write.task_id}\0{write.idx}"
-
-
-def scope_for(namespace: Namespace, seal: Integrity) -> Scope:
-    return seal.of(namespace.checkpoint_ns, within=namespace.thread_id)
-
-
-def _pack_head(place: Scope, namespace: Namespace, *rest: Any) -> bytes:
-    return pack(place, (namespace.thread_id, namespace.checkpoint_ns, *rest), HEAD)
-
-
-def _version_text(version: Any) -> str:
-    return version if isinstance(version, str) else json.dumps(version)
-
-
-def _pack_versions(versions: Mapping[str, Any]) -> bytes:
-    return cast("bytes", msgpack.packb({c: _version_text(v) for c, v in versions.items()}))
-
-
-def _pack_value(place: Scope, value: Value, version: Any) -> bytes:
-    return pack(place, value[1:], _value_part(f"c:{value.channel}".encode(), version))
-
-
-def _value_part(field: bytes, version: Any) -> bytes:
-    return field + NOT_IN_TEXT + _version_text(version).encode()
-
-
-def _write(place: Scope, write: Write) -> tuple[str, bytes]:
-    """Field and value of a write."""
-    field = write_field(write)
-    return field, write.task_path.encode() + b"\0" + pack(place, write, field.encode())
-
-
-def unpack_write(place: Scope, field: bytes, packed: bytes) -> Write:
-    path, _, envelope = packed.partition(b"\0")
-    write = Write(*unpack(place, envelope, field))
-    if write.task_path.encode() != path:
-        raise DamagedEntry("a write's task path is damaged")
-    return write
-
-
-def pack(place: Scope, fields: Iterable[Any], part: bytes) -> bytes:
-    return place.seal(cast("bytes", msgpack.packb((FORMAT, *fields))), part)
-
-
-def unpack(place: Scope, envelope: bytes, part: bytes) -> list[Any]:
-    body = place.open(envelope, part)
-    if body is None:
-        raise DamagedEntry("an envelope's seal is not right: damaged, made elsewhere, or of another kind or key")
-    version, *fields = cast("list[Any]", msgpack.unpackb(body))
-    if version != FORMAT:
-        raise DamagedEntry(f"an envelope has format {version!r}, not {FORMAT}")
-    return fields

@@ -1,4 +1,4 @@
-"""What stands before bytes in Redis and shows that they are whole and where they belong. Pure."""
+"""Checksums and signatures: they show that bytes in Redis are complete and stand where they were written. Pure."""
 
 from __future__ import annotations
 
@@ -17,31 +17,34 @@ PERSON = b"lg-cached"
 
 
 class Scope(Protocol):
-    """Seals bytes for parts of one place, and opens what was sealed for the same part of it."""
+    """Protects the parts of one place, such as a namespace, and verifies what was protected for the same part."""
 
-    def seal(self, body: bytes, part: bytes) -> bytes:
-        """`body` under a seal of this part."""
+    def protect(self, body: bytes, part: bytes) -> bytes:
+        """Return `body` with a checksum or signature of scope, part and body before it."""
 
-    def open(self, sealed: bytes, part: bytes) -> memoryview | None:
-        """The body, or None if it was not sealed for this part, by this kind of seal, exactly so."""
+    def verify(self, protected: bytes, part: bytes) -> memoryview | None:
+        """Return the body, or None if it was not protected for this part, in this way, exactly as it is."""
 
 
 class Integrity(Protocol):
-    """A kind of seal."""
+    """A way to protect bytes."""
 
-    def of(self, name: str, within: str = "") -> Scope:
-        """The place of this name within another."""
+    def scoped(self, *names: str) -> Scope:
+        """Return the scope of these names, such as a thread's and a namespace's."""
 
 
 class Checksums:
-    """CRC-32 of place, part and body: notices damage and mistakes. Whoever means harm can make one."""
+    """CRC-32 of scope, part and body. It detects damage and mistakes, but anybody can compute one."""
 
-    def of(self, name: str, within: str = "") -> Scope:
-        return _checksum_scope(name, within)
+    @staticmethod
+    @lru_cache(maxsize=SCOPES_CACHED_MAX)
+    def scoped(*names: str) -> _ChecksumScope:
+        """Return the scope of these names."""
+        return _ChecksumScope(crc32(_joined(names)))
 
 
 class Signatures:
-    """Keyed BLAKE2b of place, part and body, by the first key; those by the other keys are good too.
+    """Keyed BLAKE2b of scope, part and body, by the first key. Those by the other keys are valid too.
 
     The keys themselves are not kept, only states of the hash, which can be neither printed nor pickled.
 
@@ -52,19 +55,12 @@ class Signatures:
     def __init__(self, keys: Sequence[bytes]) -> None:
         self._starts = [blake2b(key=key, digest_size=SIGNATURE_BYTES, person=PERSON) for key in keys]
 
-    def of(self, name: str, within: str = "") -> Scope:
-        starts, names = [start.copy() for start in self._starts], _names(name, within)
+    def scoped(self, *names: str) -> Scope:
+        """Return the scope of these names."""
+        starts, joined = [start.copy() for start in self._starts], _joined(names)
         for start in starts:
-            start.update(names)
+            start.update(joined)
         return _SignatureScope(starts)
-
-
-CHECKSUMS = Checksums()
-
-
-def integrity_for(signing_keys: Sequence[bytes] | None) -> Integrity:
-    """Return signatures by these valid keys, or checksums for None."""
-    return CHECKSUMS if signing_keys is None else Signatures(signing_keys)
 
 
 class _ChecksumScope:
@@ -73,18 +69,13 @@ class _ChecksumScope:
     def __init__(self, start: int) -> None:
         self._start = start
 
-    def seal(self, body: bytes, part: bytes) -> bytes:
+    def protect(self, body: bytes, part: bytes) -> bytes:
         return crc32(body, crc32(b"%d:%b" % (len(part), part), self._start)).to_bytes(CHECKSUM_BYTES, "big") + body
 
-    def open(self, sealed: bytes, part: bytes) -> memoryview | None:
-        body = memoryview(sealed)[CHECKSUM_BYTES:]
+    def verify(self, protected: bytes, part: bytes) -> memoryview | None:
+        body = memoryview(protected)[CHECKSUM_BYTES:]
         found = crc32(body, crc32(b"%d:%b" % (len(part), part), self._start))
-        return body if found == int.from_bytes(sealed[:CHECKSUM_BYTES], "big") else None
-
-
-@lru_cache(maxsize=SCOPES_CACHED_MAX)
-def _checksum_scope(name: str, within: str) -> _ChecksumScope:
-    return _ChecksumScope(crc32(_names(name, within)))
+        return body if found == int.from_bytes(protected[:CHECKSUM_BYTES], "big") else None
 
 
 class _SignatureScope:
@@ -93,18 +84,18 @@ class _SignatureScope:
     def __init__(self, starts: Sequence[blake2b]) -> None:
         self._starts = starts
 
-    def seal(self, body: bytes, part: bytes) -> bytes:
-        return _signature(self._starts[0], body, part) + body
+    def protect(self, body: bytes, part: bytes) -> bytes:
+        return _sign(self._starts[0], body, part) + body
 
-    def open(self, sealed: bytes, part: bytes) -> memoryview | None:
-        signature, body = sealed[:SIGNATURE_BYTES], memoryview(sealed)[SIGNATURE_BYTES:]
+    def verify(self, protected: bytes, part: bytes) -> memoryview | None:
+        signature, body = protected[:SIGNATURE_BYTES], memoryview(protected)[SIGNATURE_BYTES:]
         for start in self._starts:
-            if compare_digest(_signature(start, body, part), signature):
+            if compare_digest(_sign(start, body, part), signature):
                 return body
         return None
 
 
-def _signature(start: blake2b, body: bytes | memoryview, part: bytes) -> bytes:
+def _sign(start: blake2b, body: bytes | memoryview, part: bytes) -> bytes:
     state = start.copy()
     state.update(b"%d:%b" % (len(part), part))
     state.update(body)
@@ -112,10 +103,15 @@ def _signature(start: blake2b, body: bytes | memoryview, part: bytes) -> bytes:
 
 
 @lru_cache(maxsize=SCOPES_CACHED_MAX)
-def _names(*names: str) -> bytes:
-    """The names as one, such that no others give the same: each after its length, as a part is."""
-    return b"".join([b"%d:%b" % (len(name), name) for name in map(_bytes, names)])
+def _joined(names: Sequence[str]) -> bytes:
+    """Join names so that no other names give the same: each stands after its length, as a part does."""
+    encoded = (name.encode("utf-8", "surrogatepass") for name in names)
+    return b"".join([b"%d:%b" % (len(name), name) for name in encoded])
 
 
-def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogatepass")
+CHECKSUMS = Checksums()
+
+
+def integrity_for(signing_keys: Sequence[bytes] | None) -> Integrity:
+    """Return signatures by these valid keys, or checksums for None."""
+    return CHECKSUMS if signing_keys is None else Signatures(signing_keys)

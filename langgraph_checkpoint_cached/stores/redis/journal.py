@@ -19,7 +19,7 @@ from langgraph_checkpoint_cached.stores.redis.entries import (
     SHARED,
     EntryUpdate,
 )
-from langgraph_checkpoint_cached.stores.redis.entry_format import Fields, decode_writes, put_of
+from langgraph_checkpoint_cached.stores.redis.entry_format import Fields, decode_put, decode_writes
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
 from langgraph_checkpoint_cached.stores.redis.keys import journal_key, names_key, namespace_key, thread_key
@@ -139,5 +139,5 @@ class Journal:
     def _operation(self, thread_id: str, fields: Sequence[bytes]) -> Put | PutWrites:
         kind, checkpoint_ns = fields[3][:1], fields[3][1:].decode()
         arguments: Fields = list(fields[5::2])
-        decode = put_of if kind == b"p" else decode_writes
+        decode = decode_put if kind == b"p" else decode_writes
         return decode(Namespace(thread_id, checkpoint_ns), arguments, self._seal)
