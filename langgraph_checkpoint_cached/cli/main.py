@@ -130,7 +130,7 @@ def _add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], 
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    module.arguments(parser)
+    module.add_arguments(parser)
     connections.add_arguments(parser)
     parser.set_defaults(run=module.run)
 

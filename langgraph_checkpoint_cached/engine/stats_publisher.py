@@ -15,6 +15,8 @@ from langgraph_checkpoint_cached.utils.tokens import new_token
 INTERVAL_SECONDS = 2.0
 EXPIRY_SECONDS = 10
 """Life of the key: a saver that is idle, closed or dead disappears by itself."""
+OWN_EFFECTS = frozenset({"redis_errors", "breaker_openings"})
+"""Counters that a failed publication changes: they alone do not mean that the saver is in use."""
 PUBLISH = Script("return redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])")
 
 
@@ -62,7 +64,7 @@ class StatsPublisher:
             for name in self._counters
             if self._totals[name] != before[name]
         }
-        active = bool(rates) or self._totals["unflushed"] > 0
+        active = bool(rates.keys() - OWN_EFFECTS) or self._totals["unflushed"] > 0
         wanted, self._was_active = active or self._was_active, active
         if wanted and self._executor.is_usable and (self._reply is None or self._reply.done()):
             value = json.dumps({"totals": self._totals, "per_second": rates}, separators=(",", ":"))

@@ -70,6 +70,17 @@ async def test_an_idle_saver_publishes_once_more_and_then_no_more(executor: Reco
     assert [value["per_second"].keys() for _, value, _ in executor.published] == [{"writes"}, set()]
 
 
+async def test_errors_of_publications_do_not_keep_a_saver_active(executor: RecordingExecutor) -> None:
+    stats = Stats()
+    publisher = make_publisher(executor, stats)
+    stats.hits += 1
+    for _ in range(4):
+        publisher.publish()
+        stats.redis_errors += 1
+        await asyncio.sleep(0)
+    assert len(executor.published) == 2
+
+
 async def test_unflushed_writes_are_published_while_there_are_any(executor: RecordingExecutor) -> None:
     stats = Stats()
     unflushed = 7

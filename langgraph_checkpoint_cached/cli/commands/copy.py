@@ -18,7 +18,7 @@ Exits with 1 if the target holds anything else, unless --overwrite is given.
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("target", metavar="TARGET")

@@ -51,7 +51,7 @@ UNREACHABLE = (psycopg.Error, RedisError, RedisClusterException, OSError, asynci
 P = TypeVar("P")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
         "--write-behind",

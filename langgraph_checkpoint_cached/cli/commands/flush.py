@@ -53,7 +53,7 @@ class FlushResult:
     errors: dict[str, str] = field(default_factory=dict)
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("thread", nargs="*", metavar="THREAD", help="these threads")
     parser.add_argument("--all", action="store_true", help="all threads of the prefix")

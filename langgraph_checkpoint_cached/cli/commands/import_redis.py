@@ -32,7 +32,7 @@ Exits with 1 if a checkpoint could not be read, or is in Postgres with other con
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("thread", nargs="*", metavar="THREAD", help="only these threads")
     parser.add_argument(

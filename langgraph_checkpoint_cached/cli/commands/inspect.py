@@ -120,7 +120,7 @@ class ThreadComparison:
         return next((each.redis for each in self.namespaces if each.redis), None)
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("thread", metavar="THREAD")
     parser.add_argument("--namespace", metavar="NS", help='only this namespace; "" is the root graph')

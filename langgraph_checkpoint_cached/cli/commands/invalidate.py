@@ -24,7 +24,7 @@ within a second.
 BATCH_SIZE = 256
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("thread", nargs="*", metavar="THREAD", help="these threads")
     parser.add_argument("--all", action="store_true", help="all threads of the prefix, found by a scan")

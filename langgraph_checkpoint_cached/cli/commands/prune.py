@@ -18,7 +18,7 @@ keeps nothing. This cannot be undone. Graphs may go on.
 BATCH_SIZE = 16
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("thread", nargs="+", metavar="THREAD")
     parser.add_argument("--strategy", required=True, choices=PRUNE_STRATEGIES)

@@ -21,7 +21,7 @@ may go on: a thread that is written to in the meantime is kept.
 UNITS = {"s": 1, "min": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--idle-for", metavar="TIME", required=True, help="such as 30d; units: s, min, h, d, w")
     parser.add_argument("--dry-run", action="store_true", help="only count them")

@@ -46,7 +46,7 @@ COLUMNS = (
 )
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--seconds", metavar="N", type=float, help="stop after N seconds")
     parser.add_argument(

@@ -57,7 +57,7 @@ class Difference:
     repaired: bool = False
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("thread", nargs="*", metavar="THREAD", help="only these threads")
     parser.add_argument("--sample", metavar="N", type=int, help="only N namespaces, drawn at random")

@@ -38,7 +38,7 @@ LINES = {
 }
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("thread", nargs="*", metavar="THREAD", help="these threads")
     parser.add_argument("--newest", metavar="N", type=int, help="the N threads with the newest checkpoints")
