@@ -50,7 +50,7 @@ class SaverOptions(TypedDict, total=False):
     check_hits: float
 
 
-class ConnectionOptions(SaverOptions, total=False):
+class ConnStringOptions(SaverOptions, total=False):
     """Keywords of `CachedPostgresSaver.from_conn_string`, which documents them."""
 
     pool_min_size: int
@@ -314,19 +314,19 @@ def unique_ids(ids: Sequence[str], name: str, count_max: int | None = None) -> l
     return found
 
 
-def to_seconds(value: float | timedelta, name: str) -> float:
+def to_seconds(value: float | timedelta, name: str, *, most: float = SECONDS_MAX) -> float:
     """Return a number of seconds, or a `timedelta`, as seconds.
 
     Raises:
         ArgumentTypeError: `value` is neither a number nor a `timedelta`.
-        ArgumentError: it is not positive, or longer than ten years.
+        ArgumentError: it is not positive, or longer than `most` seconds, by default ten years.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ArgumentTypeError(f"{name} must be a number of seconds or a timedelta, not {type(value).__name__}")
-    if not 0 < value <= SECONDS_MAX:  # also refuses NaN
-        raise ArgumentError(f"{name} must be more than 0 and at most {SECONDS_MAX} seconds, not {value!r}")
+    if not 0 < value <= most:  # also refuses NaN
+        raise ArgumentError(f"{name} must be more than 0 and at most {most} seconds, not {value!r}")
     return float(value)
 
 

@@ -21,8 +21,8 @@ from redis.asyncio import Redis, RedisCluster
 from typing_extensions import Self, Unpack
 
 from langgraph_checkpoint_cached.arguments import (
-    ConnectionOptions,
     ConnectionSettings,
+    ConnStringOptions,
     SaverOptions,
     Settings,
     check_redis_client,
@@ -94,7 +94,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
 
     @classmethod
     def from_conn_string(
-        cls, postgres_uri: str, redis_url: str, **options: Unpack[ConnectionOptions]
+        cls, postgres_uri: str, redis_url: str, **options: Unpack[ConnStringOptions]
     ) -> AbstractAsyncContextManager[Self]:
         """Return a context manager for a saver with a connection pool and a Redis client of its own.
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import Self, Unpack
 
-from langgraph_checkpoint_cached.arguments import ConnectionOptions
+from langgraph_checkpoint_cached.arguments import ConnStringOptions
 from langgraph_checkpoint_cached.saver import CachedPostgresSaver
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class SyncCachedPostgresSaver(CachedPostgresSaver):
 
     @classmethod
     def from_conn_string(  # type: ignore[override]
-        cls, postgres_uri: str, redis_url: str, **options: Unpack[ConnectionOptions]
+        cls, postgres_uri: str, redis_url: str, **options: Unpack[ConnStringOptions]
     ) -> AbstractContextManager[Self]:
         """Return a context manager for a saver with a loop, a connection pool and a Redis client of its own.
 

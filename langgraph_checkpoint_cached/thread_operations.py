@@ -134,8 +134,7 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
             idle_for: Seconds, or a `timedelta`. Longer than any run takes between two checkpoints.
             batch_size: Most threads that one transaction deletes, from 1 to 100.
             limit: Most threads to delete. By default no limit.
-            pause: Pause between two batches, in seconds or as a `timedelta`, at most 60, so that other work of the
-                database gets through.
+            pause: Pause between two batches for the database's other work, as `idle_for`, at most 60 seconds.
             dry_run: Whether to count only.
             progress: Called after each batch, on the event loop, with the counts so far.
 
@@ -146,9 +145,7 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
             ArgumentError, ArgumentTypeError: an argument cannot work; the message names it.
         """
         seconds = to_seconds(idle_for, "idle_for")
-        pause_seconds = to_seconds(pause, "pause") if pause else 0.0
-        if pause_seconds > PAUSE_SECONDS_MAX:
-            raise ArgumentError(f"pause must be at most {PAUSE_SECONDS_MAX} seconds, not {pause_seconds}")
+        pause_seconds = to_seconds(pause, "pause", most=PAUSE_SECONDS_MAX) if pause else 0.0
         check_count(batch_size, "batch_size", most=THREADS_OF_A_CHANGE_MAX)
         if limit is not None:
             check_count(limit, "limit")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from langgraph_checkpoint_cached.arguments import ConnectionOptions, SaverOptions
+from langgraph_checkpoint_cached.arguments import ConnStringOptions, SaverOptions
 from langgraph_checkpoint_cached.stats import Stats
 from tests.support.inspect import cli_commands, cli_parser
 
@@ -126,4 +126,4 @@ def test_keywords_in_the_readme_are_those_of_the_saver() -> None:
     table = PAGES[0].read_text(encoding="utf-8").partition("| keyword |")[2].partition("\n\n")[0]
     first = [row.split("|")[1] for row in table.splitlines() if row.startswith("|")]
     named = {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
-    assert named == ConnectionOptions.__optional_keys__
+    assert named == ConnStringOptions.__optional_keys__
