@@ -14,10 +14,10 @@ setup: ## Make the environment, and install the package and its tools into it
 	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
 	$(bin)/python -m pip install -e '.[dev]'
 
-test: ## Run the fast tests: all levels, less what is slow
+test: ## Run the tests that are not slow (under 5 minutes on two cores)
 	$(bin)/pytest
 
-test-all: ## Run every test, also the slow ones
+test-all: ## Run every test, also the slow ones (about 15 minutes)
 	$(bin)/pytest -m ""
 
 lint: ## Check style, format and layers
