@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from langgraph_checkpoint_cached.cli.components import Components
 from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.redis import fields
 from langgraph_checkpoint_cached.stores.redis.entry_format import claimed_namespace
 from langgraph_checkpoint_cached.stores.redis.keys import (
     decode_name,
@@ -16,8 +17,10 @@ from langgraph_checkpoint_cached.stores.redis.keys import (
 )
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 
-KNOWN_EMPTY = Script("return redis.call('HGET', KEYS[1], 'k')")
-HEAD = Script("return redis.call('HGET', KEYS[1], 'h')")
+GET_KNOWN_EMPTY, GET_HEAD = (
+    Script(f"return redis.call('HGET', KEYS[1], '{field.decode()}')")
+    for field in (fields.KNOWN_EMPTY, fields.HEAD)
+)
 NAMESPACES_SQL = (
     "select checkpoint_ns from checkpoints where thread_id = %s"
     " union select checkpoint_ns from checkpoint_writes where thread_id = %s limit %s"
@@ -56,7 +59,7 @@ class CachedNamespaces:
                     yield namespace
                 else:
                     self.unnamed += 1
-            elif kind == "thread" and await self._components.run_script(KNOWN_EMPTY, [key]):
+            elif kind == "thread" and await self._components.run_script(GET_KNOWN_EMPTY, [key]):
                 thread_id = self._thread_id(tag)
                 for checkpoint_ns in [] if thread_id is None else await self._find_in_postgres(thread_id):
                     yield Namespace(thread_id or "", checkpoint_ns)
@@ -68,7 +71,7 @@ class CachedNamespaces:
         thread_id, checkpoint_ns = self._thread_id(tag), decode_name(name)
         if thread_id is not None and checkpoint_ns is not None:
             return Namespace(thread_id, checkpoint_ns)
-        head = await self._components.run_script(HEAD, [key])
+        head = await self._components.run_script(GET_HEAD, [key])
         claimed = None if head is None else claimed_namespace(head)
         if claimed is None or (tag_name(claimed.thread_id), encode_name(claimed.checkpoint_ns)) != (tag, name):
             return None

@@ -88,7 +88,7 @@ async def read_thread(components: Components, namespace: Namespace) -> ThreadVie
         names_key(prefix, namespace.thread_id),
     )
     now, server_epoch, thread, _, _, entry, life = await components.run_script(INSPECT, keys)
-    return _parse(namespace, now, server_epoch.decode(), _fields(thread), _fields(entry), life)
+    return _parse(namespace, now, server_epoch.decode(), _pairs(thread), _pairs(entry), life)
 
 
 def _parse(
@@ -102,7 +102,10 @@ def _parse(
     generation = thread.get(fields.GENERATION)
     current = generation is not None and generation.decode().startswith(f"{server_epoch}:")
     exists = current and entry.get(fields.GENERATION) == generation and fields.CHECKPOINT_ID in entry
-    writes = [field[2:].split(b"\0")[0] for field in entry if field.startswith(fields.WRITE)] if exists else []
+    latest = entry[fields.CHECKPOINT_ID] if exists else None
+    writes = [
+        field.removeprefix(fields.WRITE).split(b"\0")[0] for field in entry if field.startswith(fields.WRITE)
+    ]
     return ThreadView(
         namespace,
         generation.decode() if generation else None,
@@ -112,13 +115,12 @@ def _parse(
             _parse_fence(field, value, now_ms) for field, value in thread.items() if field.startswith(fields.FENCE)
         ),
         hit=Hit(entry) if exists else None,
-        checkpoint_id=entry[fields.CHECKPOINT_ID].decode(errors="replace") if exists else None,
+        checkpoint_id=None if latest is None else latest.decode(errors="replace"),
         size_bytes=sum(len(field) + len(value) for field, value in entry.items()) if exists else 0,
         life_seconds=ttl_ms / 1000 if exists and ttl_ms >= 0 else None,
-        pending_writes=writes.count(entry[fields.CHECKPOINT_ID]) if exists else 0,
-        early_writes=sum(
-            written_for > entry[fields.CHECKPOINT_ID] for written_for in writes
-        ),  # older ones are of histories of DeltaChannels
+        pending_writes=0 if latest is None else writes.count(latest),
+        # Those of earlier checkpoints belong to histories of DeltaChannels.
+        early_writes=0 if latest is None else sum(checkpoint_id > latest for checkpoint_id in writes),
         fill_lease=_parse_fill_lease(entry.get(fields.FILL_LEASE), now_ms),
     )
 
@@ -127,7 +129,9 @@ def _parse_fence(field: bytes, value: bytes, now_ms: int) -> FenceView:
     deadline, _, rest = value.decode(errors="replace").partition(" ")
     owner, _, over = rest.partition(" ")
     left = (int(deadline) - now_ms) / 1000 if deadline.isdecimal() else 0.0
-    return FenceView(field[2:].decode(errors="replace"), owner, None if over == "*" else over, left)
+    return FenceView(
+        field.removeprefix(fields.FENCE).decode(errors="replace"), owner, None if over == "*" else over, left
+    )
 
 
 def _parse_fill_lease(value: bytes | None, now_ms: int) -> FillLeaseView | None:
@@ -137,5 +141,5 @@ def _parse_fill_lease(value: bytes | None, now_ms: int) -> FillLeaseView | None:
     return FillLeaseView(rest.rpartition(" ")[2], (int(deadline) - now_ms) / 1000)
 
 
-def _fields(flat: list[bytes]) -> dict[bytes, bytes]:
+def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
