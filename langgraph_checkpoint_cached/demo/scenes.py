@@ -133,7 +133,7 @@ async def emptied(stage: Stage) -> None:
     first, *later = [turn for _, turn in turns]
     screen.check(
         first.from_postgres == 1 and all((turn.from_redis, turn.from_postgres) == (1, 0) for turn in later),
-        "the next turn read Postgres, once, and loaded the thread into Redis, which served it from then on",
+        "the next turn read Postgres, once, and loaded the thread; then Redis served it again",
     )
 
 
