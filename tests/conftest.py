@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -24,6 +25,17 @@ from tests.support.sentinel import Service
 
 T = TypeVar("T")
 
+TESTS = Path(__file__).parent
+LEVELS = ("unit", "models", "contract", "conformance", "chaos", "equivalence", "integration")
+"""Directories of tests, the fast ones first. Of chaos, only the slow tests take long."""
+LONG_FILES = ("test_cancellation", "test_graphs", "test_snippets")
+WORKERS = 2
+TIMES = {
+    "not slow": 'the fast tests, on two cores about 4 minutes; all of them: make test-all, or pytest -m ""',
+    "": "all tests, on two cores about 15 minutes; the fast ones: make test, or pytest",
+}
+MEMORY, MEMORY_BYTES_MIN = "/dev/shm", 2 * 1024**3
+
 REPORT = pytest.StashKey[list[str]]()
 """Lines to show after the results."""
 
@@ -34,13 +46,57 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run everything in two processes, each with servers of its own, where nothing speaks against it."""
+    if runs_everything(config) and not hasattr(config, "workerinput"):
+        make_room(config)
+        if (os.cpu_count() or 1) >= WORKERS and config.pluginmanager.hasplugin("xdist") and not given_servers():
+            share_out(config)
+
+
+def runs_everything(config: pytest.Config) -> bool:
+    return config.args_source == pytest.Config.ArgsSource.TESTPATHS
+
+
+def given_servers() -> bool:
+    """Say whether all processes would share servers, which some tests empty."""
+    return "TEST_POSTGRES_URL" in os.environ or "TEST_REDIS_URL" in os.environ
+
+
+def share_out(config: pytest.Config) -> None:
+    option = config.option
+    if option.numprocesses is None and option.dist == "no" and not option.usepdb and option.capture != "no":
+        option.numprocesses, option.dist, option.loadscopereorder = WORKERS, "loadfile", False
+
+
+def make_room(config: pytest.Config) -> None:
+    """Have the servers of tests keep their files in memory: hundreds of databases are made and dropped in them."""
+    if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK):
+        return
+    memory = os.statvfs(MEMORY)
+    if memory.f_bavail * memory.f_frsize > MEMORY_BYTES_MIN and not memory.f_flag & os.ST_NOEXEC:
+        os.environ["TMPDIR"], tempfile.tempdir = MEMORY, None
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What uses a server is an integration test, wherever it stands."""
+    """Put fast levels first. What uses a server is an integration test, wherever it stands."""
+    items.sort(key=lambda item: rank(item.path))
     for item in items:
         if {"postgres_url", "redis_url", "redis_servers", "cluster", "service"}.intersection(
             getattr(item, "fixturenames", ())
         ):
             item.add_marker(pytest.mark.integration)
+
+
+def rank(path: Path) -> tuple[int, int]:
+    """Return the place of a file's level, and of the file in it. Long ones begin early, to end with the others."""
+    level = path.relative_to(TESTS).parts[0]
+    return place(level, LEVELS), place(path.stem, LONG_FILES)
+
+
+def place(name: str, names: Sequence[str]) -> int:
+    return names.index(name) if name in names else len(names)
 
 
 def pytest_collection_finish() -> None:
@@ -49,9 +105,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_report_header() -> str:
+def pytest_report_header(config: pytest.Config) -> list[str]:
     forced = os.environ.get("TEST_SERVERS")
-    return f"servers: {forced} (TEST_SERVERS)" if forced else f"servers: first of {', '.join(servers.KINDS)}"
+    lines = [f"servers: {forced} (TEST_SERVERS)" if forced else f"servers: first of {', '.join(servers.KINDS)}"]
+    if runs_everything(config):
+        lines.append(TIMES.get(config.option.markexpr, "some of the tests"))
+    return lines
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1,4 +1,4 @@
-"""What is found when all faults are healed and all workers have ended, and the checkers of that."""
+"""State after all faults are healed and all workers have ended, and the checkers of it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class End:
     """The state of both tiers after the run."""
 
     rows: dict[Place, list[Seen]] = field(default_factory=dict)
-    """What the upstream saver finds in each namespace."""
+    """Checkpoints that the upstream saver finds in each namespace."""
     answers: dict[str, list[str]] = field(default_factory=dict)
-    """What the upstream saver finds on each thread of a graph."""
+    """Checkpoints that the upstream saver finds on each thread of a graph."""
     latest: dict[Place, Any] = field(default_factory=dict)
-    """What the upstream saver says is the latest."""
+    """Latest checkpoint by the upstream saver."""
     first: dict[Place, Any] = field(default_factory=dict)
-    """What a fresh process says, when it first reads."""
+    """Answer of a fresh process to its first read."""
     second: dict[Place, Any] = field(default_factory=dict)
     """And when it reads again."""
     missed: list[str] = field(default_factory=list)
@@ -70,7 +70,7 @@ def lost(history: History, end: End, visibility: Visibility) -> Iterator[Violati
 
 
 def failed_there(history: History, end: End) -> Iterator[Violation]:
-    """What is said to have failed is not in Postgres in the end."""
+    """Find operations reported as failed that are in Postgres in the end."""
     ids = {(place, seen.id) for place, found in end.rows.items() for seen in found}
     tasks = {(p, s.id, task) for p, found in end.rows.items() for s in found for task, _ in s.writes}
     for write in history.of_kind(PUT, PUT_WRITES):

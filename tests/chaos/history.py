@@ -29,13 +29,13 @@ Place = tuple[str, str]
 
 @dataclass
 class Seen:
-    """What a read returned."""
+    """Result of a read."""
 
     id: str
     parent: str | None
     digest: str
     writes: list[list[str]] = field(default_factory=list)
-    """Of each pending write: task, digest."""
+    """Task and digest of each pending write."""
     problem: str | None = None
     """Why what was read cannot have been written as it is: see `values.as_seen`."""
 
@@ -59,7 +59,7 @@ class Operation:
     error: str | None = None
     seen: Seen | None = None
     answers: list[str] | None = None
-    """Of a turn: the last of what the state holds after it."""
+    """Last answers that the state holds after a turn."""
 
     @property
     def place(self) -> Place:
@@ -87,12 +87,12 @@ class Fault:
 
 @dataclass
 class History:
-    """What happened in a run."""
+    """Events of a run."""
 
     operations: list[Operation] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     downs: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    """Of each process: from when to when it knew its Redis to be unusable."""
+    """Periods in which each process knew its Redis to be unusable."""
     emptied: list[float] = field(default_factory=list)
     """When nothing that Redis held before could be served any more: restarts, failovers, flushes."""
     stats: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -138,7 +138,7 @@ def _acknowledged_early() -> None:
 
 
 def _stale_threads_forgotten() -> None:
-    """What Redis was not told of is not invalidated when it is back."""
+    """Stale threads are not invalidated when Redis is back."""
 
     async def forget(self: StaleThreadInvalidator) -> None:
         forget_stale_threads(self)
@@ -222,7 +222,7 @@ def _never_there() -> None:
 
 
 def _never_behind() -> None:
-    """Nobody waits for Postgres to follow."""
+    """Reads do not wait for the flush to Postgres."""
     JournalReplayer.is_flushed = staticmethod(lambda ack, row: True)  # type: ignore[method-assign]
 
 

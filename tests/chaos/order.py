@@ -1,4 +1,4 @@
-"""What must be visible to whom, and when: the rules of time that the checkers of reads share.
+"""Rules of time that the checkers of reads share: which process has to see which write, and when.
 
 A write is required of a read if it was acknowledged, and visible, before the read began, and if no delete of its
 thread can have come between. It is visible when it is acknowledged, with one exception: a worker that knows its
@@ -32,7 +32,7 @@ class Visibility:
         self._downs, self._emptied, self._grace = history.downs, history.emptied, grace
 
     def is_degraded(self, write: Operation) -> bool:
-        """Whether its worker knew its Redis to be unusable at any time from its start to its end."""
+        """Say whether its worker knew its Redis to be unusable at any time from its start to its end."""
         return bool(self._downs_during(write))
 
     def visible_by(self, write: Operation) -> float:
@@ -63,21 +63,21 @@ class Deletes:
         self._latest_start = _running_max(start for _, start in known)
 
     def last_before(self, moment: float) -> float:
-        """What began before this has perhaps been deleted by then: until when a delete that had begun may act."""
+        """Time before which anything begun may be deleted by then: until when a delete that had begun may act."""
         begun = bisect_left(self._starts, moment)
         return self._over[begun - 1] if begun else -math.inf
 
     def seen_before(self, moment: float) -> float:
-        """What was read before this may be gone by then: until when a reader may miss a delete that had begun."""
+        """Time before which anything read may be gone: until when a reader may miss a delete that had begun."""
         begun = bisect_left(self._starts, moment)
         return self._seen_by_all[begun - 1] if begun else -math.inf
 
     def met(self, write: Operation) -> bool:
-        """Whether one may have acted while the write did."""
+        """Say whether a delete may have acted while the write did."""
         return self.last_before(write.over) > write.start
 
     def surely_gone(self, moment: float) -> float:
-        """What was over before this is gone for every read that begins at that moment."""
+        """Time before which every ended write is gone for a read that begins at that moment."""
         visible = bisect_left(self._visible, moment)
         return self._latest_start[visible - 1] if visible else -math.inf
 
@@ -99,7 +99,7 @@ class Required:
         self._since: dict[float, tuple[list[float], list[Operation]]] = {}
 
     def at(self, moment: float, since: float) -> Operation | None:
-        """Of the puts that began after `since` and were visible before `moment`, the one with the highest id."""
+        """Return the put with the highest id that began after `since` and was visible before `moment`."""
         if since not in self._since:
             later = [(visible, p) for visible, p in self._known if p.start >= since]
             highest: list[Operation] = []

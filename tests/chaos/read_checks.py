@@ -168,7 +168,7 @@ def what_is_wrong(seen: Seen, put: Operation | None, deletes: Deletes) -> str | 
 
 
 def failed(history: History) -> Iterator[Violation]:
-    """What is said to have failed, and not to have an unknown outcome, is never read."""
+    """Find reads of writes that were reported as failed, and not as unknown."""
     puts = {put.id: put for put in history.of_kind(PUT) if put.outcome == "failed"}
     writes = {w.task: w for w in history.of_kind(PUT_WRITES) if w.outcome == "failed"}
     for read in history.of_kind(READ, READ_BY_ID):

@@ -1,4 +1,4 @@
-"""What a run has to say: tables, and violations with the operations that show them."""
+"""Report of a run: tables, and violations with the operations that show them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.chaos.order import Visibility
 from tests.chaos.run import Result
 
 VIOLATIONS_SHOWN_MAX = 5
-"""Of each checker."""
+"""Violations of each checker."""
 COUNTERS = ("hits", "loads", "bypasses", "degraded_reads", "fills", "writes", "entry_updates", "degraded_writes")
 OF_LEASES = ("appends", "replayed", "leases", "flush_waits", "leases_recovered", "leases_lost")
 

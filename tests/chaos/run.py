@@ -24,12 +24,12 @@ from tests.chaos.worker import FLUSH_SECONDS_MAX
 from tests.chaos.world import Setup, World, opened
 
 FENCE_SECONDS = 3.0
-"""Of the workers; 30 outside of tests."""
+"""Seconds that a worker's fences last; 30 outside of tests."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run."""
+    """Settings of a run."""
 
     seconds: float
     seed: str
@@ -42,7 +42,7 @@ class Settings:
 
     @property
     def setup(self) -> Setup:
-        """What workers are started with."""
+        """Setup of the workers."""
         return Setup(self.saver, self.mode, self.redis)
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it."""
+    """Outcome of a run."""
 
     settings: Settings
     history: History
@@ -82,7 +82,7 @@ def run(settings: Settings, keep: Path | None = None) -> Result:
 
 
 def check(history: History, end: End, grace: float) -> list[Violation]:
-    """What all checkers find, in the order of time."""
+    """Return the violations that all checkers find, in the order of time."""
     visibility = Visibility(history, grace)
     checkers: list[Callable[[], Iterator[Violation]]] = [
         lambda: read_checks.older(history, visibility),

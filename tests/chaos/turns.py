@@ -22,7 +22,7 @@ class State(TypedDict):
 
 
 def answers_of(name: str) -> list[str]:
-    """What the turn of that name adds."""
+    """Return what the turn of that name adds."""
     return [f"{name}:asked", f"{name}:first", f"{name}:second"]
 
 

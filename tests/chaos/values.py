@@ -23,7 +23,7 @@ def new_value(rng: random.Random, thread: str, ns: str, checkpoint_id: str, task
 
 
 def as_seen(thread: str, ns: str, found: CheckpointTuple) -> Seen:
-    """What a read of this namespace returned, and what is wrong with it in itself."""
+    """Describe what a read of this namespace returned, and what is wrong with it in itself."""
     checkpoint, configurable = found.checkpoint, found.config["configurable"]
     checkpoint_id, values = checkpoint["id"], checkpoint["channel_values"]
     pending = found.pending_writes or []

@@ -66,7 +66,7 @@ KNOWN_IDS_MAX = 20
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is started with."""
+    """Arguments of a worker process."""
 
     process: str
     seed: str
@@ -86,7 +86,7 @@ class Job:
 
 @dataclass
 class Known:
-    """What a worker knows of a namespace: the checkpoint to build on, and some ids."""
+    """Knowledge of a worker about a namespace: the checkpoint to build on, and some ids."""
 
     latest: str | None
     versions: dict[str, Any]
@@ -254,7 +254,7 @@ def _had_no_effect(operation: Operation, error: Exception, *, behind: bool) -> b
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Whether this is the only process in the block. The system frees the lock of a process that is killed."""
+    """Say whether this is the only process in the block. The system frees the lock of a process that is killed."""
     file = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -292,7 +292,7 @@ def _record_breakers(recorder: Recorder) -> None:
 
 
 def leaks_of(opened: Opened) -> dict[str, Any]:
-    """What is still in use though nothing is under way: connections, and tasks beside this one."""
+    """Count what is still in use though nothing is under way: connections, and tasks beside this one."""
     pool = opened.pool.get_stats()
     return {
         "postgres connections in use": pool["pool_size"] - pool["pool_available"],

@@ -1,4 +1,4 @@
-"""What the nemesis breaks: the servers, the network between each worker and each server, and the workers."""
+"""World that the nemesis breaks: servers, workers, and the network between each worker and each server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ REDIS_ARGUMENTS = {
     "replica": (),
     "lost": (),
 }
-"""What of Redis survives: all, as nothing befalls it; what is on its disk when it answers; what a replica has;
+"""Surviving data of Redis: all, as nothing befalls it; what is on its disk when it answers; what a replica has;
 nothing, but workers do."""
 
 
@@ -59,14 +59,14 @@ class Setup:
         return f"{self.saver}, {self.mode}, Redis of {self.redis}"
 
     def mode_of(self, slot: int) -> str:
-        """Of the worker in that slot."""
+        """Return the mode of the worker in that slot."""
         if self.mode == "mixed":
             return "write_through" if slot % 2 else "write_behind"
         return self.mode
 
     @property
     def redis_durability(self) -> str:
-        """What workers ask of their saver."""
+        """Durability that workers ask of their saver."""
         return "replica" if self.redis == "replica" else "as_is"
 
 

@@ -1,4 +1,4 @@
-"""What `CacheAside` needs of a store, asked of the one in memory and of real ones."""
+"""Contract of a store of `CacheAside`, for the one in memory and for real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a history does to one namespace: its ids, and the versions and values of its checkpoints."""
+"""Effect of a history on one namespace: its ids, and the versions and values of its checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Point:
 
 
 class Chain:
-    """What has been put to a namespace, and the ids it uses."""
+    """Checkpoints put to a namespace, and the ids it uses."""
 
     def __init__(self, namespace: Namespace, next_version: Callable[[Any], Any]) -> None:
         self.namespace, self._next_version = namespace, next_version

@@ -32,7 +32,7 @@ ODD_HOWS: tuple[How, ...] = get_args(How)[2:]
 
 @dataclass(frozen=True)
 class Change:
-    """What a checkpoint does with a channel."""
+    """Change of a channel by a checkpoint."""
 
     channel: str
     how: How
@@ -49,13 +49,13 @@ class Put:
     parent: int | None = 0
     """How many puts before the latest; None for no parent."""
     slot: str = "new"
-    """Which id: one of `SLOTS` (an early write's, one older than the latest, the last again), or that text."""
+    """Id: one of `SLOTS` (an early write's, one older than the latest, the last again), or that text."""
     format: int = 4
     metadata: dict[str, Any] = field(default_factory=dict)
     config_metadata: dict[str, Any] = field(default_factory=dict)
     configurable: dict[str, Any] = field(default_factory=dict)
     look: bool = True
-    """Whether the latest is read before, and by the other pod afterwards."""
+    """True if the latest is read before, and by the other pod afterwards."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,17 @@ class Early:
 
 @dataclass(frozen=True)
 class Superstep:
-    """What a run does at once: a put, and the writes of its tasks for that checkpoint, in any order."""
+    """Concurrent writes of a run: a put, and the writes of its tasks for that checkpoint, in any order."""
 
     changes: tuple[Change, ...]
     tasks: int
     writes: tuple[tuple[str, str], ...]
     reader: bool = False
-    """Whether both pods read meanwhile."""
+    """True if both pods read meanwhile."""
     split: bool = False
-    """Whether the other pod writes too."""
+    """True if the other pod writes too."""
     forget: bool = False
-    """Whether Redis has forgotten all of it."""
+    """True if Redis has forgotten all of it."""
 
 
 @dataclass(frozen=True)

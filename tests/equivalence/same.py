@@ -1,4 +1,4 @@
-"""Whether two answers are the same: the same types and the same values, all the way down."""
+"""Comparison of two answers: the same types and the same values, all the way down."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 
 def same(a: object, b: object) -> bool:
-    """Whether nothing tells the two apart."""
+    """Say whether nothing tells the two apart."""
     return difference(a, b) is None
 
 

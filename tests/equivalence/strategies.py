@@ -105,7 +105,7 @@ def by_channel(given: list[Change]) -> tuple[Change, ...]:
 
 
 plain_puts = st.lists(changes, max_size=4).map(by_channel)
-"""What a graph does to its channels in one step."""
+"""Changes of a graph to its channels in one step."""
 nearly_plain_puts = st.tuples(plain_puts, odd_changes).map(lambda given: by_channel([*given[0], given[1]]))
 odd_puts = st.lists(st.one_of(changes, odd_changes), max_size=5).map(by_channel)
 

@@ -25,7 +25,7 @@ FIRST_ID = int(UUID("1ef00000-0000-6000-8000-000000000000"))
 
 
 class Draws:
-    """What LangGraph draws at random or from the clock, the same again after every `restart`."""
+    """Ids and times that LangGraph draws, the same again after every `restart`."""
 
     def __init__(self) -> None:
         self.restart()

@@ -146,7 +146,7 @@ def _as_text(json: str | bytes) -> str:
 
 
 async def outcome(work: Awaitable[Any]) -> tuple[str, Any]:
-    """What came of it: an answer, or an error's exact type."""
+    """Return the outcome: an answer, or an error's exact type."""
     try:
         return "answered", await work
     except Exception as exc:  # noqa: BLE001 - any error is an outcome, to be compared
@@ -204,7 +204,7 @@ class World:
         return await self.compare(pod, lambda saver: saver.aget_tuple(chain.config()), what)  # type: ignore[no-any-return]
 
     async def finish(self) -> None:
-        """Whatever the cache holds now, with everything in it lost, and with it filled again: all as upstream."""
+        """Read with the cache as it is, emptied, and filled again: all as upstream."""
         touched = [chain for chain in self.chains if chain.touched]
         for chain in touched:
             for pod in range(PODS):

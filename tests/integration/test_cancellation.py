@@ -48,7 +48,7 @@ pytestmark = pytest.mark.integration
 MIGRATING = 30 * TICKS
 """Moments after which the servers have been looked at, and tables are being made."""
 BESIDE = BackgroundTasks()
-"""What goes on beside a call."""
+"""Work that goes on beside a call."""
 
 
 # -- what is cancelled -------------------------------------------------------------------------------------------

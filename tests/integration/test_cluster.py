@@ -50,7 +50,7 @@ BLOCKED = {
     # Nobody should: they stop the server, or everybody's scripts, for a while.
     *("keys", "flushall", "flushdb", "script", "function", "fcall"),
 }
-"""What some managed service does not let its users send. Without `command`, `client` and `cluster`: some block
+"""Commands that managed services do not let users send. Without `command`, `client` and `cluster`: some block
 them where there is no Cluster, and with a Cluster every client needs them."""
 
 

@@ -104,7 +104,7 @@ async def test_a_delta_channel_that_stays_is_not_robbed_of_its_history(tiers: Ti
 
 
 async def test_runs_go_while_others_are_written(tiers: Tiers) -> None:
-    """What is written meanwhile is neither lost nor overtaken by what Redis held."""
+    """Concurrent writes are neither lost nor overtaken by what Redis held."""
     savers = [tiers.saver, *(tiers.another_saver() for _ in range(2))]
 
     async def write(number: int) -> None:

@@ -82,7 +82,7 @@ async def test_a_warm_resume_costs_no_query(tiers: Tiers, queries: list[str], du
 
 
 async def compare(tiers: Tiers, config: Any, channels: list[str]) -> Any:
-    """What both savers say of the latest checkpoint, and two more of ours."""
+    """Compare both savers' answers for the latest checkpoint, and those of two more of ours."""
     found = await tiers.upstream.aget_tuple(config)
     if found is None:
         return None
@@ -279,7 +279,7 @@ async def test_many_readers_and_a_writer_agree_at_the_end(tiers: Tiers) -> None:
     over = asyncio.Event()
 
     async def read(saver: Any) -> None:
-        """What has been seen in a history of a chain that only grows is seen ever after."""
+        """A value seen in the history of a chain that only grows is seen ever after."""
         most = 0
         while not over.is_set():
             found = await saver.aget_tuple(on_thread(CACHED))

@@ -60,7 +60,7 @@ async def put(saver: Any, thread_id: str, checkpoint_ns: str = "") -> None:
 
 
 async def whose(saver: Any, thread_id: str, checkpoint_ns: str = "") -> Any:
-    """What the thread says, or None if it is not there."""
+    """Return the value of the thread, or None if it is not there."""
     found = await saver.aget_tuple(on_thread(thread_id, checkpoint_ns=checkpoint_ns))
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""What serializers promise holds for what is served from Redis: allowlists, and encryption."""
+"""Promises of serializers hold for what is served from Redis: allowlists, and encryption."""
 
 from __future__ import annotations
 

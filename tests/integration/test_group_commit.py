@@ -1,4 +1,4 @@
-"""What waits at the same time shares a transaction, a query, a round trip; and what goes wrong in one of them."""
+"""Concurrent calls share a transaction, a query, a round trip; and errors in one of them."""
 
 from __future__ import annotations
 

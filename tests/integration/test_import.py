@@ -73,7 +73,7 @@ async def fill(saver: BaseCheckpointSaver[Any], threads: list[str] = THREADS) ->
 async def assert_same_states(
     target: BaseCheckpointSaver[Any], source: BaseCheckpointSaver[Any], thread: str
 ) -> None:
-    """Of every checkpoint of the root graph, with its tasks and interrupts.
+    """Outline every checkpoint of the root graph, with its tasks and interrupts.
 
     The source is not asked for its history: checkpoint-redis 0.5.2 lists all namespaces for "".
     """

@@ -75,7 +75,7 @@ async def test_delete_not_confirmed_to_redis_ends_lease(
 async def test_late_append_of_revoked_lease_changes_nothing(
     migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:
-    """It put an older write back over a newer one: its holder was cut off, and it was on the way for long."""
+    """The append put an older write back over a newer one: its holder was cut off, and it was late."""
     where = (migrated_database_url, redis_url, redis_prefix)
     async with open_saver(*where) as writer, open_saver(*where, mode="write_through") as other:
         conversation = await begun(writer)
@@ -225,7 +225,7 @@ def have_leases_wait(
 async def test_a_write_does_not_wait_for_a_lease_for_long(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It waited for a connection of the pool, and then, written through, for another one as long."""
+    """The write waited for a connection of the pool, and then, written through, for another one as long."""
     monkeypatch.setattr(lease_acquirer, "OPEN_SECONDS_MAX", 0.05)
     async with open_saver(migrated_database_url, redis_url, redis_prefix) as saver:
         conversation = Conversation(saver)
@@ -279,7 +279,7 @@ async def test_journal_not_closed_in_redis_is_removed_by_others(
 async def test_journal_is_removed_after_deleter_died(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It had deleted the row of the lease too. Its holder was gone before."""
+    """The deleter had deleted the row of the lease too. Its holder was gone before."""
     where = (migrated_database_url, redis_url, redis_prefix)
     async with open_saver(*where, mode="write_through") as other:
         async with open_saver(*where) as writer, open_saver(*where, mode="write_through") as deleter:
@@ -300,7 +300,7 @@ async def test_journal_is_removed_after_deleter_died(
 async def test_empty_journal_is_removed_if_next_lease_fails(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody could tell whose it was while the row of the next lease was there. Then it stayed for good."""
+    """While the row of the next lease was there, the journal's owner was unknown. Then it stayed for good."""
     journal = journal_key(redis_prefix, "t")
     where = (migrated_database_url, redis_url, redis_prefix)
     async with open_saver(*where) as writer, open_saver(*where, mode="write_through") as other:
@@ -352,7 +352,7 @@ async def test_close_does_not_wait_for_late_writes(
 async def test_a_name_that_is_no_text_fails_alone(
     migrated_database_url: str, redis_url: str, redis_prefix: str, mode: str
 ) -> None:
-    """It failed all writes that waited at the same time, and those of the next second."""
+    """Such a name failed all writes that waited at the same time, and those of the next second."""
     async with open_saver(migrated_database_url, redis_url, redis_prefix, mode) as saver:
         bad, good = await begun(saver, "bad"), await begun(saver, "good")
         outcomes = await asyncio.gather(

@@ -234,7 +234,7 @@ async def test_closed_connection_returns_to_pool(redis_url: str) -> None:
 
 
 async def test_call_that_outlasts_saver_keeps_no_connection(redis_url: str, redis_prefix: str) -> None:
-    """It had taken another one, which nobody gave back."""
+    """The call had taken another connection, which was never returned."""
     async with Redis.from_url(redis_url) as client:
         steps = Transport(client)
         step = Step(EXISTS, (f"{redis_prefix}:key",), (), asyncio.get_running_loop().create_future())

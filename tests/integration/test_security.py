@@ -1,4 +1,4 @@
-"""What the README's section on security promises: rights, signatures, and that no secret is told."""
+"""Promises of the README's section on security: rights, signatures, and that no secret is told."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ RIGHTS = [
 ]
 PASSWORD = "p@ss/word"
 IGNORED_BY_CLIENT = {"client|setinfo", "client"}
-"""What the client tells a server about itself; it does not mind when that is refused."""
+"""Commands with which the client describes itself; it does not mind when they are refused."""
 
 
 async def use_everything(saver: CachedPostgresSaver) -> None:
@@ -390,7 +390,7 @@ async def test_no_password_is_logged_or_raised(
 
 
 async def test_an_option_that_no_connection_takes_is_refused_at_once(migrated_database_url: str) -> None:
-    """It was a TypeError of every call."""
+    """Every call raised a TypeError."""
     with pytest.raises(ArgumentError, match="redis_url"):
         async with CachedPostgresSaver.from_conn_string(migrated_database_url, "redis://127.0.0.1:1?no_such=1"):
             pass

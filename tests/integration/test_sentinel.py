@@ -51,7 +51,7 @@ async def test_hits_come_from_the_primary(
 async def test_without_most_of_the_sentinels_redis_is_left_alone(
     migrated_database_url: str, service: Service, prefix: str
 ) -> None:
-    """Nobody says then whether the primary is one still."""
+    """No Sentinel says then whether the primary is one still."""
     async with CachedPostgresSaver.from_conn_string(migrated_database_url, service.url, prefix=prefix) as saver:
         conversation = Conversation(saver)
         await conversation.turns(2)

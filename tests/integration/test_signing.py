@@ -182,7 +182,7 @@ async def _put_there(tiers: Tiers, fields: dict[Any, Any]) -> None:
 
 
 async def test_tampered_channel_map_leaves_no_old_value(tiers: Tiers) -> None:
-    """It steers the script of the next put: told that a version is unchanged, that keeps the value it has."""
+    """The map steers the script of the next put: told that a version is unchanged, that keeps the value it has."""
     saver = saver_of(tiers, NEW)
     config = await talk(saver, CACHED)
     held = (await tiers.upstream.aget_tuple(config)).checkpoint["channel_versions"]  # type: ignore[union-attr]

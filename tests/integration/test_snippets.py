@@ -1,4 +1,4 @@
-"""What README and docs show to be run is run, as it stands, on servers of its own."""
+"""Snippets of README and docs are run, as they stand, on servers of their own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def builder() -> Any:
 async def names(
     tiers: Tiers, builder: Any, redis_servers: Callable[..., RedisServer]
 ) -> AsyncIterator[dict[str, Any]]:
-    """What a reader has already."""
+    """Names that a reader has already."""
     server = redis_servers("--maxmemory", "50mb", "--maxmemory-policy", "volatile-lru")
 
     async def classify(message: str) -> str:

@@ -1,4 +1,4 @@
-"""What a process writes while it alone cannot reach Redis: the others are told through Postgres, whatever becomes
+"""Writes of a process that alone cannot reach Redis: the others learn of them through Postgres, whatever becomes
 of that process."""
 
 from __future__ import annotations

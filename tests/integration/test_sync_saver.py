@@ -71,7 +71,7 @@ OUR_CALLS: dict[str, Callable[[Any, str], Any]] = {
     "delete_for_runs": lambda saver, thread: saver.delete_for_runs(["a run"]),
     "delete_idle_threads": lambda saver, thread: saver.delete_idle_threads(1),
 }
-"""What the upstream saver has not."""
+"""Methods that the upstream saver does not have."""
 
 
 async def test_sync_methods_answer_as_upstream_from_another_thread(tiers: Tiers) -> None:

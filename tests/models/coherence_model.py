@@ -99,7 +99,7 @@ class Fence:
 
 @dataclass
 class Redis:
-    """What one Redis primary holds for the thread, and what happens to it. Each method is one atomic step."""
+    """Data of one Redis primary for the thread, and what happens to it. Each method is one atomic step."""
 
     on: Callable[[str], bool]
     run_id: int = 1
@@ -236,7 +236,7 @@ class Redis:
         return any(fence.owner != owner or owner == 0 for fence in self.fences.values())
 
     def _settle(self, token: int, owner: int, fresh: int, *, retain: bool) -> tuple[State | None, bool | None]:
-        """What a change may be applied to, else None; and what COMMIT says then: None if its fence was gone."""
+        """Return what a change may be applied to, else None; and the reply of COMMIT: None without its fence."""
         fenced = token in self.fences or not self.on("fence")
         if not retain:
             self.fences.pop(token, None)
@@ -298,9 +298,14 @@ class Standing:
     stays: bool = False  # a write under it may not have ended
 
 
+def all_but(dropped: str | None) -> Callable[[str], bool]:
+    """Say of each rule whether it holds. A function, so that copies of a state share it and nothing else."""
+    return lambda rule: rule != dropped
+
+
 class World:
     def __init__(self, rng: random.Random, dropped: str | None, redis: Redis | None = None) -> None:
-        self.rng, self.dropped = rng, dropped
+        self.rng, self.on = rng, all_but(dropped)
         self.redis = redis or Redis(self.on)
         self.snapshot = self.redis.snapshot()
         self.checkpoints: dict[int, Values] = {}  # what Postgres holds
@@ -323,9 +328,6 @@ class World:
         self.fence_of: dict[int, Standing] = {}  # of each write
         self.left: set[int] = set()  # fences that their process has given up, and Redis perhaps not
         self.counts = dict.fromkeys(COUNTED, 0)
-
-    def on(self, rule: str) -> bool:
-        return rule != self.dropped
 
     def fresh(self) -> int:
         return next(self.ids)
@@ -391,7 +393,7 @@ class World:
             self.left.add(fence.token)
 
     def is_needed(self, fence: Standing, own: int) -> bool:
-        """Whether other writes are under it than so many of who asks."""
+        """Say whether other writes are under it than so many of who asks."""
         return fence.stays or (fence.writes > own and self.on("shared"))
 
     def idle(self, owner: int) -> Standing | None:
@@ -629,7 +631,7 @@ class World:
                     raise AssertionError(f"content: {seen} has {write}, Postgres {stored}")
 
     def being_deleted(self) -> bool:
-        """Whether a delete has been committed that is not acknowledged: then either answer is right."""
+        """Say whether a delete has been committed that is not acknowledged: then either answer is right."""
         return self.deleting > self.deleted
 
     def fault(self) -> Iterator[None]:
@@ -679,7 +681,7 @@ class World:
                 commit()
 
     def pass_deadlines(self, numbers: set[int]) -> None:
-        """What a crashed process sent to Postgres ends before its fence does."""
+        """Writes that a crashed process sent to Postgres end before its fence does."""
         self.end_in_postgres(numbers)
         live = {self.fence_of[number].token for number in self.in_flight if number in self.fence_of}
         ended = {self.fence_of[number].token if number in self.fence_of else number for number in numbers}

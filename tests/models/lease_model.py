@@ -95,7 +95,7 @@ class Lease(NamedTuple):
 
 @dataclass
 class Redis:
-    """What a primary holds for the thread. Each method is one atomic step."""
+    """Data of a primary for the thread. Each method is one atomic step."""
 
     on: Callable[[str], bool]
     server_epoch: int = 1
@@ -138,7 +138,7 @@ class Redis:
             self.entry, self.fill_token = Entry(self.generation, state), None
 
     def open(self, token: int, generation: tuple[int, int] | None, fresh: int) -> bool:
-        """Whether the lease stands here too. Not if the thread was invalidated or deleted since its row was
+        """Say whether the lease is active here too. Not if the thread was invalidated or deleted since its row was
         made.
         """
         self.valid(fresh)
@@ -149,7 +149,7 @@ class Redis:
         return True
 
     def knows_all(self, token: int, position: int) -> bool:
-        """Whether its journal of that lease is complete beyond `position`, if it is of this server epoch."""
+        """Say whether its journal of that lease is complete beyond `position`, if it is of this server epoch."""
         held = self.held()
         if self.has_journal or self.closed == token:
             return True
@@ -172,7 +172,7 @@ class Redis:
         self.journal = [j for j in self.journal if j[1] != token or j[0] > upto]
 
     def close(self, token: int, flushed: int, fresh: int) -> bool:
-        """Whether nothing can be appended to that lease any more, and nothing was beyond `flushed`."""
+        """Say whether nothing can be appended to that lease any more, and nothing was beyond `flushed`."""
         if any(t == token and number > flushed for number, t, _ in self.journal):
             return False
         if self.held() is None:
@@ -192,7 +192,7 @@ class Redis:
         return self.journal[-1][1] if self.journal else 0
 
     def remove_ended_journals(self, token: int) -> None:
-        """What is there of a lease that has ended."""
+        """Remove what is there of a lease that has ended."""
         of_others = any(t != token for _, t, _ in self.journal)
         if self.held() is None and not (of_others and self.on("remove_ended_journals")):
             self.journal, self.has_journal = [], False
@@ -249,7 +249,7 @@ class Postgres:
     stale_thread: int | None = None  # mark of the thread in the table of stale threads
 
     def replay(self, token: int, entries: list[tuple[int, Op]], on: Callable[[str], bool]) -> bool:
-        """Whether the lease's row was there. One transaction."""
+        """Say whether the lease's row was there. One transaction."""
         if self.row is None or (self.row.token != token and on("token")):
             return False
         for number, op in entries:
@@ -261,7 +261,7 @@ class Postgres:
 
 @dataclass(eq=False)
 class PendingWrite:
-    """What a holder has sent to be appended; with its number once that is known."""
+    """Write that a holder has sent to be appended; with its number once that is known."""
 
     op: Op
     number: int | None = None
@@ -279,9 +279,14 @@ class Process:
     alive: bool = True
 
 
+def all_but(dropped: str | None) -> Callable[[str], bool]:
+    """Say of each rule whether it holds. A function, so that copies of a state share it and nothing else."""
+    return lambda rule: rule != dropped
+
+
 class World:
     def __init__(self, rng: random.Random, dropped: str | None) -> None:
-        self.rng, self.dropped = rng, dropped
+        self.rng, self.on = rng, all_but(dropped)
         self.second_looks = random.Random(0)  # of its own, so that what else happens is as it was without them
         self.ids = itertools.count(1)
         self.redis, self.postgres = Redis(self.on), Postgres()
@@ -296,9 +301,6 @@ class World:
         self.in_flight: set[int] = set()  # fences of writes that have not ended
         self.incarnation_of: dict[int, int] = {}  # of a lease's token
         self.counts = dict.fromkeys(("append", "flush", "recover", "through", "hit", "load", "lost", "broken"), 0)
-
-    def on(self, rule: str) -> bool:
-        return rule != self.dropped
 
     def fresh(self) -> int:
         return next(self.ids)
@@ -480,7 +482,7 @@ class World:
         return flush_waits
 
     def see_suspects(self, process: Process) -> Iterator[None]:
-        """What every process does once a second."""
+        """Do what every process does once a second."""
         if (mark := self.postgres.stale_thread) is None or not process.reaches_redis:
             return
         self.redis.void(self.fresh())
@@ -514,7 +516,7 @@ class World:
         return self.redis.knows_all(token, flushed) or not self.on("known")
 
     def is_flushed(self, lease: Lease | None) -> bool:
-        """Whether Postgres holds all that was acknowledged, given what Redis said before."""
+        """Say whether Postgres holds all that was acknowledged, given what Redis said before."""
         row = self.postgres.row
         return row is None or (lease is not None and lease.token == row.token and lease.last <= row.position)
 

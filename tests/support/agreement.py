@@ -23,7 +23,7 @@ from langgraph_checkpoint_cached.stores.redis.fences import RETAIN_SECONDS
 PATIENT_SECONDS = 10
 """For a call to Redis, where a test is about answers and not about time."""
 CACHED, UPSTREAM = "cached", "upstream"
-"""What the thread ids start with that each saver writes."""
+"""Start of the thread ids that each saver writes."""
 
 T = TypeVar("T")
 Saver = BaseCheckpointSaver[str]
@@ -171,7 +171,7 @@ def new_saver(redis: Redis, upstream: AsyncPostgresSaver, prefix: str) -> Cached
 
 
 def outline(snapshot: StateSnapshot | None) -> Any:
-    """What a state says, without what differs from run to run: ids and times."""
+    """Describe a state, without what differs from run to run: ids and times."""
     if snapshot is None:
         return None
     metadata = snapshot.metadata or {}
@@ -201,7 +201,7 @@ async def outlines(graph: Any, config: RunnableConfig) -> list[Any]:
 
 
 async def eventually(holds: Callable[[], Awaitable[T]]) -> T:
-    """What `holds` returns once that is true. For what tells nobody when it happens."""
+    """Return what `holds` returns once that is true. For events that cannot be waited for."""
 
     async def poll() -> T:
         while not (found := await holds()):

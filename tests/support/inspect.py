@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from langgraph_checkpoint_cached.cli import main
+from langgraph_checkpoint_cached.cli.commands import tail
 from langgraph_checkpoint_cached.demo import embedded
 from langgraph_checkpoint_cached.engine.delta_history import DeltaHistoryReader
 from langgraph_checkpoint_cached.engine.hit_auditor import HitAuditor
@@ -250,6 +251,8 @@ def version_text(version: Any) -> bytes:
     return entry_format._value_part(b"", version)
 
 
+tail_header = tail._header
+tail_line = tail._line
 wheel = embedded._wheel
 ReplyReader = pipelined_connection._ReplyReader
 

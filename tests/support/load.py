@@ -20,14 +20,14 @@ from tests.support.inspect import inspect
 
 @dataclass
 class Report:
-    """What one saver, or all of them, went through."""
+    """Experience of one saver, or of all of them."""
 
     turns: int = 0
     reads: int = 0
     violations: list[str] = field(default_factory=list)
     """Reads that were older than a write that had returned before they began, or newer than any write."""
     errors: list[str] = field(default_factory=list)
-    """What callers got to see."""
+    """Observations of callers."""
     longest_without_hits_seconds: float = 0.0
     stats: dict[str, int] = field(default_factory=dict)
 

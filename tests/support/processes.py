@@ -102,7 +102,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of a job, whichever saver ran it."""
+    """Outcome of a job, whichever saver ran it."""
 
     output: Any
     questions: list[Any]
@@ -111,14 +111,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a job."""
+    """Outcome of a job, with what only our saver has."""
 
     seen: Seen
     interrupts: list[tuple[Any, str]]
     pid: int
     stats: dict[str, int] = field(default_factory=dict)
     found_in_redis: bool = False
-    """Whether the thread was there when the saver, new in this process, was first asked for it."""
+    """True if the thread was there when the saver, new in this process, was first asked for it."""
 
 
 def run(job: Job) -> Done:

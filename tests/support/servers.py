@@ -80,13 +80,13 @@ def redis_server() -> Iterator[Server]:
 
 
 def postgres_version(url: str) -> str:
-    """What the server says it is, such as `PostgreSQL 17.2`."""
+    """Return the server's name and version, such as `PostgreSQL 17.2`."""
     with psycopg.connect(url, connect_timeout=5) as connection:
         return f"PostgreSQL {connection.info.parameter_status('server_version')}"
 
 
 def redis_version(url: str) -> str:
-    """What the server says it is, such as `Redis 7.0.15`."""
+    """Return the server's name and version, such as `Redis 7.0.15`."""
     with redis.Redis.from_url(url, socket_timeout=5) as client:
         info = client.info("server")
     return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"

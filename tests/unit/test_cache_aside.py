@@ -40,7 +40,7 @@ class Raw:
 
 
 class Source:
-    """What is cached. Loading reads it, and then takes its time."""
+    """Source of the cache. Loading reads it, and then takes its time."""
 
     def __init__(self, time: VirtualTime, value: Any = "value", seconds: float = 1.0) -> None:
         self.value = value

@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHER_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs" / "adr").glob("*.md"))]
 FAILURES = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
 COLUMNS = {"stale", "leases", "active", "locked", "rows/tx"}
-"""Of `tail`."""
+"""Columns of `tail`."""
 
 
 def anchors(page: Path) -> set[str]:

@@ -158,7 +158,7 @@ def test_every_entry_comes_back_as_it_was(entry: tuple[Namespace, Record], seal:
 def test_no_part_is_taken_from_another_place_or_time(
     entry: tuple[Namespace, Record], another: tuple[Namespace, Record], seal: Integrity, data: st.DataObject
 ) -> None:
-    """Whatever is put in place of a part of an entry, either it does not open or it is just what was there."""
+    """A part put in place of another either does not open or is just what was there."""
     namespace, held = entry
     fields = stored(entry_fields(namespace, Latest(held), seal))
     others = stored(entry_fields(another[0], Latest(another[1]), seal))

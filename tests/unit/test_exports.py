@@ -1,4 +1,4 @@
-"""What the package exports is decided here, and nothing else comes along."""
+"""Exports of the package: these, and nothing else."""
 
 from __future__ import annotations
 

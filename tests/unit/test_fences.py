@@ -58,12 +58,12 @@ class World:
         return retain
 
     def give_up(self) -> str | None:
-        """What a read releases first."""
+        """Return the token of the fence that a read releases first."""
         found = self.entries.take_idle_fence(NAMESPACE)
         return found and found[0]
 
     async def released(self, seconds: float = RETAIN_SECONDS) -> list[str]:
-        """What was released once this time has passed."""
+        """Return what was released once this time has passed."""
         self.now += seconds
         release_old(self.fences)
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Which leases are taken for those of dead processes, and what is left of them. On a clock of our own."""
+"""Leases whose holder is presumed dead, and what is left of them. On a clock of our own."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Servers:
         self.tidied |= tokens
 
     def recover(self, replayer: JournalReplayer, seconds: float) -> None:
-        """What a process does once a second."""
+        """Do what a process does once a second."""
 
         async def recover() -> None:
             until = self.now + seconds

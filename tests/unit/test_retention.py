@@ -1,4 +1,4 @@
-"""Which ids a checkpoint can have that was made since a moment, and how idle threads are put into batches."""
+"""Ids of checkpoints made since a moment, and how idle threads are put into batches."""
 
 from __future__ import annotations
 

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from langgraph_checkpoint_cached.cli.commands.tail import COLUMNS, _header, _line
+from langgraph_checkpoint_cached.cli.commands.tail import COLUMNS
 from langgraph_checkpoint_cached.cli.sampler import Sample
 from langgraph_checkpoint_cached.cli.saver_counters import SaverCounters
+from tests.support.inspect import tail_header, tail_line
 
 
 def published(**per_second: float) -> bytes:
@@ -44,12 +45,12 @@ def test_values_that_no_saver_published_do_not_count(value: bytes | None) -> Non
 
 
 def test_unknown_numbers_are_dashes() -> None:
-    line = _line(Sample("2026-01-01T00:00:00+00:00"))
+    line = tail_line(Sample("2026-01-01T00:00:00+00:00"))
     assert line.split() == ["00:00:00", *["-"] * (len(COLUMNS) - 1)]
-    assert len(line) == len(_header())
+    assert len(line) == len(tail_header())
 
 
 def test_an_error_stands_at_the_end_of_the_line() -> None:
     sample = Sample("2026-01-01T00:00:00+00:00", hits_per_second=3, misses_per_second=1, redis_error="gone")
-    assert _line(sample).split()[1:4] == ["3", "1", "75"]
-    assert _line(sample).endswith("  Redis: gone")
+    assert tail_line(sample).split()[1:4] == ["3", "1", "75"]
+    assert tail_line(sample).endswith("  Redis: gone")

@@ -35,7 +35,7 @@ def flights() -> SingleFlight[str]:
 
 @pytest.fixture
 async def noises() -> list[dict[str, Any]]:
-    """What the event loop complains about."""
+    """Errors that the event loop reports."""
     heard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
     return heard

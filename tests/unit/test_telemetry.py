@@ -1,4 +1,4 @@
-"""What `saver.stats()` says, as OpenTelemetry metrics, seen through the SDK."""
+"""Counters of `saver.stats()` as OpenTelemetry metrics, seen through the SDK."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be acknowledged before Postgres has seen it."""
+"""Writes that may be acknowledged before Postgres has seen them."""
 
 from __future__ import annotations
 
