@@ -1,4 +1,4 @@
-"""What a value becomes on its way through a JSONB column and back.
+"""JSON as it comes back from a JSONB column.
 
 PostgreSQL stores numbers as `numeric`, which has no exponent and no negative zero, keeps the last of equal
 keys, and orders keys by length first: https://www.postgresql.org/docs/current/datatype-json.html
@@ -19,7 +19,7 @@ _AS_THEY_ARE = frozenset((str, int, bool, type(None)))
 
 
 def dumps(value: Any) -> str:
-    """`round_trip` of the JSON text for a value, mostly without making that text. Raises as `json.dumps`."""
+    """Return `round_trip` of the JSON text for a value, mostly without making that text. Raise as `json.dumps`."""
     try:
         plain = _plain(value)
         text = orjson.dumps(plain)
@@ -31,25 +31,25 @@ def dumps(value: Any) -> str:
 
 
 def loads(text: bytes) -> Any:
-    """The value of JSON text as `dumps`, or a column, gives it: with nothing around it. Raises `ValueError`."""
+    """Return the value of JSON text as `dumps` or a column gives it, with nothing around. Raise `ValueError`."""
     return _READER.raw_decode(text.decode())[0]
 
 
 def round_trip(text: str) -> str:
-    """JSON text for exactly the value that reading `text` back from a JSONB column gives, in its key order.
+    """Return JSON text for exactly the value that comes back from a JSONB column for `text`, in its key order.
 
-    What JSONB refuses (NaN, infinities, the character U+0000, lone surrogates) is not looked for: the write
+    It does not check for what JSONB refuses (NaN, infinities, the character U+0000, lone surrogates): the write
     fails in Postgres, and no entry is made of it.
     """
     return _ENCODER.encode(_DECODER.decode(text))
 
 
 class _NotPlain(Exception):
-    """JSON makes something else of it, or nothing; or it is a number with an exponent or decimals."""
+    """A value that JSON changes or refuses, or a number with an exponent or decimals."""
 
 
 def _plain(value: Any) -> Any:
-    """What a column gives back for a value of JSON's simple types. Raises `_NotPlain` for any other."""
+    """Return what a column gives back for a value of JSON's simple types. Raise `_NotPlain` for any other."""
     kind = type(value)
     if kind in _AS_THEY_ARE:
         return value
@@ -76,7 +76,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @lru_cache(maxsize=ORDERS_KEPT_MAX)
 def _order(keys: tuple[str, ...]) -> Sequence[str]:
-    """Shortest first, then byte by byte. UTF-8 sorts as code points do. Raises `_NotPlain` for other than text."""
+    """Sort keys, shortest first, then byte by byte, as code points sort. Raise `_NotPlain` for other than text."""
     if not all(type(key) is str for key in keys):
         raise _NotPlain
     return sorted(sorted(keys), key=len if "".join(keys).isascii() else _bytes)

@@ -13,11 +13,11 @@ TASKS_CHANNEL_FORMAT = 4
 
 
 Blob: TypeAlias = "bytes | str"
-"""What a serializer makes: `bytes`, or text if it does not keep to its protocol."""
+"""Output of a serializer: `bytes`, or text if it does not keep to its protocol."""
 
 
 def text_bytes(text: str) -> int | None:
-    """How long it is as UTF-8; None if no text column takes it, for a NUL or a lone surrogate."""
+    """Return the length as UTF-8, or None if no text column takes it, for a NUL or a lone surrogate."""
     if "\0" in text:
         return None
     try:
@@ -77,7 +77,7 @@ class Record:
 
     @property
     def predates_tasks_channel(self) -> bool:
-        """Whether pending sends, if any, are with the parent's writes."""
+        """True if pending sends, if any, are with the parent's writes."""
         return bool(self.checkpoint.get("v", 0) < TASKS_CHANNEL_FORMAT)
 
 
@@ -90,14 +90,14 @@ class LeaseRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Latest:
-    """What Postgres holds for a namespace: its latest checkpoint, and writes for checkpoints yet to come."""
+    """The latest checkpoint that Postgres holds for a namespace, and writes for checkpoints yet to come."""
 
     record: Record | None
     early_writes: tuple[Write, ...] = ()
     thread_is_empty: bool = False
-    """Whether this is the root and no namespace of its thread has anything. False where nobody looked."""
+    """True if this is the root and no namespace of its thread has anything. False if that was not checked."""
     lease: LeaseRow | None = None
-    """The thread's lease, if there is one: then all this may be behind what was acknowledged."""
+    """The thread's lease, if there is one: then acknowledged writes may be missing here."""
 
 
 class DeltaWrite(NamedTuple):
@@ -117,10 +117,10 @@ class StoredValue(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """What a `DeltaChannel` is rebuilt from: the nearest value stored, if there is one, and all writes since."""
+    """History that a `DeltaChannel` is rebuilt from: the nearest stored value, if any, and all later writes."""
 
     seed: StoredValue | str | float | bool | None
-    """None if there is none; what is not `StoredValue` stood in the checkpoint's own JSON."""
+    """None if there is none. A value that is no `StoredValue` stood in the checkpoint's own JSON."""
     writes: tuple[DeltaWrite, ...]
     """Oldest first."""
 
@@ -132,7 +132,7 @@ class Put(NamedTuple):
     checkpoint_id: str
     parent_id: str | None
     checkpoint_json: str
-    """As a JSONB column would give it back, like the metadata's."""
+    """JSON as a JSONB column would return it, like the metadata's."""
     metadata_json: str
     values: tuple[Value, ...]
     versions: dict[str, Any]
@@ -140,9 +140,9 @@ class Put(NamedTuple):
     new_versions: dict[str, Any]
     format: int
     valueless: tuple[tuple[str, Any], ...] = ()
-    """New channels and versions without a value here, for which Postgres might have one."""
+    """New channels and versions without a value here, for which Postgres may have one."""
     is_new: bool = False
-    """Whether Postgres certainly has no value under any of its new versions."""
+    """True if Postgres certainly has no value under any of its new versions."""
     kept: tuple[str, ...] = ()
     """Channels of an older version whose value was stored with that."""
     inline: tuple[str, ...] = ()
@@ -150,13 +150,13 @@ class Put(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many it makes."""
+        """Number of rows that it makes."""
         return 1 + len(self.values)
 
     @property
     def size_bytes(self) -> int:
-        """About what it takes."""
-        values = sum(len(value.blob or b"") for value in self.values)
+        """Approximate size."""
+        values = sum([len(value.blob or b"") for value in self.values])
         return len(self.checkpoint_json) + len(self.metadata_json) + values
 
 
@@ -166,15 +166,15 @@ class PutWrites(NamedTuple):
     namespace: Namespace
     checkpoint_id: str
     replace: bool
-    """Whether they replace what is there (all are special writes), or what is there stays."""
+    """True if they replace existing writes (all are special ones); otherwise existing writes stay."""
     writes: tuple[Write, ...]
 
     @property
     def rows(self) -> int:
-        """How many they make."""
+        """Number of rows that they make."""
         return len(self.writes)
 
     @property
     def size_bytes(self) -> int:
-        """About what they take."""
-        return sum(len(write.blob) for write in self.writes)
+        """Approximate size."""
+        return sum([len(write.blob) for write in self.writes])

@@ -302,7 +302,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
         )
         await self._engine.write(put)
         self._engine.stats.put.record(time.perf_counter() - started)
-        return codec.config_of(namespace, checkpoint["id"])
+        return codec.checkpoint_config(namespace, checkpoint["id"])
 
     async def aput_writes(
         self,

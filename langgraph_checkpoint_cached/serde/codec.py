@@ -1,4 +1,4 @@
-"""Between LangGraph's objects and stored records. Pure.
+"""Conversion between LangGraph's objects and stored records. Pure.
 
 Values are encoded once, by the saver's serializer; both tiers hold those same bytes.
 """
@@ -47,48 +47,61 @@ def encode_put(
     serde: SerializerProtocol,
     is_unused: Callable[[Any], bool] = lambda version: False,
 ) -> Put:
-    """The rows of `aput`, split as the upstream saver splits them: simple values inline, others outside.
+    """Make the rows of `aput`, split as the upstream saver splits them: simple values inline, others outside.
 
     Args:
-        is_unused: Whether a version is known not to be in use yet. Asked once for each new one, which several
-            channels may share.
+        is_unused: Tells whether a version is known not to be in use yet. It is called once for each new version,
+            which several channels may share.
     """
-    dumps = dumps_for(serde)
-    inline: dict[str, Any] = {}
-    outside: dict[str, Any] = {}
-    for channel, value in checkpoint["channel_values"].items():
-        if isinstance(value, _DeltaSnapshot):
-            outside[channel], inline[channel] = value, True
-        elif value is None or isinstance(value, (str, int, float, bool)):
-            inline[channel] = value
-        else:
-            outside[channel] = value
     versions = checkpoint["channel_versions"]
-    unused = {version for version in set(new_versions.values()) if is_unused(version)}
-    values = tuple(Value(name, *_dump(dumps, outside[name])) for name in new_versions if name in outside)
+    inline, outside, kept = _split(checkpoint["channel_values"], versions, new_versions)
+    dumps, is_new, unused = dumps_for(serde), True, {}
+    values, valueless = [], []
+    for channel, version in new_versions.items():
+        if version not in unused:
+            unused[version] = is_unused(version)
+            is_new = is_new and unused[version]
+        if channel in outside:
+            values.append(Value(channel, *_dump(dumps, outside[channel])))
+        elif not unused[version]:
+            valueless.append((channel, version))
     return Put(
         namespace=namespace,
         checkpoint_id=checkpoint["id"],
         parent_id=config["configurable"].get("checkpoint_id"),
         checkpoint_json=jsonb.dumps({**checkpoint, "channel_values": inline}),
         metadata_json=jsonb.dumps(get_serializable_checkpoint_metadata(config, metadata)),
-        values=values,
+        values=tuple(values),
         versions=dict(versions),
         new_versions=dict(new_versions),
         format=checkpoint["v"],
-        valueless=tuple(
-            (name, version)
-            for name, version in new_versions.items()
-            if name not in outside and version not in unused
-        ),
-        is_new=len(unused) == len(set(new_versions.values())),
-        kept=tuple(
-            name
-            for name, value in outside.items()
-            if name not in new_versions and name in versions and not isinstance(value, _DeltaSnapshot)
-        ),
-        inline=tuple(name for name, value in inline.items() if value is not None),
+        valueless=tuple(valueless),
+        is_new=is_new,
+        kept=tuple(kept),
+        inline=tuple([channel for channel, value in inline.items() if value is not None]),
     )
+
+
+def _split(
+    values: Mapping[str, Any], versions: Mapping[str, Any], new_versions: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Split values into those inside the checkpoint's JSON and those outside.
+
+    Return also the channels outside whose value was stored with an older version.
+    """
+    inline: dict[str, Any] = {}
+    outside: dict[str, Any] = {}
+    kept: list[str] = []
+    for channel, value in values.items():
+        if value is None or isinstance(value, (str, int, float, bool)):
+            inline[channel] = value
+            continue
+        outside[channel] = value
+        if isinstance(value, _DeltaSnapshot):
+            inline[channel] = True
+        elif channel not in new_versions and channel in versions:
+            kept.append(channel)
+    return inline, outside, kept
 
 
 def encode_writes(
@@ -99,24 +112,13 @@ def encode_writes(
     task_path: str,
     serde: SerializerProtocol,
 ) -> PutWrites:
-    """The rows of `aput_writes`."""
-    dumps = dumps_for(serde)
-    return PutWrites(
-        namespace=namespace,
-        checkpoint_id=checkpoint_id,
-        replace=all(channel in WRITES_IDX_MAP for channel, _ in writes),
-        writes=tuple(
-            Write(
-                checkpoint_id,
-                task_id,
-                WRITES_IDX_MAP.get(channel, position),
-                channel,
-                *_dump(dumps, value),
-                task_path,
-            )
-            for position, (channel, value) in enumerate(writes)
-        ),
-    )
+    """Make the rows of `aput_writes`."""
+    dumps, replace, rows = dumps_for(serde), True, []
+    for position, (channel, value) in enumerate(writes):
+        replace = replace and channel in WRITES_IDX_MAP
+        index = WRITES_IDX_MAP.get(channel, position)
+        rows.append(Write(checkpoint_id, task_id, index, channel, *_dump(dumps, value), task_path))
+    return PutWrites(namespace, checkpoint_id, replace, tuple(rows))
 
 
 def _dump(dumps: Dumps, value: Any) -> tuple[str, Blob]:
@@ -127,11 +129,11 @@ def _dump(dumps: Dumps, value: Any) -> tuple[str, Blob]:
 
 
 def decode(record: Record, serde: SerializerProtocol, first_version: Callable[[], Any]) -> CheckpointTuple:
-    """What the upstream saver returns for these rows.
+    """Make what the upstream saver returns for these rows.
 
     Args:
         record: The rows.
-        serde: The serializer of the saver that was asked; its allowlist holds for every value.
+        serde: The serializer of the saver that was called; its allowlist holds for every value.
         first_version: Makes a channel's first version, for migrated pending sends that have nothing to follow.
     """
     loads = loads_for(serde)
@@ -148,12 +150,14 @@ def decode(record: Record, serde: SerializerProtocol, first_version: Callable[[]
         checkpoint["channel_versions"] = versions
         sends = [loads(send) for send in record.sends]
         checkpoint["channel_values"][TASKS] = loads(serde.dumps_typed(sends))
-    writes = sorted(record.writes, key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
+    writes: Sequence[Write] = record.writes
+    if len(writes) > 1:
+        writes = sorted(writes, key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
     return CheckpointTuple(
-        config=config_of(record.namespace, record.checkpoint_id),
+        config=checkpoint_config(record.namespace, record.checkpoint_id),
         checkpoint=cast("Checkpoint", checkpoint),
         metadata=jsonb.loads(record.metadata_json),
-        parent_config=config_of(record.namespace, record.parent_id) if record.parent_id else None,
+        parent_config=checkpoint_config(record.namespace, record.parent_id) if record.parent_id else None,
         pending_writes=[(w.task_id, w.channel, loads((w.type, w.blob))) for w in writes],
     )
 
@@ -161,7 +165,7 @@ def decode(record: Record, serde: SerializerProtocol, first_version: Callable[[]
 def decode_delta_histories(
     histories: Mapping[str, History], channels: Sequence[str], serde: SerializerProtocol
 ) -> dict[str, DeltaChannelHistory]:
-    """What the upstream saver returns for these."""
+    """Make what the upstream saver returns for these histories."""
     loads = loads_for(serde)
     found: dict[str, DeltaChannelHistory] = {}
     for channel in channels:
@@ -177,8 +181,8 @@ def decode_delta_histories(
     return found
 
 
-def config_of(namespace: Namespace, checkpoint_id: str) -> RunnableConfig:
-    """The config that names a checkpoint."""
+def checkpoint_config(namespace: Namespace, checkpoint_id: str) -> RunnableConfig:
+    """Return the config that names a checkpoint."""
     return {
         "configurable": {
             "thread_id": namespace.thread_id,

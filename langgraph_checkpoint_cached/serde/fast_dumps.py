@@ -1,4 +1,4 @@
-"""The upstream serializer's bytes, without pydantic for LangChain's own messages where that gives the same."""
+"""Serialization with the upstream serializer's bytes, without pydantic for LangChain's messages if those agree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _END = ormsgpack.packb("model_validate_json")
 
 
 def dumps_for(serde: SerializerProtocol) -> Dumps:
-    """What gives `serde.dumps_typed`'s answers, faster if the serializer is LangGraph's own.
+    """Return a function with the answers of `serde.dumps_typed`, faster if the serializer is LangGraph's own.
 
     The bytes are the same, and so are the errors; only pydantic's warnings about a message with a field of a wrong
     type may be missing.
@@ -51,7 +51,7 @@ def _default(value: Any) -> Any:
 
 
 def _packer(known: MessageClass) -> Pack:
-    """What the upstream hook does, for messages of this class."""
+    """Return a function that does what the upstream hook does, for messages of this class."""
     packb, names = ormsgpack.packb, known.fields
     has_calls = "tool_calls" in names
 
@@ -68,7 +68,7 @@ def _packer(known: MessageClass) -> Pack:
 
 
 def _named(fields: dict[str, Any]) -> bool:
-    """Whether every key of its typed dicts is a name: pydantic refuses to dump others."""
+    """Tell whether every key of its typed dicts is a name: pydantic refuses to dump others."""
     for field in ("tool_calls", "invalid_tool_calls", "tool_call_chunks"):
         calls = fields.get(field)
         if calls and (type(calls) is not list or not all(map(_has_names, calls))):
@@ -85,7 +85,7 @@ def _has_names(part: Any) -> bool:
 
 @cache
 def _packers() -> dict[type, Pack]:
-    """For the classes of messages of which pydantic dumps what is in their attributes."""
+    """Return packers for the classes of messages of which pydantic dumps what is in their attributes."""
     return {known.cls: pack for known in message_classes() if (pack := _packer_if_same(known)) is not None}
 
 

@@ -1,11 +1,9 @@
-"""The upstream serializer's values from the upstream serializer's bytes, without pydantic where it changes
-nothing.
-"""
+"""Deserialization of the upstream serializer's bytes into its values, without pydantic where that agrees."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import ormsgpack
@@ -19,6 +17,7 @@ from langgraph_checkpoint_cached.serde.messages import MessageClass, message_cla
 Loads = Callable[[tuple[str, Any]], Any]
 Hook = Callable[[int, bytes], Any]
 
+HOOKS_CACHED_MAX = 64
 _OPTION = ormsgpack.OPT_NON_STR_KEYS
 _PYDANTIC = getattr(jsonplus, "EXT_PYDANTIC_V2", None)
 _UPSTREAM_HOOK = getattr(jsonplus, "_msgpack_ext_hook", None)
@@ -29,14 +28,22 @@ _HEAD = 38
 
 
 def loads_for(serde: SerializerProtocol) -> Loads:
-    """What gives `serde.loads_typed`'s answers, faster if the serializer is LangGraph's own.
+    """Return a function with the answers of `serde.loads_typed`, faster if the serializer is LangGraph's own.
 
     The allowlist is the serializer's: only classes that every allowlist lets through are restored here, the rest
     is left to its own hook.
     """
-    hook = _upstream_hook(serde)
-    if hook is not None:
-        return _loads(serde, hook)
+    upstream_hook = _upstream_hook(serde)
+    if upstream_hook is not None:
+        unpack, hook = ormsgpack.unpackb, _hook(upstream_hook)
+
+        def loads(data: tuple[str, Any]) -> Any:
+            kind, blob = data
+            if kind == "msgpack":
+                return unpack(blob, ext_hook=hook, option=_OPTION)
+            return serde.loads_typed(data)
+
+        return loads
     if type(serde) is EncryptedSerializer and _is_upstream(serde, _UPSTREAM_DECRYPTS):
         return _decrypting(serde)
     return serde.loads_typed
@@ -55,18 +62,6 @@ def _is_upstream(serde: Any, upstream: object) -> bool:
     return type(serde).loads_typed is upstream and "loads_typed" not in vars(serde)
 
 
-def _loads(serde: SerializerProtocol, upstream_hook: Hook) -> Loads:
-    unpack, hook = ormsgpack.unpackb, _hook(upstream_hook)
-
-    def loads(data: tuple[str, Any]) -> Any:
-        kind, blob = data
-        if kind == "msgpack":
-            return unpack(blob, ext_hook=hook, option=_OPTION)
-        return serde.loads_typed(data)
-
-    return loads
-
-
 def _decrypting(serde: EncryptedSerializer) -> Loads:
     inner = loads_for(serde.serde)
 
@@ -80,7 +75,9 @@ def _decrypting(serde: EncryptedSerializer) -> Loads:
     return loads
 
 
+@lru_cache(maxsize=HOOKS_CACHED_MAX)
 def _hook(upstream_hook: Hook) -> Hook:
+    """Return a hook that restores known messages, and leaves the rest to the upstream hook."""
     classes, unpack = _by_head(), ormsgpack.unpackb
 
     def hook(code: int, data: bytes) -> Any:
@@ -103,5 +100,5 @@ def _hook(upstream_hook: Hook) -> Hook:
 
 @cache
 def _by_head() -> dict[bytes, MessageClass]:
-    """By what such a message begins with, so that nothing else is looked at twice."""
+    """Return the classes by the bytes that their messages begin with, so that nothing else is looked at twice."""
     return {known.start[:_HEAD]: known for known in message_classes()}

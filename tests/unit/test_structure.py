@@ -233,7 +233,7 @@ def package() -> Sources:
     "check",
     [
         pytest.param(long_files, marks=UNDER_WAY),
-        pytest.param(long_functions, marks=UNDER_WAY),
+        long_functions,
         pytest.param(callback_slots, marks=UNDER_WAY),
         instance_dict_writes,
         pytest.param(crowded_constructors, marks=UNDER_WAY),

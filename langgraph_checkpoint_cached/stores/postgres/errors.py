@@ -1,4 +1,4 @@
-"""What an error of Postgres means for the transaction that it ended."""
+"""Meaning of Postgres' errors for the transactions that they end."""
 
 from __future__ import annotations
 

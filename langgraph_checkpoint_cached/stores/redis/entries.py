@@ -32,7 +32,7 @@ from langgraph_checkpoint_cached.stores.redis.executor import (
     ScriptExecutor,
 )
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
-from langgraph_checkpoint_cached.stores.redis.keys import names_key, namespace_key, thread_key
+from langgraph_checkpoint_cached.stores.redis.keys import entry_keys, thread_key
 from langgraph_checkpoint_cached.stores.redis.script_call import Argument
 from langgraph_checkpoint_cached.stores.redis.scripts import Script, lua
 from langgraph_checkpoint_cached.ttl import Ttl
@@ -325,12 +325,8 @@ class RedisEntries:
         ttl_ms: int | None = None,
         now: bool = False,
     ) -> asyncio.Future[Any]:
-        keys = (
-            thread_key(self._prefix, namespace.thread_id),
-            namespace_key(self._prefix, namespace),
-            names_key(self._prefix, namespace.thread_id),
-        )
-        shared = (keys[1].rpartition(":")[2], new_token(), str(ttl_ms or self._life.milliseconds))
+        keys, name = entry_keys(self._prefix, namespace)
+        shared = (name, new_token(), str(ttl_ms or self._life.milliseconds))
         in_order = script in COMMITS
         return self._executor.submit(script, keys, (*shared, *arguments), in_order=in_order, now=now)
 

@@ -22,7 +22,7 @@ from langgraph_checkpoint_cached.stores.redis.entries import (
 from langgraph_checkpoint_cached.stores.redis.entry_format import Fields, decode_put, decode_writes
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
-from langgraph_checkpoint_cached.stores.redis.keys import journal_key, names_key, namespace_key, thread_key
+from langgraph_checkpoint_cached.stores.redis.keys import entry_keys, journal_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.stores.redis.script_call import Argument
 from langgraph_checkpoint_cached.stores.redis.scripts import Script, lua
 from langgraph_checkpoint_cached.ttl import Ttl
@@ -65,14 +65,9 @@ class Journal:
     def append(self, namespace: Namespace, token: str, entry_update: EntryUpdate) -> asyncio.Future[Any]:
         """APPEND: its answer is a number, or `bytes` that say why not. Queued when this returns."""
         script, kind = APPENDS[entry_update.script]
-        key = namespace_key(self._prefix, namespace)
-        keys = (
-            thread_key(self._prefix, namespace.thread_id),
-            key,
-            names_key(self._prefix, namespace.thread_id),
-            journal_key(self._prefix, namespace.thread_id),
-        )
-        shared = (key.rpartition(":")[2], new_token(), str(self._life.milliseconds))
+        entry, name = entry_keys(self._prefix, namespace)
+        keys = (*entry, journal_key(self._prefix, namespace.thread_id))
+        shared = (name, new_token(), str(self._life.milliseconds))
         arguments = (*shared, token, kind + namespace.checkpoint_ns, *entry_update.arguments)
         return self._executor.submit(script, keys, arguments, in_order=True, durable=True)
 

@@ -11,11 +11,12 @@ from langgraph_checkpoint_cached.records import Namespace
 
 NAME_BYTES_MAX = 200
 TAGS_CACHED_MAX = 1024
+ENTRIES_CACHED_MAX = 1024
 _PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")  # what quoting leaves as it is
 
 
 def encode_name(text: str) -> str:
-    """`text` with only letters, digits and ``_.-~%``; a digest when that would be long.
+    """Encode `text` in letters, digits and ``_.-~%``, or as a digest if that would be long.
 
     A digest starts with ``!``, which no other name does, so the two cannot meet. Nothing in a name can be
     taken for a hash tag, a separator or a glob.
@@ -27,7 +28,7 @@ def encode_name(text: str) -> str:
 
 
 def decode_name(name: str) -> str | None:
-    """What `encode_name` was given, or None for a digest, of which nobody can tell."""
+    """Return the text that `encode_name` was given, or None for a digest."""
     return None if name.startswith("!") else unquote(name, errors="surrogatepass")
 
 
@@ -42,8 +43,16 @@ def namespace_key(prefix: str, namespace: Namespace) -> str:
 
 
 def names_key(prefix: str, thread_id: str) -> str:
-    """Key of the set of the thread's namespaces, kept while all of them are known."""
+    """Key of the set of the thread's namespaces, which exists while all of them are known."""
     return f"{prefix}:{_tag(thread_id)}:names"
+
+
+@lru_cache(maxsize=ENTRIES_CACHED_MAX)
+def entry_keys(prefix: str, namespace: Namespace) -> tuple[tuple[str, str, str], str]:
+    """Return the keys of an entry's thread, namespace and names, as scripts take them, and the entry's name."""
+    of_namespace = namespace_key(prefix, namespace)
+    keys = (thread_key(prefix, namespace.thread_id), of_namespace, names_key(prefix, namespace.thread_id))
+    return keys, of_namespace.rpartition(":")[2]
 
 
 def journal_key(prefix: str, thread_id: str) -> str:
@@ -57,10 +66,10 @@ def stats_key(prefix: str, owner: str) -> str:
 
 
 def parse_key(prefix: str, key: str) -> tuple[str, str, str] | None:
-    """The names in a key: of its thread, its kind (`"thread"`, `"ns"`, `"names"` or `"journal"`), of its
-    namespace or "".
+    """Split a key into the thread's name, the kind and the namespace's name or "".
 
-    None for a key that is none of these. The name of a thread without a name is `"!"`.
+    The kind is `"thread"`, `"ns"`, `"names"` or `"journal"`. Return None for any other key. The name of a thread
+    whose id is empty is `"!"`.
     """
     found = re.fullmatch(r":\{([^{}]+)\}:(thread|names|journal|ns)(?::(.*))?", key[len(prefix) :])
     if not key.startswith(prefix) or found is None or (found[2] == "ns") != (found[3] is not None):
@@ -69,16 +78,16 @@ def parse_key(prefix: str, key: str) -> tuple[str, str, str] | None:
 
 
 def decode_thread_name(tag: str) -> str | None:
-    """The thread whose name stands in its keys, or None for a digest, of which nobody can tell."""
+    """Return the id of the thread whose name stands in its keys, or None for a digest."""
     return "" if tag == "!" else decode_name(tag)
 
 
 def tag_name(thread_id: str) -> str:
-    """The thread's name as it stands in its keys."""
+    """Return the thread's name as it stands in its keys."""
     return encode_name(thread_id) or "!"
 
 
 @lru_cache(maxsize=TAGS_CACHED_MAX)
 def _tag(thread_id: str) -> str:
-    """The part of a key by which Redis Cluster chooses its slot. An empty one would not count as a tag."""
+    """Return the part of a key by which Redis Cluster chooses its slot. An empty one would not count as a tag."""
     return f"{{{tag_name(thread_id)}}}"
