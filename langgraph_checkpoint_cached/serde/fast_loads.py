@@ -23,7 +23,7 @@ _PYDANTIC = getattr(jsonplus, "EXT_PYDANTIC_V2", None)
 _UPSTREAM_HOOK = getattr(jsonplus, "_msgpack_ext_hook", None)
 _UPSTREAM_LOADS = JsonPlusSerializer.loads_typed
 _UPSTREAM_DECRYPTS = EncryptedSerializer.loads_typed
-# Where the module and the name of the shortest class end; enough of the others to tell them all apart.
+# Length of the module and the name of the shortest class, which is enough to tell all of them apart.
 _HEAD = 38
 
 

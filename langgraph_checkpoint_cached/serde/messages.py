@@ -1,7 +1,7 @@
-"""LangChain's own messages from their dumped fields, without the constructors and validators that made them.
+"""Restoration of LangChain's own messages from their dumped fields, without constructors and validators.
 
-What was dumped validates to itself, for the ordinary shapes. Those are a whitelist: a message of any other shape,
-or of a class that is not as expected, is for pydantic alone to restore.
+Dumped fields of ordinary shapes validate to themselves. Those shapes are an allowlist: only pydantic restores a
+message of any other shape, or of a class that is not as expected.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from pydantic import BaseModel
 from pydantic_core import SchemaError, SchemaValidator, ValidationError
 
 Fields = dict[str, Any]
-# Whether the fields that only this class has would pass as they are. May put validated ones in their place.
+# Tells whether the fields that only this class has pass validation. It may put validated ones in their place.
 Passes = Callable[[Fields], bool]
 
 SAFE_TYPES: frozenset[tuple[str, ...]] = getattr(_msgpack, "SAFE_MSGPACK_TYPES", frozenset())
 
 
 class MessageClass(NamedTuple):
-    """A class of messages that was seen to come out the same both ways."""
+    """A class of messages for which both ways were found to give the same."""
 
     module: str
     name: str
     cls: type[BaseModel]
     fields: tuple[str, ...]
-    # How it begins in msgpack: an array of module, name, fields, and how the upstream hook is to make it.
+    # Start in msgpack of an array of module, name, fields, and the name of the upstream hook's constructor.
     start: bytes
-    # What `cls(**payload)` gives, or None where only it can tell. The payload becomes part of the message.
+    # Returns what `cls(**payload)` gives, or None where that has to be called. The payload becomes part of the
+    # message.
     restore: Callable[[Any], Any]
 
 
 @cache
 def message_classes() -> tuple[MessageClass, ...]:
-    """The classes on LangGraph's safe list that can be restored."""
+    """Return the classes on LangGraph's safe list that can be restored."""
     found = (_message_class(f"langchain_core.messages.{row[0]}", *row[1:]) for row in _CLASSES)
     return tuple(known for known in found if known is not None)
 
@@ -69,7 +70,7 @@ def _restorer(cls: type[BaseModel], own_fields_pass: Passes | None) -> Callable[
     )
 
     def restore(payload: Any) -> Any:
-        # In their order, as it becomes that of the message's attributes.
+        # The order matters: it becomes that of the message's attributes.
         if type(payload) is not dict or tuple(payload) != names:
             return None
         content, name, id_ = payload["content"], payload["name"], payload["id"]
@@ -84,7 +85,7 @@ def _restorer(cls: type[BaseModel], own_fields_pass: Passes | None) -> Callable[
         ):
             return None
         payload["type"] = kind
-        # As `BaseModel.model_construct` does it, but for defaults and aliases, which there are none of.
+        # As `BaseModel.model_construct` does it, except for defaults and aliases, of which there are none.
         message = new(cls)
         set_dict(message, payload)
         set_fields_set(message, names_set.copy())
@@ -96,7 +97,7 @@ def _restorer(cls: type[BaseModel], own_fields_pass: Passes | None) -> Callable[
 
 
 def _setter(name: str) -> Callable[[Any, Any], None]:
-    """`object.__setattr__` of one name, which it looks up each time."""
+    """Return a setter of one attribute that skips the look-up of `object.__setattr__`."""
     setter: Callable[[Any, Any], None] = vars(BaseModel)[f"__{name}__"].__set__
     return setter
 
@@ -105,7 +106,7 @@ def _is_list_of_blocks(content: Any) -> bool:
     return type(content) is list and all(type(block) is str or type(block) is dict for block in content)
 
 
-# --- The classes and what they add to the fields of every message ---
+# --- Classes, and what they add to the fields of every message ---
 
 
 def _chat(cls: type[BaseModel]) -> Passes:
@@ -162,7 +163,7 @@ def _ai_chunk(cls: type[BaseModel]) -> Passes:
 
 
 def _field(cls: type[BaseModel], name: str) -> Callable[[Any], Any]:
-    """The class's own validation of one field, in compiled code."""
+    """Return the class's own validation of one field, in compiled code."""
     schema: Mapping[str, Any] = cls.__pydantic_core_schema__
     config: Any = None
     while schema["type"] != "model-fields":
@@ -199,11 +200,11 @@ _CLASSES: tuple[tuple[str, str, tuple[str, ...], frozenset[str], Rule | None], .
 )
 
 
-# --- Whether the installed classes are those that this was written for ---
+# --- Checks that the installed classes are those that this was written for ---
 
 
 def _has_only(cls: type[BaseModel], validators: frozenset[str]) -> bool:
-    """Whether the checks above know of all that validation does."""
+    """Tell whether the checks above cover all that validation does."""
     made_by = cls.__pydantic_decorators__
     return set(made_by.model_validators) == validators and not (
         made_by.field_validators or made_by.validators or made_by.root_validators
@@ -211,7 +212,7 @@ def _has_only(cls: type[BaseModel], validators: frozenset[str]) -> bool:
 
 
 def sample_messages(cls: type[BaseModel]) -> tuple[Fields, ...]:
-    """Fields of two messages, one with as little as there may be and one with much."""
+    """Return the fields of two messages, one with as few values as possible and one with many."""
     calls = [{"name": "look", "args": {"b": 1, "a": [{}]}, "id": "c1", "type": "tool_call"}]
     usage = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5, "output_token_details": {"reasoning": 1}}
     bare = {

@@ -40,7 +40,7 @@ class _Load(NamedTuple):
 
 
 class LatestLoader:
-    """Loads the latest checkpoints of namespaces, with the leases of their threads."""
+    """Loader of the latest checkpoints of namespaces, with the leases of their threads."""
 
     def __init__(self, connections: Connections, leases: LeaseTable, stats: Stats) -> None:
         self._connections, self._leases, self._stats = connections, leases, stats

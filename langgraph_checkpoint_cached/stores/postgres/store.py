@@ -34,7 +34,7 @@ FIND_VALUES = query("find_values")
 
 
 class PostgresStore:
-    """Loads and stores rows: over a pool side by side, over a single connection one operation after the other."""
+    """Store of checkpoints in Postgres. Over a pool its operations run side by side, else one by one."""
 
     def __init__(self, upstream: AsyncPostgresSaver, prefix: str, stats: Stats) -> None:
         self._connections = connections = Connections(upstream)

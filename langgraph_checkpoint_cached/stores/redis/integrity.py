@@ -17,7 +17,7 @@ PERSON = b"lg-cached"
 
 
 class Scope(Protocol):
-    """Protects the parts of one place, such as a namespace, and verifies what was protected for the same part."""
+    """Protection of the parts of one place, such as a namespace. Each is verified as the part it was made for."""
 
     def protect(self, body: bytes, part: bytes) -> bytes:
         """Return `body` with a checksum or signature of scope, part and body before it."""

@@ -26,7 +26,7 @@ class Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, client: AnyRedis, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """The script's answer, strings as `bytes` whatever the client's own setting is.
+        """Run the script and return its reply, strings as `bytes` whatever the client's own setting is.
 
         Raises:
             redis.exceptions.RedisError, OSError: as the client raises them.
