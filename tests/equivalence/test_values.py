@@ -153,6 +153,7 @@ async def test_value_is_the_same_from_both_tiers_and_in_rows(sides: worlds.Sides
     await sides.check_rows([await check_value(sides, name)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("serde", "name"),
     [

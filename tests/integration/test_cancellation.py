@@ -159,7 +159,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Events:
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["", "redis gone"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["pool", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_call_is_cancelled(
     name: str,

@@ -100,8 +100,9 @@ class Tiers:
                 return
 
     async def keys(self) -> list[bytes]:
-        """All of ours in Redis."""
-        return [key async for key in self.redis.scan_iter(match=f"{self.prefix}*", count=1000)]
+        """All of threads in Redis; savers publish their counters there too."""
+        found = self.redis.scan_iter(match=f"{self.prefix}*", count=1000)
+        return [key async for key in found if not key.startswith(f"{self.prefix}:stats:".encode())]
 
     async def fences(self) -> list[bytes]:
         """Those of all threads."""
