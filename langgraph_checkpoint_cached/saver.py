@@ -195,11 +195,11 @@ class CachedPostgresSaver(SyncMethodsMixin):
             raise wrong_loop("aget_tuple")
         started = time.perf_counter()
         if checkpoint_id is None:
-            record, times = await self._engine.read_path.latest(namespace)
+            record, outcome = await self._engine.read_path.latest(namespace)
         else:
-            record, times = await self._engine.read_path.by_id(namespace, checkpoint_id)
+            record, outcome = await self._engine.read_path.by_id(namespace, checkpoint_id)
         found = None if record is None else self._decode(record)
-        times.record(time.perf_counter() - started)
+        self._engine.stats.record_read(outcome, time.perf_counter() - started)
         return found
 
     async def alist(

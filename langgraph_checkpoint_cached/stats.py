@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any
+from enum import Enum
+from typing import Any, Literal
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -63,24 +64,34 @@ class Histogram:
         return self.bounds[-1] if any(buckets) else 0
 
 
-class Gauge:
-    """Number that is read when it is asked for."""
+class ReadOutcome(Enum):
+    """Outcome of a read."""
 
-    def __init__(self, read: Callable[[], int] = lambda: 0) -> None:
-        self.read = read
+    HIT = "hit"
+    """Served from Redis."""
+    LOAD = "load"
+    """Loaded from Postgres, with the right to fill the entry."""
+    BYPASS = "bypass"
+    """Read from Postgres, past the entry."""
+    DEGRADED = "degraded"
+    """Read from Postgres because Redis could not be used."""
+
+
+Kind = Literal["counter", "gauge", "histogram"]
 
 
 def _counter(unit: str, description: str) -> Any:
-    return field(default=0, metadata={"unit": unit, "description": description})
+    return field(default=0, metadata={"kind": "counter", "unit": unit, "description": description})
 
 
 def _gauge(unit: str, description: str) -> Any:
-    return field(default_factory=Gauge, metadata={"unit": unit, "description": description})
+    return field(default=0, metadata={"kind": "gauge", "unit": unit, "description": description})
 
 
 def _times(description: str, *place: str) -> Any:
     """Return a histogram of seconds. `place` is the tier, the operation, and its outcome if there are several."""
-    return field(default_factory=Histogram, metadata={"unit": "s", "description": description, "place": place})
+    metadata = {"kind": "histogram", "unit": "s", "description": description, "place": place}
+    return field(default_factory=Histogram, metadata=metadata)
 
 
 @dataclass(eq=False)
@@ -139,14 +150,14 @@ class Stats:
     flush_waits: int = _counter("{wait}", "Reads and writes that waited for a flush to Postgres.")
     disagreements: int = _counter("{check}", "Checks in which the hit was not what Postgres holds. Always 0.")
 
-    redis_usable: Gauge = _gauge("1", "1 while Redis is used, 0 while it is unusable.")
-    writes_waiting: Gauge = _gauge("{write}", "Writes that wait for their transaction to begin.")
-    unflushed: Gauge = _gauge(
+    redis_usable: int = _gauge("1", "1 while Redis is used, 0 while it is unusable.")
+    writes_waiting: int = _gauge("{write}", "Writes that wait for their transaction to begin.")
+    unflushed: int = _gauge(
         "{write}", "Writes of this process that Redis has acknowledged and Postgres does not have yet."
     )
-    unflushed_bytes: Gauge = _gauge("By", "About how much memory those take.")
-    leases_held: Gauge = _gauge("{lease}", "Threads that this process may write behind on now.")
-    unreported_stale_threads: Gauge = _gauge(
+    unflushed_bytes: int = _gauge("By", "About how much memory those take.")
+    leases_held: int = _gauge("{lease}", "Threads that this process may write behind on now.")
+    unreported_stale_threads: int = _gauge(
         "{thread}",
         "Stale threads of this process, which it invalidates before it uses Redis again.",
     )
@@ -171,6 +182,7 @@ class Stats:
     group_sizes: Histogram = field(
         default_factory=lambda: Histogram(SIZES),
         metadata={
+            "kind": "histogram",
             "unit": "{write}",
             "description": "Writes that shared a transaction.",
             "place": ("postgres", "group"),
@@ -187,23 +199,25 @@ class Stats:
                 found |= {count: value.count, total: round(value.sum, 6)}
                 found |= {f"{stem}_p{share}": round(value.quantile(share / 100), 6) for share in (50, 99)}
             else:
-                found[about.name] = value.read() if isinstance(value, Gauge) else value
+                found[about.name] = value
         return found
 
     def totals(self) -> dict[str, int]:
         """Return the counters and gauges alone, by name."""
-        found: dict[str, int] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if not isinstance(value, Histogram):
-                found[each.name] = value.read() if isinstance(value, Gauge) else value
-        return found
+        return {
+            each.name: getattr(self, each.name) for each in fields(self) if each.metadata["kind"] != "histogram"
+        }
 
-    def described(self, kind: type) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yield the name and the metadata of each counter (`int`), gauge (`Gauge`) or `Histogram`."""
-        for about in fields(self):
-            if isinstance(getattr(self, about.name), kind):
-                yield about.name, about.metadata
+    def record_read(self, outcome: ReadOutcome, seconds: float) -> None:
+        """Count the time of a whole read."""
+        histogram: Histogram = getattr(self, f"get_{outcome.value}")
+        histogram.record(seconds)
+
+    def described(self, kind: Kind) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the name and the metadata of each counter, gauge or histogram."""
+        for each in fields(self):
+            if each.metadata["kind"] == kind:
+                yield each.name, each.metadata
 
 
 def stat_names(histogram: str) -> tuple[str, str, str]:

@@ -9,7 +9,7 @@ from itertools import accumulate, count
 from weakref import WeakKeyDictionary
 
 from langgraph_checkpoint_cached.saver import CachedPostgresSaver
-from langgraph_checkpoint_cached.stats import Gauge, Histogram, Stats
+from langgraph_checkpoint_cached.stats import Histogram, Stats
 
 try:
     from opentelemetry import metrics
@@ -95,13 +95,13 @@ def instrument(
 
 def _make_instruments(meter: Meter, savers: InstrumentedSavers) -> None:
     template = Stats()
-    for name, about in template.described(int):
+    for name, about in template.described("counter"):
         meter.create_observable_counter(
-            f"{SCOPE}.{name}", [savers.observed(_counted(name))], about["unit"], about["description"]
+            f"{SCOPE}.{name}", [savers.observed(_value(name))], about["unit"], about["description"]
         )
-    for name, about in template.described(Gauge):
+    for name, about in template.described("gauge"):
         meter.create_observable_gauge(
-            f"{SCOPE}.{name}", [savers.observed(_measured(name))], about["unit"], about["description"]
+            f"{SCOPE}.{name}", [savers.observed(_value(name))], about["unit"], about["description"]
         )
     for name, unit, description, read in (
         ("call.time", "s", "Seconds that calls took.", _call_times),
@@ -114,12 +114,8 @@ def _make_instruments(meter: Meter, savers: InstrumentedSavers) -> None:
         meter.create_observable_counter(f"{SCOPE}.{name}", [savers.observed(read)], unit, description)
 
 
-def _counted(name: str) -> Read:
+def _value(name: str) -> Read:
     return lambda stats: [(getattr(stats, name), {})]
-
-
-def _measured(name: str) -> Read:
-    return lambda stats: [(getattr(stats, name).read(), {})]
 
 
 def _call_times(stats: Stats) -> Iterable[tuple[float, Attributes]]:
@@ -137,7 +133,7 @@ def _call_buckets(stats: Stats) -> Iterable[tuple[float, Attributes]]:
 def _timed(stats: Stats) -> list[tuple[Histogram, Attributes]]:
     return [
         (getattr(stats, name), dict(zip(("tier", "operation", "outcome"), about["place"], strict=False)))
-        for name, about in stats.described(Histogram)
+        for name, about in stats.described("histogram")
         if about["unit"] == "s"
     ]
 

@@ -49,7 +49,7 @@ class CachedNamespaces:
         Of a thread whose other namespaces Redis knows to be empty, these are also those that Postgres has.
         """
         only = None if self._threads is None or len(self._threads) != 1 else next(iter(self._threads))
-        async for key in self._components.entries.keys(f":{{{only or '*'}}}:*"):
+        async for key in self._components.invalidation.keys(f":{{{only or '*'}}}:*"):
             parsed = parse_key(self._components.options.prefix, key)
             if parsed is None or (self._threads is not None and parsed[0] not in self._threads):
                 continue

@@ -10,6 +10,7 @@ from typing import Any
 from psycopg.rows import DictRow
 
 from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
+from langgraph_checkpoint_cached.engine.ended_journals import EndedJournals
 from langgraph_checkpoint_cached.engine.hit_auditor import HitAuditor
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
@@ -19,6 +20,7 @@ from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.redis.entries import RedisEntries
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
+from langgraph_checkpoint_cached.stores.redis.invalidation import ThreadInvalidation
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 
 
@@ -36,6 +38,8 @@ class Components:
     read_path: ReadPath
     entries: RedisEntries
     auditor: HitAuditor
+    invalidation: ThreadInvalidation
+    ended_journals: EndedJournals
 
     @classmethod
     @asynccontextmanager
@@ -53,7 +57,9 @@ class Components:
                 replayer=engine.replayer,
                 read_path=engine.read_path,
                 entries=engine.entries,
-                auditor=engine.read_path._auditor,
+                auditor=engine.auditor,
+                invalidation=engine.invalidation,
+                ended_journals=engine.ended_journals,
             )
 
     async def query(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[DictRow]:

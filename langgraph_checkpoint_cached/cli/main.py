@@ -19,7 +19,7 @@ from langgraph_checkpoint_cached.cli import connections
 from langgraph_checkpoint_cached.cli.output import Output
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError, CachedSaverError
 from langgraph_checkpoint_cached.stores.redis.client import reason
-from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 INSTALL_EMBEDDED = "pip install 'langgraph-checkpoint-cached[embedded]'"

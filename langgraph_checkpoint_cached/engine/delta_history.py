@@ -1,18 +1,18 @@
-"""Histories of `DeltaChannel`s: out of the entry if they may be served, else from Postgres, and into the entry."""
+"""Histories of `DeltaChannel`s: from the entry if they may be served, else from Postgres, and into the entry."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
 
-from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
-from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
+from langgraph_checkpoint_cached.engine.flushed_store import FlushedStore
+from langgraph_checkpoint_cached.engine.recovery import Recovery
 from langgraph_checkpoint_cached.records import History, Namespace
-from langgraph_checkpoint_cached.stats import Stats
-from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
+from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis.delta_history_format import LENGTH_MAX, EntryHistories, is_stored_in
-from langgraph_checkpoint_cached.stores.redis.entries import Hit, RedisEntries, RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.entries import Hit, RedisEntries
 from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
@@ -26,30 +26,22 @@ class DeltaHistoryReader:
     child of the entry's checkpoint takes it along, with the writes that led there.
     """
 
-    def __init__(
-        self,
-        entries: RedisEntries,
-        postgres: PostgresStore,
-        recovery: StaleThreadInvalidator,
-        replayer: JournalReplayer,
-        stats: Stats,
-    ) -> None:
-        self._entries, self._postgres, self._invalidator = entries, postgres, recovery
-        self._replayer, self._stats = replayer, stats
+    def __init__(self, runtime: Runtime, entries: RedisEntries, store: FlushedStore, recovery: Recovery) -> None:
+        self._stats, self._entries, self._store, self._recovery = runtime.stats, entries, store, recovery
         self._tasks = BackgroundTasks()
 
     async def get(
         self, namespace: Namespace, checkpoint_id: str, channels: Sequence[str]
     ) -> Mapping[str, History]:
-        """The histories of these channels at a checkpoint. Served by the entry when that is the one."""
-        if not self._invalidator.is_fresh:
-            await self._invalidator.look()
+        """Return the histories of these channels at a checkpoint. Served by the entry when that is the one."""
+        if not self._recovery.is_fresh:
+            await self._recovery.poll()
         may_fill = False
         try:
-            answer = await self._entries.read(namespace, new_token(), checkpoint_id)
-            if isinstance(answer, Hit):
+            reply = await self._entries.read(namespace, new_token(), checkpoint_id)
+            if isinstance(reply, Hit):
                 may_fill = True
-                found = self._entries.histories(namespace, checkpoint_id, answer.fields)
+                found = self._entries.histories(namespace, checkpoint_id, reply.fields)
                 if found and found.by_channel.keys() >= set(channels):
                     self._stats.history_hits += 1
                     if found.length > LENGTH_MAX:
@@ -59,12 +51,12 @@ class DeltaHistoryReader:
             self._stats.damaged += 1
             await self._discard(namespace)
         except RedisUnavailable:
-            pass
+            self._recovery.reopen()
         self._stats.history_loads += 1
         return await self._tasks.finish(self._load(namespace, checkpoint_id, channels, may_fill=may_fill))
 
     async def drain(self) -> None:
-        """Waits until nothing is under way."""
+        """Wait until nothing is under way."""
         await self._tasks.drain()
 
     async def _load(
@@ -76,8 +68,7 @@ class DeltaHistoryReader:
                 held = await self._entries.history_fill_lease(namespace, fill_token, checkpoint_id)
             except RedisUnavailable:
                 held = None
-        await self._replayer.flush_threads([namespace.thread_id])
-        loaded = await self._postgres.histories(namespace, checkpoint_id, channels)
+        loaded = await self._store.histories(namespace, checkpoint_id, channels)
         if held is not None:
             generation, fields = held
             try:
@@ -90,7 +81,7 @@ class DeltaHistoryReader:
         return loaded
 
     async def _shorten(self, namespace: Namespace, checkpoint_id: str) -> None:
-        """Puts what has been added to a history into it."""
+        """Put what has been added to a history into it."""
         fill_token = new_token()
         try:
             held = await self._entries.history_fill_lease(namespace, fill_token, checkpoint_id)
@@ -103,7 +94,7 @@ class DeltaHistoryReader:
                     namespace, fill_token, generation, checkpoint_id, found.by_channel
                 )
         except (RedisUnavailable, DamagedEntry):
-            pass  # the next read sees to it
+            pass  # the next read does it
 
     async def _discard(self, namespace: Namespace) -> None:
         with contextlib.suppress(RedisUnavailable):

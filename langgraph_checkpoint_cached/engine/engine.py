@@ -9,23 +9,32 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from langgraph_checkpoint_cached.arguments import Settings
 from langgraph_checkpoint_cached.engine.delta_history import DeltaHistoryReader
+from langgraph_checkpoint_cached.engine.ended_journals import EndedJournals
+from langgraph_checkpoint_cached.engine.flushed_store import FlushedStore
+from langgraph_checkpoint_cached.engine.held_leases import HeldLeases
+from langgraph_checkpoint_cached.engine.hit_auditor import HitAuditor
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.engine.read_path import ReadPath
+from langgraph_checkpoint_cached.engine.recovery import Recovery
 from langgraph_checkpoint_cached.engine.stats_publisher import StatsPublisher
-from langgraph_checkpoint_cached.engine.thread_operations import Threads
+from langgraph_checkpoint_cached.engine.thread_changes import ThreadChanges
+from langgraph_checkpoint_cached.engine.thread_operations import ThreadOperations
 from langgraph_checkpoint_cached.engine.write_behind import WriteBehindQueue
 from langgraph_checkpoint_cached.engine.write_through import WriteThrough
 from langgraph_checkpoint_cached.records import Put, PutWrites
-from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.postgres import schema
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
 from langgraph_checkpoint_cached.stores.redis.entries import RedisEntries
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.fences import Fences
+from langgraph_checkpoint_cached.stores.redis.health import RedisHealth
 from langgraph_checkpoint_cached.stores.redis.integrity import integrity_for
+from langgraph_checkpoint_cached.stores.redis.invalidation import ThreadInvalidation
 from langgraph_checkpoint_cached.stores.redis.journal import Journal
+from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
 from langgraph_checkpoint_cached.stores.redis.script_call import confirmation_for
 from langgraph_checkpoint_cached.stores.redis.server_check import check_redis
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
@@ -34,55 +43,70 @@ from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 class Engine:
     """Reads and writes through both stores, for one saver and all its copies.
 
+    Each component is given those that it calls, in this order from the bottom up; none is told of one above it.
+
     Args:
         redis: Client of the caller; never closed here.
-        upstream: The upstream saver, over a pool or a single connection.
+        upstream: Upstream saver, over a pool or a single connection.
         settings: Validated settings of the saver.
     """
 
     def __init__(self, redis: AnyRedis, upstream: AsyncPostgresSaver, settings: Settings) -> None:
-        self.upstream, self.loop, self.stats = upstream, upstream.loop, Stats()
-        prefix, ttl, integrity = settings.prefix, settings.ttl, integrity_for(settings.signing_keys)
-        confirmation = confirmation_for(settings.redis_durability, settings.redis_timeout_seconds)
+        self.upstream, self.loop = upstream, upstream.loop
+        runtime = self.runtime = Runtime(self.loop)
+        self.stats, self.tasks = runtime.stats, BackgroundTasks()
+        self.writes_behind = settings.mode == "write_behind"
+        self._open_redis(runtime, redis, settings)
+        self.store = PostgresStore(upstream, settings.prefix, runtime.stats)
+        self._open_background(runtime)
+        self._open_calls(runtime, settings)
+        self.stats_publisher = StatsPublisher(runtime, self.executor, settings.prefix)
+        self.stats_publisher.start()
+
+    def _open_redis(self, runtime: Runtime, redis: AnyRedis, settings: Settings) -> None:
+        self.health = RedisHealth(runtime)
         self.executor = ScriptExecutor(
-            redis, prefix, settings.redis_timeout_seconds, self.stats, self.loop, confirmation
+            redis,
+            runtime,
+            self.health,
+            prefix=settings.prefix,
+            timeout_seconds=settings.redis_timeout_seconds,
+            confirmation=confirmation_for(settings.redis_durability, settings.redis_timeout_seconds),
         )
-        self.entries = RedisEntries(self.executor, prefix, ttl, self.stats, integrity)
-        self.journal = Journal(self.executor, prefix, ttl, integrity)
-        self.store = PostgresStore(upstream, prefix, self.stats)
-        self.replayer = JournalReplayer(self.journal, self.store, self.stats)
+        keyspace, integrity = Keyspace(settings.prefix, settings.ttl), integrity_for(settings.signing_keys)
+        self.fences = Fences(runtime, self.executor, keyspace, retain=not self.writes_behind)
+        self.entries = RedisEntries(runtime, self.executor, keyspace, self.fences, integrity)
+        self.journal = Journal(self.executor, keyspace, integrity)
+        self.invalidation = ThreadInvalidation(self.executor, keyspace)
+
+    def _open_background(self, runtime: Runtime) -> None:
+        ended_journals = EndedJournals(runtime, self.journal, self.store.leases)
+        self.ended_journals = ended_journals
         self.invalidator = StaleThreadInvalidator(
-            self.entries, self.executor, self.store.stale_threads, self.replayer, self.stats, self.loop
+            runtime, self.health, self.invalidation, self.store.stale_threads, ended_journals
         )
-        self.read_path = ReadPath(
-            self.entries, self.store, self.invalidator, self.replayer, self.stats, settings.check_hits
+        self.held = HeldLeases(runtime, self.journal, self.store, self.invalidator, ended_journals)
+        self.replayer = JournalReplayer(runtime, self.journal, self.store, self.held, ended_journals)
+        self.recovery = Recovery(runtime, self.executor, self.fences, self.invalidator, self.replayer)
+
+    def _open_calls(self, runtime: Runtime, settings: Settings) -> None:
+        self.flushed = FlushedStore(self.store, self.replayer)
+        self.auditor = HitAuditor(
+            runtime, self.entries, self.flushed, self.invalidator, fraction=settings.check_hits
         )
-        fences = Fences(self.entries, self.loop, retain=settings.mode == "write_through")
-        fences.left = self.invalidator.note
-        self.executor.on_opening.append(fences.forget_all)
-        self.write_through = WriteThrough(
-            self.entries, fences, self.store, self.journal, self.replayer, self.invalidator, self.stats, self.loop
-        )
-        self.histories = DeltaHistoryReader(self.entries, self.store, self.invalidator, self.replayer, self.stats)
+        auditor = self.auditor if settings.check_hits else None
+        self.read_path = ReadPath(runtime, self.entries, self.flushed, self.recovery, auditor)
+        self.histories = DeltaHistoryReader(runtime, self.entries, self.flushed, self.recovery)
+        self.write_through = WriteThrough(runtime, self.entries, self.store, self.replayer, self.recovery)
         self.write_behind: WriteBehindQueue | None = None
         self.write: Callable[[Put | PutWrites], asyncio.Future[None]] = self.write_through.write
-        if settings.mode == "write_behind":
+        if self.writes_behind:
             self.write_behind = WriteBehindQueue(
-                self.entries,
-                self.journal,
-                self.store,
-                self.write_through,
-                self.replayer,
-                self.invalidator,
-                self.stats,
-                self.loop,
+                runtime, self.entries, self.journal, self.held, self.write_through
             )
-            self.executor.on_opening.append(self.write_behind.revoke_all)
             self.write = self.write_behind.write
-        self.tasks = BackgroundTasks()
-        self.threads = Threads(self.write_through, self.store, self.tasks)
-        self.stats_publisher = StatsPublisher(self.executor, prefix, self.stats, self.loop)
-        self.stats_publisher.start()
+        changes = ThreadChanges(self.entries, self.journal, self.store, self.replayer, self.invalidator)
+        self.threads = ThreadOperations(changes, self.store, self.replayer, self.tasks)
 
     async def setup(self) -> None:
         """Check the servers and create or migrate the tables.
@@ -90,7 +114,7 @@ class Engine:
         Raises:
             UnsupportedServerError: a server is too old, or Redis may evict what write-behind leaves to it.
         """
-        await check_redis(self.executor, writes_behind=self.write_behind is not None)
+        await check_redis(self.executor, writes_behind=self.writes_behind)
         abandoned = asyncio.Event()
         try:
             if await self.tasks.finish(schema.migrate(self.upstream, abandoned)):
@@ -101,10 +125,12 @@ class Engine:
 
     async def close(self) -> None:
         """Wait for what is under way; with write-behind, flush to Postgres first."""
-        await self.invalidator.close()
+        await self.recovery.close()
         if self.write_behind is not None:
-            await self.write_behind.close()
+            await self.held.close()
+            await self.write_behind.drain()
         await self.tasks.drain()
+        await self.executor.drain()  # a read that has its reply from Redis may go on to Postgres, and fill the entry
         await self.read_path.drain()
         await self.histories.drain()
         await self.write_through.drain()

@@ -1,4 +1,4 @@
-"""The check that is to find nothing: some of the hits, compared with Postgres."""
+"""Audit of hits: some of them are compared with Postgres, which is to find nothing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, Literal, TypeAlias
 import psycopg
 
 from langgraph_checkpoint_cached import jsonb
+from langgraph_checkpoint_cached.engine.flushed_store import FlushedStore
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
-from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.errors import BehindError, OverloadedError
 from langgraph_checkpoint_cached.records import Namespace, Record
-from langgraph_checkpoint_cached.stats import Stats
-from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
-from langgraph_checkpoint_cached.stores.redis.entries import Hit, Load, Miss, RedisEntries, RedisUnavailable
+from langgraph_checkpoint_cached.runtime import Runtime
+from langgraph_checkpoint_cached.stores.redis.entries import EntryMiss, FillLease, Hit, MissReason, RedisEntries
 from langgraph_checkpoint_cached.stores.redis.fields import CHECKPOINT_ID
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
@@ -44,30 +44,29 @@ class HitAuditor:
     asked once more: an entry that is still there is wrong.
 
     Args:
-        fraction: Of the hits, how many are drawn, from 0 to 1.
+        fraction: Share of the hits that are compared, from 0 to 1.
     """
 
     def __init__(
         self,
+        runtime: Runtime,
         entries: RedisEntries,
-        postgres: PostgresStore,
-        recovery: StaleThreadInvalidator,
-        replayer: JournalReplayer,
-        stats: Stats,
+        store: FlushedStore,
+        invalidator: StaleThreadInvalidator,
+        *,
         fraction: float,
     ) -> None:
-        self._entries, self._postgres, self._invalidator = entries, postgres, recovery
-        self._replayer, self._stats = replayer, stats
+        self._stats, self._entries, self._store, self._invalidator = runtime.stats, entries, store, invalidator
         self._fraction = fraction
         self._tasks = BackgroundTasks()
 
     def sample(self, namespace: Namespace, hit: Hit | None, record: Record | None) -> None:
-        """Perhaps checks what is being served: `record`, out of `hit`, or that the namespace is empty."""
+        """Perhaps check what is being served: `record`, out of `hit`, or that the namespace is empty."""
         if len(self._tasks) < CHECKS_AT_ONCE_MAX and random.random() < self._fraction:  # noqa: S311
             self._tasks.start(self._check(namespace, hit, record))
 
     async def drain(self) -> None:
-        """Waits until no check is under way."""
+        """Wait until no check is under way."""
         await self._tasks.drain()
 
     async def _check(self, namespace: Namespace, hit: Hit | None, record: Record | None) -> None:
@@ -91,13 +90,12 @@ class HitAuditor:
     async def compare(
         self, namespace: Namespace, hit: Hit | None, record: Record | None
     ) -> tuple[Verdict, Record | None]:
-        """Steps 2 and 3 for `record`, out of `hit`, or for an empty namespace; and what Postgres holds.
+        """Do steps 2 and 3 for `record`, out of `hit`, or for an empty namespace; return what Postgres holds too.
 
         `"changed"` if nobody can tell, as something was written meanwhile. Raises `RedisUnavailable`,
         `OverloadedError`, `BehindError` and psycopg's errors.
         """
-        await self._replayer.flush_threads([namespace.thread_id])
-        held = (await self._postgres.latest(namespace)).record
+        held = (await self._store.latest(namespace, None)).record
         if not await self._still_there(namespace, hit, record):
             return "changed", held
         if comparable_content(record) == comparable_content(held):
@@ -106,13 +104,15 @@ class HitAuditor:
         return ("differs" if await self._still_there(namespace, hit, record) else "changed"), held
 
     async def _still_there(self, namespace: Namespace, hit: Hit | None, record: Record | None) -> bool:
-        """Whether Redis would serve the very same entry again; without a hit, that there is no checkpoint."""
+        """Return whether Redis would serve the very same entry again; without a hit, that there is no
+        checkpoint.
+        """
         wanted = record.checkpoint_id if record else ""  # with an id, READ gives no fill lease
         answer = await self._entries.read(namespace, fill_token := new_token(), wanted)
-        if isinstance(answer, Load):
+        if isinstance(answer, FillLease):
             await self._entries.release_fill_lease(namespace, fill_token)
         if hit is None:
-            return (isinstance(answer, Miss) and answer.why == "empty") or (
+            return (isinstance(answer, EntryMiss) and answer.reason is MissReason.EMPTY) or (
                 isinstance(answer, Hit) and answer.fields.get(CHECKPOINT_ID) == b""
             )
         return isinstance(answer, Hit) and answer.fields == hit.fields

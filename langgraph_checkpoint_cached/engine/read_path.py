@@ -7,26 +7,24 @@ import contextlib
 import logging
 import math
 import random
-import time
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple
 
+from langgraph_checkpoint_cached.engine.flushed_store import FlushedStore
 from langgraph_checkpoint_cached.engine.hit_auditor import HitAuditor
-from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
-from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
-from langgraph_checkpoint_cached.records import Latest, Namespace, Record
-from langgraph_checkpoint_cached.stats import Histogram, Stats
-from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
+from langgraph_checkpoint_cached.engine.recovery import Recovery
+from langgraph_checkpoint_cached.records import Namespace, Record
+from langgraph_checkpoint_cached.runtime import Runtime
+from langgraph_checkpoint_cached.stats import ReadOutcome
 from langgraph_checkpoint_cached.stores.redis.entries import (
+    EntryMiss,
+    FillLease,
     Hit,
-    LeasePosition,
-    Load,
-    Miss,
-    ReadAnswer,
+    MissReason,
+    ReadReply,
     RedisEntries,
-    RedisUnavailable,
 )
 from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
@@ -38,12 +36,16 @@ POLL_SECONDS_MIN = 0.002
 POLL_SECONDS_MAX = 0.05
 LOG_EVERY_SECONDS = 60.0
 
-Found: TypeAlias = "tuple[Record | None, Histogram]"
-"""What a read found, and where the time it took is to be recorded."""
+
+class ReadResult(NamedTuple):
+    """Checkpoint that a read found, None if there is none, and how the read ended."""
+
+    record: Record | None
+    outcome: ReadOutcome
 
 
 class ReadPath:
-    """Reads of checkpoints through both tiers.
+    """Reads of checkpoints through both stores.
 
     The interleaving that must not happen, and what prevents it:
 
@@ -55,142 +57,124 @@ class ReadPath:
     BEGIN in step 3 invalidated the fill lease, so the FILL in step 4 is refused. (Leases: Nishtala et al.,
     *Scaling Memcache at Facebook*, NSDI 2013.) The fill lease is also what makes many readers of a cold thread
     load it once.
+
+    Args:
+        runtime: Clock and counters.
+        entries: Entries in Redis.
+        store: Postgres.
+        recovery: Polled before the first read, and told when Redis cannot be used.
+        auditor: Compares some hits with Postgres, if it is given.
     """
 
     def __init__(
         self,
+        runtime: Runtime,
         entries: RedisEntries,
-        postgres: PostgresStore,
-        recovery: StaleThreadInvalidator,
-        replayer: JournalReplayer,
-        stats: Stats,
-        check_hits: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
+        store: FlushedStore,
+        recovery: Recovery,
+        auditor: HitAuditor | None = None,
     ) -> None:
-        self._entries, self._postgres, self._invalidator = entries, postgres, recovery
-        self._replayer, self._stats, self._clock = replayer, stats, clock
-        self._check_hits = check_hits
-        self._auditor = HitAuditor(entries, postgres, recovery, replayer, stats, check_hits)
+        self._stats, self._clock = runtime.stats, runtime.clock
+        self._entries, self._store, self._recovery, self._auditor = entries, store, recovery, auditor
         self._tasks = BackgroundTasks()
         self._log_again_at = -math.inf
 
-    async def latest(self, namespace: Namespace) -> Found:
-        """The namespace's latest checkpoint, or None if it has none."""
-        if not self._invalidator.is_fresh:
-            await self._invalidator.look()
-        stats = self._stats
+    async def latest(self, namespace: Namespace) -> ReadResult:
+        """Return the namespace's latest checkpoint."""
+        if not self._recovery.is_fresh:
+            await self._recovery.poll()
         try:
-            answer = await self._wait_for_turn(namespace, fill_token := new_token())
-            if isinstance(answer, Hit):
-                entry = await self._entry(namespace, answer)
-                if entry is not None:
-                    return entry.record, stats.get_hit
-            elif isinstance(answer, Miss) and answer.why == "empty":
-                return self._empty(namespace)
-            elif isinstance(answer, Load):
-                return await self._tasks.finish(self._load(namespace, fill_token, answer)), stats.get_load
-            stats.bypasses += 1
-            times = stats.get_bypass
-            ack = answer.lease if isinstance(answer, Miss) else None
+            reply = await self._entries.read(namespace, fill_token := new_token())
+            if isinstance(reply, EntryMiss) and reply.reason is MissReason.WAIT:
+                reply = await self._wait_for_load(namespace, fill_token, reply)
+            if isinstance(reply, FillLease):
+                record = await self._tasks.finish(self._load(namespace, fill_token, reply))
+                return ReadResult(record, ReadOutcome.LOAD)
+            hit = await self._hit(namespace, reply)
+            if hit is not None:
+                return hit
+            position = reply.lease if isinstance(reply, EntryMiss) else None
         except RedisUnavailable:
-            stats.degraded_reads += 1
-            times, ack = stats.get_degraded, None
-        return (await self._flushed(namespace, ack)).record, times
+            self._recovery.reopen()
+            self._stats.degraded_reads += 1
+            return ReadResult((await self._store.latest(namespace, None)).record, ReadOutcome.DEGRADED)
+        self._stats.bypasses += 1
+        return ReadResult((await self._store.latest(namespace, position)).record, ReadOutcome.BYPASS)
 
-    async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Found:
-        """One checkpoint, or None if it does not exist. Served by the entry when that is the one."""
-        if not self._invalidator.is_fresh:
-            await self._invalidator.look()
-        stats = self._stats
+    async def by_id(self, namespace: Namespace, checkpoint_id: str) -> ReadResult:
+        """Return one checkpoint. Served by the entry when that is the one."""
+        if not self._recovery.is_fresh:
+            await self._recovery.poll()
         try:
-            answer = await self._entries.read(namespace, new_token(), checkpoint_id)
-            if isinstance(answer, Miss) and answer.why == "empty":
-                return self._empty(namespace)
-            if isinstance(answer, Hit):
-                entry = await self._entry(namespace, answer)
-                if entry is not None:
-                    return entry.record, stats.get_hit
-            stats.bypasses += 1
-            times = stats.get_bypass
+            hit = await self._hit(namespace, await self._entries.read(namespace, new_token(), checkpoint_id))
+            if hit is not None:
+                return hit
+            self._stats.bypasses += 1
+            outcome = ReadOutcome.BYPASS
         except RedisUnavailable:
-            stats.degraded_reads += 1
-            times = stats.get_degraded
-        return await self._tasks.finish(self._complete_by_id(namespace, checkpoint_id)), times
-
-    async def _complete_by_id(self, namespace: Namespace, checkpoint_id: str) -> Record | None:
-        await self._replayer.flush_threads([namespace.thread_id])
-        return await self._postgres.by_id(namespace, checkpoint_id)
-
-    async def _flushed(self, namespace: Namespace, ack: LeasePosition | None) -> Latest:
-        """What was acknowledged of the namespace before, out of Postgres, which may have to follow first."""
-        latest = await self._postgres.latest(namespace)
-        while not self._replayer.is_flushed(ack, latest.lease):
-            ack = await self._tasks.finish(self._replayer.settle(namespace.thread_id))
-            latest = await self._postgres.latest(namespace)
-        return latest
+            self._recovery.reopen()
+            self._stats.degraded_reads += 1
+            outcome = ReadOutcome.DEGRADED
+        return ReadResult(await self._tasks.finish(self._store.by_id(namespace, checkpoint_id)), outcome)
 
     async def drain(self) -> None:
-        """Waits until nothing is under way."""
-        await self._auditor.drain()
+        """Wait until nothing is under way."""
+        if self._auditor is not None:
+            await self._auditor.drain()
         await self._tasks.drain()
-        await self._postgres.drain()
+        await self._store.drain()
 
-    async def _wait_for_turn(self, namespace: Namespace, fill_token: str) -> ReadAnswer:
-        """Asks for the entry until it is there, the fill lease is ours, or it is time to go to Postgres."""
+    async def _wait_for_load(self, namespace: Namespace, fill_token: str, reply: ReadReply) -> ReadReply:
+        """Read again until the entry is there, the fill lease is ours, or it is time to go to Postgres."""
         deadline = self._clock() + WAIT_SECONDS_MAX
         pause = POLL_SECONDS_MIN
-        answer = await self._entries.read(namespace, fill_token)
-        if isinstance(answer, Miss) and answer.why == "wait":
-            self._stats.waits += 1
-        while isinstance(answer, Miss) and answer.why == "wait" and self._clock() < deadline:
+        self._stats.waits += 1
+        while isinstance(reply, EntryMiss) and reply.reason is MissReason.WAIT and self._clock() < deadline:
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the waiters
             pause = min(2 * pause, POLL_SECONDS_MAX)
-            answer = await self._entries.read(namespace, fill_token)
-        return answer
+            reply = await self._entries.read(namespace, fill_token)
+        return reply
 
-    async def _entry(self, namespace: Namespace, hit: Hit) -> Latest | None:
-        """The entry that was hit, or None when it has to be asked of Postgres."""
-        try:
-            entry = self._entries.decode(namespace, hit)
-        except DamagedEntry as exc:
-            self._stats.damaged += 1
-            self._log_once(exc)
-            await self._entries.discard(namespace)
+    async def _hit(self, namespace: Namespace, reply: ReadReply) -> ReadResult | None:
+        """Return what is served from Redis, None when Postgres has to be asked."""
+        record = None
+        if isinstance(reply, Hit):
+            try:
+                entry = self._entries.decode(namespace, reply)
+            except DamagedEntry as exc:
+                await self._discard(namespace, exc)
+                return None
+            if entry is None:
+                return None
+            record = entry.record
+        elif not isinstance(reply, EntryMiss) or reply.reason is not MissReason.EMPTY:
             return None
-        if entry is not None:
-            self._stats.hits += 1
-            if self._check_hits:
-                self._auditor.sample(namespace, hit, entry.record)
-        return entry
-
-    def _empty(self, namespace: Namespace) -> Found:
         self._stats.hits += 1
-        if self._check_hits:
-            self._auditor.sample(namespace, None, None)
-        return None, self._stats.get_hit
+        if self._auditor is not None:
+            self._auditor.sample(namespace, reply if isinstance(reply, Hit) else None, record)
+        return ReadResult(record, ReadOutcome.HIT)
 
-    def _log_once(self, damage: DamagedEntry) -> None:
-        """Logs it, but not over and over: others may write what this process does not take, for hours."""
-        if self._clock() >= self._log_again_at:
+    async def _discard(self, namespace: Namespace, damage: DamagedEntry) -> None:
+        self._stats.damaged += 1
+        if self._clock() >= self._log_again_at:  # others may write what this process does not accept, for hours
             self._log_again_at = self._clock() + LOG_EVERY_SECONDS
             logger.warning("dropped what Redis held (more of the kind is only counted for a while): %s", damage)
+        await self._entries.discard(namespace)
 
-    async def _load(self, namespace: Namespace, fill_token: str, load: Load) -> Record | None:
+    async def _load(self, namespace: Namespace, fill_token: str, fill_lease: FillLease) -> Record | None:
         self._stats.loads += 1
         try:
-            latest = await self._flushed(namespace, load.lease)
+            latest = await self._store.latest(namespace, fill_lease.lease)
         except BaseException:
             with contextlib.suppress(RedisUnavailable):
-                await self._entries.release_fill_lease(
-                    namespace, fill_token
-                )  # so that others need not wait it out
+                await self._entries.release_fill_lease(namespace, fill_token)  # others need not wait for its end
             raise
-        # Whoever asked does not wait for it. What this process asks of Redis later comes after it.
-        filling = self._tasks.start(self._entries.fill(namespace, fill_token, load, latest))
-        filling.add_done_callback(self._filled)
+        # The reader does not wait for it. What this process asks of Redis later comes after it.
+        filling = self._tasks.start(self._entries.fill(namespace, fill_token, fill_lease, latest))
+        filling.add_done_callback(self._on_filled)
         return latest.record
 
-    def _filled(self, filling: asyncio.Task[bool]) -> None:
+    def _on_filled(self, filling: asyncio.Task[bool]) -> None:
         if not filling.cancelled() and filling.exception() is None:  # else the fill lease runs out
             self._stats.fills += filling.result()
             self._stats.fills_refused += not filling.result()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import weakref
 
-from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.keys import stats_key
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
@@ -32,19 +32,16 @@ class StatsPublisher:
     counter that changed in the last interval.
 
     Args:
-        executor: What runs scripts in Redis.
-        prefix: Of the key.
-        stats: What is published.
-        loop: The event loop of the saver.
+        runtime: Event loop and counters of the saver.
+        executor: Runs the script.
+        prefix: Start of the key.
     """
 
-    def __init__(
-        self, executor: ScriptExecutor, prefix: str, stats: Stats, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._executor, self._stats, self._loop = executor, stats, loop
+    def __init__(self, runtime: Runtime, executor: ScriptExecutor, prefix: str) -> None:
+        self._executor, self._stats, self._loop = executor, runtime.stats, runtime.loop
         self.key = stats_key(prefix, new_token())
-        self._counters = tuple(name for name, _ in stats.described(int))
-        self._totals, self._sampled_at = stats.totals(), loop.time()
+        self._counters = tuple(name for name, _ in self._stats.described("counter"))
+        self._totals, self._sampled_at = self._stats.totals(), self._loop.time()
         self._was_active = self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._reply: asyncio.Future[object] | None = None
@@ -66,7 +63,7 @@ class StatsPublisher:
         }
         active = bool(rates.keys() - OWN_EFFECTS) or self._totals["unflushed"] > 0
         wanted, self._was_active = active or self._was_active, active
-        if wanted and self._executor.is_usable and (self._reply is None or self._reply.done()):
+        if wanted and self._executor.health.usable and (self._reply is None or self._reply.done()):
             value = json.dumps({"totals": self._totals, "per_second": rates}, separators=(",", ":"))
             self._reply = self._executor.submit(PUBLISH, [self.key], [value, str(EXPIRY_SECONDS)])
             self._reply.add_done_callback(_ignore_failure)

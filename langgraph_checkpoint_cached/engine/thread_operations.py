@@ -1,4 +1,4 @@
-"""What concerns whole threads: done in Postgres while nothing of them is served from Redis."""
+"""Operations on whole threads: done in Postgres while nothing of them is served from Redis."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
-from langgraph_checkpoint_cached.engine.write_through import WriteThrough
+from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
+from langgraph_checkpoint_cached.engine.thread_changes import ThreadChanges
 from langgraph_checkpoint_cached.retention import IdleThreads, first_id_since
 from langgraph_checkpoint_cached.stores.postgres import thread_maintenance
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
@@ -16,71 +17,73 @@ from langgraph_checkpoint_cached.stores.postgres.thread_maintenance import Threa
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
 THREADS_OF_A_CHANGE_MAX = 100
-"""Deleted in one transaction: few enough that it is over long before a fence's deadline."""
+"""Threads deleted in one transaction: few enough that it is over long before a fence's deadline."""
 CHECKPOINTS_OF_A_BATCH_MAX = 5_000
-"""After which a batch takes no more threads; a thread with more is one of its own."""
+"""Number of checkpoints after which a batch takes no more threads; a thread with more is one of its own."""
 THREADS_OF_A_PAGE = 1_000
-"""Looked at by one query for idle threads."""
+"""Threads that one query for idle threads looks at."""
 
 T = TypeVar("T")
 Change = Callable[[AsyncPostgresSaver], Awaitable[T]]
 
 
-class Threads:
-    """Deletes, prunes and copies. Each goes through `_change` or `_delete`, and so under the fence of what it
-    changes.
-    """
+class ThreadOperations:
+    """Deletes, prunes and copies of whole threads, each under the fences of what it changes."""
 
-    def __init__(self, writer: WriteThrough, postgres: PostgresStore, tasks: BackgroundTasks) -> None:
-        self._writer, self._postgres, self._tasks = writer, postgres, tasks
+    def __init__(
+        self, changes: ThreadChanges, store: PostgresStore, replayer: JournalReplayer, tasks: BackgroundTasks
+    ) -> None:
+        self._changes, self._store, self._replayer, self._tasks = changes, store, replayer, tasks
 
     async def delete(self, thread_id: str) -> None:
-        """Deletes a thread."""
-        await self._delete([thread_id], lambda upstream: upstream.adelete_thread(thread_id))
+        """Delete a thread."""
+        await self._changes.run([thread_id], lambda upstream: upstream.adelete_thread(thread_id), deletes=True)
 
     async def prune(self, thread_ids: Sequence[str]) -> None:
-        """Deletes threads."""
-        await self._delete(thread_ids, lambda upstream: upstream.aprune(thread_ids, strategy="delete"))
+        """Delete threads."""
+        await self._changes.run(
+            thread_ids, lambda upstream: upstream.aprune(thread_ids, strategy="delete"), deletes=True
+        )
 
     async def keep_latest(self, thread_ids: Sequence[str]) -> None:
-        """Prunes threads to their latest checkpoints, and what those are rebuilt from.
+        """Prune threads to their latest checkpoints, and what those are rebuilt from.
 
         Raises:
             NotImplementedError: a thread uses a `DeltaChannel` of LangGraph.js. Nothing was deleted.
         """
-        await self._writer.settle(thread_ids)
-        deltas = (
-            await thread_maintenance.delta_threads(self._postgres.upstream(), thread_ids) if thread_ids else []
-        )
+        await self._replayer.flush_threads(thread_ids)
+        deltas = await thread_maintenance.delta_threads(self._store.upstream(), thread_ids) if thread_ids else []
         others = [thread_id for thread_id in thread_ids if thread_id not in set(deltas)]
         # Each makes transactions of its own, and keeps what is latest.
-        await self._change(others, lambda upstream: upstream.aprune(others), in_transaction=False)
+        await self._changes.run(others, lambda upstream: upstream.aprune(others), in_transaction=False)
         for thread_id in deltas:
             await self._keep_latest(thread_id)
 
     async def _keep_latest(self, thread_id: str) -> None:
-        await self._change(
+        await self._changes.run(
             [thread_id], lambda upstream: thread_maintenance.keep_latest(upstream, thread_id), in_transaction=False
         )
 
     async def copy(self, source: str, target: str, *, overwrite: bool) -> None:
-        """Copies a thread. Raises as `whole_threads.copy`."""
+        """Copy a thread. Raises as `thread_maintenance.copy`."""
 
         async def copy(upstream: AsyncPostgresSaver) -> None:
             await thread_maintenance.copy(upstream, source, target, overwrite=overwrite)
 
-        await self._writer.settle([source])
-        await self._change([target], copy)
+        await self._replayer.flush_threads([source])
+        await self._changes.run([target], copy)
 
     async def delete_runs(self, run_ids: Sequence[str], thread_ids: Sequence[str] | None) -> None:
-        """Deletes what some runs have stored, in these threads or all. Raises as `whole_threads.delete_runs`."""
-        await self._writer.settle(thread_ids)
-        found = await thread_maintenance.threads_of_runs(self._postgres.upstream(), run_ids, thread_ids)
+        """Delete what some runs have stored, in these threads or all. Raises as
+        `thread_maintenance.delete_runs`.
+        """
+        await self._replayer.flush_threads(thread_ids)
+        found = await thread_maintenance.threads_of_runs(self._store.upstream(), run_ids, thread_ids)
         for start in range(0, len(found), THREADS_OF_A_CHANGE_MAX):
             await self._delete_runs(run_ids, found[start : start + THREADS_OF_A_CHANGE_MAX])
 
     async def _delete_runs(self, run_ids: Sequence[str], thread_ids: Sequence[str]) -> None:
-        await self._change(
+        await self._changes.run(
             thread_ids, lambda upstream: thread_maintenance.delete_runs(upstream, run_ids, thread_ids)
         )
 
@@ -94,11 +97,11 @@ class Threads:
         dry_run: bool,
         progress: Callable[[IdleThreads], None],
     ) -> IdleThreads:
-        """Deletes threads that have no checkpoint younger than this, a batch at a time. Memory stays flat.
+        """Delete threads that have no checkpoint younger than this, a batch at a time. Memory stays flat.
 
         A caller that is cancelled stops it after the batch, or the page, that is under way.
         """
-        upstream, finish = self._postgres.upstream(), self._tasks.finish
+        upstream, finish = self._store.upstream(), self._tasks.finish
         since = first_id_since(await finish(thread_maintenance.database_time(upstream)) - idle_seconds)
         done, after = IdleThreads(), None
         while limit is None or done.threads < limit:
@@ -123,22 +126,16 @@ class Threads:
         self, thread_ids: Sequence[str], since: str, done: IdleThreads, *, dry_run: bool
     ) -> IdleThreads:
         if dry_run:
-            counts = await thread_maintenance.count_rows(self._postgres.upstream(), thread_ids)
+            counts = await thread_maintenance.count_rows(self._store.upstream(), thread_ids)
             return done.plus(threads=len(thread_ids), **counts._asdict())
-        deleted, counts = await self._change(
+        deleted, counts = await self._changes.run(
             thread_ids, lambda upstream: thread_maintenance.delete_if_idle(upstream, thread_ids, since)
         )
         return done.plus(threads=len(deleted), kept=len(thread_ids) - len(deleted), **counts._asdict())
 
-    async def _delete(self, thread_ids: Sequence[str], delete: Change[T]) -> T:
-        return await self._writer.change_threads(thread_ids, delete, deletes=True)
-
-    async def _change(self, thread_ids: Sequence[str], change: Change[T], *, in_transaction: bool = True) -> T:
-        return await self._writer.change_threads(thread_ids, change, in_transaction=in_transaction)
-
 
 def batches(page: Sequence[ThreadAge], threads_max: int) -> Iterator[list[str]]:
-    """The idle threads of a page: at most so many, and `CHECKPOINTS_OF_A_BATCH_MAX`, at a time."""
+    """Yield the idle threads of a page: at most so many, and `CHECKPOINTS_OF_A_BATCH_MAX`, at a time."""
     batch: list[str] = []
     checkpoints = 0
     for thread in page:

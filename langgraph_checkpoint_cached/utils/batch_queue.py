@@ -1,7 +1,7 @@
-"""Groups: while one group is under way, what arrives waits; then everything that waits is the next group.
+"""Queue that runs what waits as one batch, in a task, while the next batch gathers.
 
-Nobody waits on a timer: alone, an operation is a group of one, at once. The idea is group commit, DeWitt et al.,
-*Implementation Techniques for Main Memory Database Systems*, SIGMOD 1984.
+Nobody waits on a timer: an operation that is alone is a batch of one, at once. The idea is group commit, DeWitt
+et al., *Implementation Techniques for Main Memory Database Systems*, SIGMOD 1984.
 """
 
 from __future__ import annotations
@@ -9,275 +9,204 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
 RESUME_SECONDS = 1.0
+"""After its tasks were cancelled, a queue refuses operations for this long: the event loop is probably ending."""
 
 
-class Queued(Protocol):
-    """An operation in a queue, with the future that its caller waits for."""
+class Operation(Protocol):
+    """Operation in a queue, with the future that its caller waits for."""
 
     @property
     def done(self) -> asyncio.Future[Any]:
-        """Gets the answer. Cancelled when nobody waits for it any more; the operation is done all the same."""
+        """Future of the result. Cancelled when nobody waits any more; the operation is done all the same."""
 
     @property
     def rows(self) -> int:
-        """How many rows, or commands, it makes."""
+        """Number of rows that the operation makes."""
 
     @property
     def size_bytes(self) -> int:
-        """About how many bytes it sends."""
+        """Approximate number of bytes that the operation sends."""
 
 
-Operation = TypeVar("Operation", bound=Queued)
+Op = TypeVar("Op", bound=Operation)
 
 
 class QueueFull(Exception):
     """The queue is full. The operation was not taken."""
 
 
-class BatchQueue(Generic[Operation]):
-    """One queue of operations, run in groups, in the order in which they came.
+class BatchQueue(Generic[Op]):
+    """Queue of operations that run in batches, in the order in which they came; one task for each batch.
 
     Args:
-        run: Runs a group, and answers each operation's `done`, now or later. What it raises answers all that
-            have no answer yet.
-        rows_max, bytes_max: The most of a group, unless a single operation has more.
-        waiting_max: The most operations that wait.
-        at_once: How many groups may be under way at the same time.
-        key: Operations of one key are never in two groups that are under way, and those that wait together are in
-            one, in their order.
-        share_min: With so many operations, waiting or under way, each group takes an even share of them, and
-            while it is under way the next one is made. With fewer there is one group at a time. Without `key`: so
-            many that wait are a group at once.
-        before: Awaited with the first operation before its group is put together, so that what arrives
-            meanwhile belongs to it.
-        begin: Begins a group without a task, for which `run` needs one, unless it returns False. It answers all
-            of the group, then calls what it is given.
-        may_begin: Whether it can begin a group of these operations, as far as one can tell before.
+        run: Runs a batch and sets each operation's `done`, now or later. An error that it raises becomes the
+        result
+            of all that have none yet.
+        rows_max, bytes_max: Largest batch, unless a single operation is larger.
+        waiting_max: Number of operations that may wait.
+        at_once: Number of batches that may run at the same time.
+        key: Operations with equal keys never run in two batches at once; those that wait together are in one
+        batch, in
+            their order.
+        share_min: With `key`: with this many operations, waiting or running, each batch takes an even share of
+            them, and the next one is made while it runs. With fewer, one batch runs at a time.
+        before: Awaited with the first operation before its batch is put together: what arrives meanwhile joins it.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[Operation]], Awaitable[None]],
+        run: Callable[[Sequence[Op]], Awaitable[None]],
         *,
         rows_max: int,
         bytes_max: int,
         waiting_max: int,
         at_once: int = 1,
-        key: Callable[[Operation], Hashable] | None = None,
+        key: Callable[[Op], Hashable] | None = None,
         share_min: int = 0,
-        before: Callable[[Operation], Awaitable[None]] | None = None,
-        begin: Callable[[Sequence[Operation], Callable[[], None]], bool] | None = None,
-        may_begin: Callable[[Iterable[Operation]], bool] = lambda _: True,
+        before: Callable[[Op], Awaitable[None]] | None = None,
     ) -> None:
-        self._run, self._before, self._begin, self._may_begin = run, before, begin, may_begin
+        self._run, self._before, self._key, self._share_min = run, before, key, share_min
         self._rows_max, self._bytes_max, self._waiting_max = rows_max, bytes_max, waiting_max
-        self._waiting: deque[Operation] = deque()
+        self._at_once, self._workers = at_once, 0
+        self.waiting: deque[Op] = deque()
+        """Operations that wait for their batch."""
+        self._running = 0  # operations, if there is a key
+        self._busy: set[Hashable] = set()  # keys of operations that run
         self._tasks = BackgroundTasks()
-        self._at_once, self._running = at_once, 0
-        self._in_tasks = 0  # of those that run
-        self._key, self._share_min = key, share_min
-        self._busy: set[Hashable] = set()  # keys of what is under way
-        self._under_way = 0  # operations, if there is a key
-        self._last_group = 0
-        self._quiet: asyncio.Future[None] | None = None
-        self._soon: asyncio.Handle | None = None
         self._ended: BaseException | None = None
 
-    def add(self, operation: Operation, *, now: bool = False) -> None:
-        """Queues an operation. Raises `QueueFull` instead when the queue is full.
+    def add(self, operation: Op) -> None:
+        """Queue an operation. Raise `QueueFull` instead when too many wait.
 
-        Where nothing is under way, what else is added in this event-loop iteration is in its group, up to
-        `share_min`; with `now` it is not waited for, unless the last group had company too.
-
-        When its tasks were just cancelled, as a loop that ends does to all, none is started: nobody would wait for
-        it. The operation gets that error then. Should the loop go on, so does this, after a moment.
+        After the queue's tasks were cancelled, as a loop that ends does to all, no task is started for a moment,
+        since nobody would wait for it: the operation gets that error.
         """
         if self._ended is not None:
             fail([operation], self._ended)
             return
-        if len(self._waiting) >= self._waiting_max:
+        if len(self.waiting) >= self._waiting_max:
             raise QueueFull(f"{self._waiting_max} operations are waiting")
-        self._waiting.append(operation)
-        if not self._running:
-            self._running = 1
-            self._schedule([operation], now=now and self._last_group <= 1)
-        elif self._soon is not None:
-            self._schedule([operation], now=self._at_once > 1 and self._are_many)
-        elif self._running < self._at_once and self._are_many and self._may_overlap:
-            self._running += 1
-            self._schedule([operation], now=True)
-
-    @property
-    def _are_many(self) -> bool:
-        return len(self._waiting) + self._under_way >= self._share_min
-
-    @property
-    def _may_overlap(self) -> bool:
-        """Whether another group may be started. One that is begun never is under way beside one in a task, which
-        may have something to send yet.
-        """
-        return self._begin is None or (not self._in_tasks and self._may_begin(self._waiting))
-
-    @property
-    def waiting(self) -> int:
-        """How many operations wait for their group."""
-        return len(self._waiting)
+        self.waiting.append(operation)
+        if not self._workers or (
+            self._workers < self._at_once and len(self.waiting) + self._running >= self._share_min
+        ):
+            self._start()
 
     async def drain(self) -> None:
-        """Waits until nothing is queued or under way."""
+        """Wait until nothing is queued or running."""
         await self._tasks.drain()
-        while self._running:
-            self._quiet = self._quiet or asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._quiet])
-            await self._tasks.drain()
 
-    def _schedule(self, added: Iterable[Operation], *, now: bool = False) -> None:
-        """A task that is needed is made at once: a loop that ends cancels those there are, and none made later."""
-        if self._begin is None or (self._running == 1 and not self._may_begin(added)):
-            if self._soon is not None:
-                self._soon.cancel()
-                self._soon = None
-            self._start()
-        elif now:
-            if self._soon is not None:
-                self._soon.cancel()
-            self._begin_group()
-        elif self._soon is None:
-            self._soon = asyncio.get_running_loop().call_soon(self._begin_group)
-
-    def _begin_group(self) -> None:
-        assert self._begin is not None  # noqa: S101
-        self._soon = None
-        group = self._take()
-        try:
-            begun = self._begin(group, self._over)
-        except Exception as exc:  # noqa: BLE001 - it is its callers' to handle
-            fail(group, exc)
-            self._over()
-            return
-        if begun:
-            return
-        if self._running == 1:
-            self._start(group)
-        else:  # after those under way
-            self._waiting.extendleft(reversed(group))
-            self._end_one()
-
-    def _over(self) -> None:
-        """What was added meanwhile is the next group, with what those add who have just been answered."""
-        if self._waiting and self._soon is None:
-            self._schedule(islice(self._waiting, self._rows_max))
-        else:
-            self._end_one()
-
-    def _end_one(self) -> None:
-        self._running -= 1
-        if self._quiet is not None and not self._running:
-            self._quiet.set_result(None)
-            self._quiet = None
-
-    def _start(self, group: Sequence[Operation] = ()) -> None:
+    def _start(self) -> None:
+        self._workers += 1
         began = asyncio.Event()
-        self._in_tasks += 1
 
         def ended(task: asyncio.Task[None]) -> None:
             if not began.is_set():  # a task that is cancelled before its first step runs none of its code
-                self._in_tasks -= 1
-                self._end_one()
-                self._end(group, asyncio.CancelledError())
+                self._workers -= 1
+                self._end((), asyncio.CancelledError())
 
-        self._tasks.start(self._work(began, group)).add_done_callback(ended)
+        self._tasks.start(self._work(began)).add_done_callback(ended)
 
-    async def _work(self, began: asyncio.Event, group: Sequence[Operation]) -> None:
+    async def _work(self, began: asyncio.Event) -> None:
         began.set()
+        batch: Sequence[Op] = ()
         try:
-            while group or self._waiting:
-                if not group:
-                    if self._before is not None:
-                        await self._before(self._waiting[0])
-                    group = self._take() if self._key is None else self._take_share(self._key)
-                    if not group:  # all that waits is of keys under way: who has them goes on with it
-                        break
+            while self.waiting:
+                if self._before is not None:
+                    await self._before(self.waiting[0])
+                batch = self._take() if self._key is None else self._take_share(self._key)
+                if not batch:  # all that waits has keys of running batches: their workers go on with it
+                    return
                 try:
-                    await self._run(group)
-                except Exception as exc:  # noqa: BLE001 - it is its callers' to handle
-                    fail(group, exc)
+                    await self._run(batch)
+                except Exception as exc:  # noqa: BLE001 - for the callers to handle
+                    fail(batch, exc)
                 finally:
-                    self._release(group)
-                group = ()
+                    if self._key is not None:
+                        self._busy.difference_update(map(self._key, batch))
+                        self._running -= len(batch)
+                batch = ()
         except BaseException as exc:  # the loop ends
-            self._end(group, exc)
+            self._end(batch, exc)
             raise
         finally:
-            self._in_tasks -= 1
-            self._end_one()
+            self._workers -= 1
 
-    def _end(self, group: Sequence[Operation], exc: BaseException) -> None:
-        self._ended = exc
-        asyncio.get_running_loop().call_later(RESUME_SECONDS, self._revive)
-        fail([*group, *self._waiting], exc)
-        self._waiting.clear()
+    def _end(self, batch: Sequence[Op], error: BaseException) -> None:
+        self._ended = error
+        asyncio.get_running_loop().call_later(RESUME_SECONDS, self._resume)
+        fail([*batch, *self.waiting], error)
+        self.waiting.clear()
 
-    def _revive(self) -> None:
+    def _resume(self) -> None:
         self._ended = None
 
-    def _take(self) -> list[Operation]:
-        group = [self._waiting.popleft()]
-        rows, size_bytes = group[0].rows, group[0].size_bytes
-        while self._waiting:
-            rows, size_bytes = rows + self._waiting[0].rows, size_bytes + self._waiting[0].size_bytes
+    def _take(self) -> list[Op]:
+        batch = [self.waiting.popleft()]
+        rows, size_bytes = batch[0].rows, batch[0].size_bytes
+        while self.waiting:
+            rows, size_bytes = rows + self.waiting[0].rows, size_bytes + self.waiting[0].size_bytes
             if rows > self._rows_max or size_bytes > self._bytes_max:
                 break
-            group.append(self._waiting.popleft())
-        self._last_group = len(group)
-        return group
+            batch.append(self.waiting.popleft())
+        return batch
 
-    def _take_share(self, key: Callable[[Operation], Hashable]) -> list[Operation]:
-        total = len(self._waiting) + self._under_way
-        share = -(-total // self._at_once) if self._are_many else total
-        group: list[Operation] = []
+    def _take_share(self, key: Callable[[Op], Hashable]) -> list[Op]:
+        """Take a worker's share of what waits, whole keys at a time, none of them of a running batch."""
+        if len(self.waiting) == 1 and not self._busy:
+            self._busy.add(key(self.waiting[0]))
+            self._running += 1
+            return [self.waiting.popleft()]
+        total = len(self.waiting) + self._running
+        share = -(-total // self._at_once) if total >= self._share_min else total
+        batch: list[Op] = []
         keys: set[Hashable] = set()
-        left: list[Operation] = []
+        skipped: list[Op] = []
         rows = size_bytes = 0
-        while self._waiting:
-            one, its_key = self._waiting[0], key(self._waiting[0])
-            if its_key in self._busy or (len(group) >= share and its_key not in keys):
-                left.append(self._waiting.popleft())
+        while self.waiting:
+            operation = self.waiting[0]
+            its_key = key(operation)
+            if its_key in self._busy or (len(batch) >= share and its_key not in keys):
+                skipped.append(self.waiting.popleft())
                 continue
-            rows, size_bytes = rows + one.rows, size_bytes + one.size_bytes
-            if group and (rows > self._rows_max or size_bytes > self._bytes_max):
+            rows, size_bytes = rows + operation.rows, size_bytes + operation.size_bytes
+            if batch and (rows > self._rows_max or size_bytes > self._bytes_max):
                 break
-            group.append(self._waiting.popleft())
+            batch.append(self.waiting.popleft())
             keys.add(its_key)
-        self._waiting.extendleft(reversed(left))
+        self.waiting.extendleft(reversed(skipped))
         self._busy |= keys
-        self._under_way += len(group)
-        return group
-
-    def _release(self, group: Sequence[Operation]) -> None:
-        if self._key is not None:
-            self._busy.difference_update(map(self._key, group))
-            self._under_way -= len(group)
+        self._running += len(batch)
+        return batch
 
 
 def answer(done: asyncio.Future[Any], result: Any) -> None:
-    """Answers a future that somebody may still be waiting for; an exception is an error's answer."""
+    """Set the result of a future that may be cancelled already; an exception as a result is raised to the
+    waiter.
+    """
     if done.done():
         return
     if isinstance(result, BaseException):
         done.set_exception(result)
-        done.exception()  # marks it as seen: whether anybody looks is theirs to decide
+        done.exception()  # marks it as retrieved: whether anybody waits is up to the caller
     else:
         done.set_result(result)
 
 
-def fail(operations: Iterable[Queued], error: BaseException) -> None:
-    """Answers all of them with an error, but those that have an answer."""
+class HasFuture(Protocol):
+    """Anything whose caller waits for a future."""
+
+    @property
+    def done(self) -> asyncio.Future[Any]:
+        """Future of the result."""
+
+
+def fail(operations: Iterable[HasFuture], error: BaseException) -> None:
+    """Give an error to every operation that has no result yet."""
     for operation in operations:
         answer(operation.done, error)

@@ -96,7 +96,7 @@ async def be_fresh_process(job: Job) -> dict[str, Any]:
             asyncio.sleep(job.fence_seconds + 0.5),  # the fences of those that were killed
         )
         if job.redis_durability == "replica":  # which brings back journals that killed workers had seen to
-            await inspect(opened.saver).replayer.remove_ended_journals(list({thread for thread, _ in ALL_PLACES}))
+            await inspect(opened.saver).ended_journals.remove(list({thread for thread, _ in ALL_PLACES}))
 
         async def read(place: Place) -> str:
             return outline(await opened.saver.aget_tuple(config_of(place)))

@@ -14,14 +14,15 @@ from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidat
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.engine.write_behind import WriteBehindQueue
 from langgraph_checkpoint_cached.stores.postgres import store
-from langgraph_checkpoint_cached.stores.redis import entries, journal
+from langgraph_checkpoint_cached.stores.redis import scripts
 from langgraph_checkpoint_cached.stores.redis.entries import DROP, RedisEntries
+from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from tests.support.inspect import (
     APPENDED,
+    BEGIN_FENCE,
     FLUSH_ALL,
     READ_ENTRY,
-    SUBMIT,
     forget_append,
     forget_stale_threads,
     inspect,
@@ -40,6 +41,8 @@ SCRIPTS = (
     "COMMIT_DROP",
     "BEGIN_THREAD",
     "END_THREAD",
+    "APPEND_PUT",
+    "APPEND_WRITES",
 )
 
 
@@ -59,8 +62,7 @@ def _in_scripts(*changes: tuple[str, str]) -> Callable[[], None]:
 
     def apply() -> None:
         found = set()
-        scripts: list[Script] = [getattr(entries, name) for name in SCRIPTS]
-        for script in (*scripts, journal.APPEND_PUT, journal.APPEND_WRITES):
+        for script in (getattr(scripts, name) for name in SCRIPTS):
             text = script.text
             for old, new in changes:
                 if old in text:
@@ -118,7 +120,8 @@ def _nothing_invalidated() -> None:
 
         return ack
 
-    RedisEntries.begin, RedisEntries.commit = answering(b""), answering(1)  # type: ignore[method-assign,assignment]
+    BEGIN_FENCE.set(answering(b""))
+    RedisEntries.commit = answering(1)  # type: ignore[method-assign]
 
 
 def _acknowledged_early() -> None:
@@ -160,14 +163,14 @@ def _replies_crossed() -> None:
 
 def _never_purged() -> None:
     """A fence whose writer died stays for days."""
-    submit = SUBMIT.get()
+    submit = ScriptExecutor.submit
 
-    def longer(self: RedisEntries, script: Script, namespace: Any, *arguments: Any, **options: Any) -> Any:
-        if script is entries.BEGIN:
+    def longer(self: ScriptExecutor, script: Script, keys: Any, arguments: Any, **options: Any) -> Any:
+        if script is scripts.BEGIN:
             arguments = (*arguments[:-1], str(10 * 24 * 3_600_000))
-        return submit(self, script, namespace, *arguments, **options)
+        return submit(self, script, keys, arguments, **options)
 
-    SUBMIT.set(longer)
+    ScriptExecutor.submit = longer  # type: ignore[method-assign]
 
 
 def _leaking() -> None:

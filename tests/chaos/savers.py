@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.engine import journal_replayer, write_behind
+from langgraph_checkpoint_cached.engine import ended_journals, held_leases, journal_replayer
 from langgraph_checkpoint_cached.stores.postgres import pool
-from langgraph_checkpoint_cached.stores.redis import entries, fences
+from langgraph_checkpoint_cached.stores.redis import fences
 from tests.chaos import mutants
 from tests.support.inspect import inspect
 
@@ -57,14 +57,14 @@ async def open_saver(
         async with _textbook(postgres_url, redis_url) as opened:
             yield opened
         return
-    entries.FENCE_MS = round(fence_seconds * 1000)
+    fences.FENCE_MS = round(fence_seconds * 1000)
     fences.FENCE_MARGIN_SECONDS = fence_seconds / 2
     journal_replayer.ABANDONED_SECONDS, journal_replayer.FLUSH_SECONDS_MAX = (
         ABANDONED_SECONDS,
         ABANDONED_SECONDS + 5,
     )
-    journal_replayer.LAG_SECONDS_MAX = LAG_SECONDS_MAX
-    write_behind.LINGER_SECONDS = LINGER_SECONDS
+    ended_journals.LAG_SECONDS_MAX = LAG_SECONDS_MAX
+    held_leases.LINGER_SECONDS = LINGER_SECONDS
     mutants.follow_late()
     if name != "ours":
         mutants.MUTANTS[name.removeprefix("broken-")].apply()

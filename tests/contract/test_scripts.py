@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from langgraph_checkpoint_cached.records import Latest, Namespace, Put, PutWrites, Record, Value, Write
-from langgraph_checkpoint_cached.stores.redis import entries, entry_format
+from langgraph_checkpoint_cached.stores.redis import entry_format, scripts
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS
 from langgraph_checkpoint_cached.stores.redis.keys import names_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.stores.redis.scripts import Script, lua
@@ -58,7 +58,7 @@ class BothRedis(model.Redis):
     def read(self, fill_token: int, fresh: int, over: int = 0) -> Any:
         standing = set(self.fences) - {over}
         kind, expected = super().read(fill_token, fresh, over)
-        answer = self.run(entries.READ, fresh, fill_token, LIFE_MS, "1", "", over or "")
+        answer = self.run(scripts.READ, fresh, fill_token, LIFE_MS, "1", "", over or "")
         assert answer[0].decode() == kind
         self._assert_counted(answer, standing)
         if kind == "load":
@@ -72,7 +72,7 @@ class BothRedis(model.Redis):
         standing = set(self.fences)
         kind, generation = super().read_root(fill_token, fresh)
         self.client.delete(self.root_key)
-        answer = self.run(entries.READ, fresh, fill_token, LIFE_MS, "1", "", "", root=True)
+        answer = self.run(scripts.READ, fresh, fill_token, LIFE_MS, "1", "", "", root=True)
         assert answer[0].decode() == kind
         self._assert_counted(answer, standing)
         if kind == "load":
@@ -89,21 +89,21 @@ class BothRedis(model.Redis):
     def fill_root(self, fill_token: int, generation: tuple[int, int], fresh: int) -> None:
         super().fill_root(fill_token, generation, fresh)
         nothing = entry_format.entry_fields(NAMESPACE, Latest(None))
-        self.run(entries.FILL, fresh, fill_token, generation_text(generation), "1", *nothing, root=True)
+        self.run(scripts.FILL, fresh, fill_token, generation_text(generation), "1", *nothing, root=True)
 
     def fill(self, fill_token: int, generation: tuple[int, int], state: model.State, fresh: int) -> bool:
         expected = super().fill(fill_token, generation, state, fresh)
         fields = entry_format.entry_fields(NAMESPACE, latest_of(state))
-        assert self.run(entries.FILL, fresh, fill_token, generation_text(generation), "0", *fields) == expected
+        assert self.run(scripts.FILL, fresh, fill_token, generation_text(generation), "0", *fields) == expected
         return expected
 
     def begin(self, token: int, owner: int, fresh: int) -> None:
         super().begin(token, owner, fresh)
-        self.run(entries.BEGIN, fresh, token, owner, LIFE_MS)
+        self.run(scripts.BEGIN, fresh, token, owner, LIFE_MS)
 
     def release(self, token: int) -> None:
         super().release(token)
-        self.run(entries.RELEASE, 0, token, thread_only=True)
+        self.run(scripts.RELEASE, 0, token, thread_only=True)
 
     def commit_put(
         self, token: int, owner: int, parent: int, new: model.State, channel: int, fresh: int, *, retain: bool
@@ -125,7 +125,7 @@ class BothRedis(model.Redis):
         )
         arguments = entry_format.put_arguments(put)
         assert arguments is not None
-        self._assert_committed(expected, entries.COMMIT_PUT, fresh, token, owner, retain, standing, *arguments)
+        self._assert_committed(expected, scripts.COMMIT_PUT, fresh, token, owner, retain, standing, *arguments)
         return expected
 
     def commit_writes(
@@ -136,13 +136,13 @@ class BothRedis(model.Redis):
         put = PutWrites(NAMESPACE, id_of(of), slot == model.REPLACES, (write_of(of, slot, write),))
         arguments = entry_format.writes_arguments(put)
         assert arguments is not None
-        self._assert_committed(expected, entries.COMMIT_WRITES, fresh, token, owner, retain, standing, *arguments)
+        self._assert_committed(expected, scripts.COMMIT_WRITES, fresh, token, owner, retain, standing, *arguments)
         return expected
 
     def commit_drop(self, token: int, owner: int, fresh: int, *, retain: bool = False) -> bool | None:
         standing = set(self.fences)
         expected = super().commit_drop(token, owner, fresh, retain=retain)
-        self._assert_committed(expected, entries.COMMIT_DROP, fresh, token, owner, retain, standing)
+        self._assert_committed(expected, scripts.COMMIT_DROP, fresh, token, owner, retain, standing)
         return expected
 
     def _assert_committed(
@@ -164,11 +164,11 @@ class BothRedis(model.Redis):
 
     def begin_thread(self, token: int, fresh: int) -> None:
         super().begin_thread(token, fresh)
-        self.run(entries.BEGIN_THREAD, fresh, token, 0, LIFE_MS, thread_only=True)
+        self.run(scripts.BEGIN_THREAD, fresh, token, 0, LIFE_MS, thread_only=True)
 
     def end_thread(self, token: int, fresh: int) -> None:
         super().end_thread(token, fresh)
-        self.run(entries.END_THREAD, fresh, token, thread_only=True)
+        self.run(scripts.END_THREAD, fresh, token, thread_only=True)
 
     # -- what happens to it ----------------------------------------------------------------------------------
 
@@ -316,7 +316,7 @@ def test_commit_drops_damaged_entry_and_releases_fence(
         new_versions={"b": versions_of(model.State(7, (5, 7), {}))["b"]},
         format=4,
     )
-    assert both.run(entries.COMMIT_PUT, 4, 6, 1, *(entry_format.put_arguments(put) or [])) == 0
+    assert both.run(scripts.COMMIT_PUT, 4, 6, 1, *(entry_format.put_arguments(put) or [])) == 0
     assert not client.hexists(both.keys[0], "f:6")
     assert not client.exists(both.keys[1])
 
@@ -329,7 +329,7 @@ def test_damaged_fence_invalidates_thread_and_is_gone(
     _, generation = both.read(1, 1)
     both.fill(1, generation, model.State(5, (5, 0), {}), 2)
     client.hset(both.keys[0], "f:x", damaged)
-    [kind, new_generation, expired, _] = both.run(entries.READ, 3, 4, LIFE_MS, "1", "", "")
+    [kind, new_generation, expired, _] = both.run(scripts.READ, 3, 4, LIFE_MS, "1", "", "")
     assert expired == 1
     assert (kind, client.hexists(both.keys[0], "f:x")) == (b"load", False)
     assert new_generation.decode() != generation_text(generation)

@@ -20,7 +20,7 @@ from langgraph_checkpoint_cached import CachedPostgresSaver, IntentCache
 from langgraph_checkpoint_cached.engine import read_path
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.postgres.schema import MIGRATION_LOCK
-from langgraph_checkpoint_cached.stores.redis.entries import DROP, Load
+from langgraph_checkpoint_cached.stores.redis.entries import DROP, FillLease
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from tests.support import servers
 from tests.support.agreement import PATIENT_SECONDS, new_saver, on_thread
@@ -88,7 +88,7 @@ async def get(saver: Saver, thread: str) -> None:
 async def loading(other: CachedPostgresSaver, namespace: Namespace) -> AsyncIterator[None]:
     """Another process has the fill lease."""
     entries = inspect(other).entries
-    assert isinstance(await entries.read(namespace, "foreign"), Load)
+    assert isinstance(await entries.read(namespace, "foreign"), FillLease)
     yield
     await entries.release_fill_lease(namespace, "foreign")
 
@@ -96,9 +96,10 @@ async def loading(other: CachedPostgresSaver, namespace: Namespace) -> AsyncIter
 @asynccontextmanager
 async def writing(other: CachedPostgresSaver, namespace: Namespace) -> AsyncIterator[None]:
     """Another process has a fence."""
-    await inspect(other).entries.begin(namespace, "foreign")
+    fence = inspect(other).fences.take(namespace)
+    await fence.begin
     yield
-    await inspect(other).entries.commit(namespace, "foreign", DROP)
+    await inspect(other).entries.commit(fence, DROP)
 
 
 @dataclass(frozen=True)

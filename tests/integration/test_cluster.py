@@ -16,10 +16,11 @@ from redis.asyncio.cluster import RedisCluster
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import free_port
 from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.stores.redis.entries import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.keys import names_key, namespace_key, thread_key
+from langgraph_checkpoint_cached.stores.redis.script_call import ScriptCall
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
-from langgraph_checkpoint_cached.stores.redis.transport import Step, Transport
+from langgraph_checkpoint_cached.stores.redis.transport import transport_for
 from tests.support.agreement import PATIENT_SECONDS
 from tests.support.cluster import NODES, Cluster
 from tests.support.conversations import Conversation, until_hit
@@ -87,7 +88,7 @@ async def test_hits_come_from_every_node(
         await saver.aprune(IDS[1:3])
         assert await saver.aget_tuple(conversations[0].config) is None
         await conversations[1].check()
-        await inspect(saver).entries.invalidate_all()
+        await inspect(saver).invalidation.invalidate_all()
         loads = saver.stats()["loads"]
         for conversation in conversations[1:]:
             await conversation.check()
@@ -130,7 +131,7 @@ async def test_only_these_commands_are_sent_and_no_service_blocks_them(
                 await saver.aget_tuple(conversation.latest)
                 await saver.aprune([thread_id])
                 await saver.adelete_thread(thread_id)
-            await inspect(saver).entries.invalidate_all()
+            await inspect(saver).invalidation.invalidate_all()
             new = Conversation(saver, "new")
             await new.turn()
             inspect(saver).fail_redis(RedisUnavailable("for a probe"))
@@ -161,12 +162,12 @@ APPEND = Script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
 
 
 async def test_calls_to_a_node_share_a_round_trip_after_slot_moved(cluster: Cluster, prefix: str) -> None:
-    def step(thread: str, number: int) -> Step:
+    def step(thread: str, number: int) -> ScriptCall:
         done = asyncio.get_running_loop().create_future()
-        return Step(APPEND, [f"{prefix}:{{{thread}}}"], [number], done, True)
+        return ScriptCall(APPEND, [f"{prefix}:{{{thread}}}"], [number], done, True)
 
     async with RedisCluster(host="127.0.0.1", port=cluster.servers[0].port) as client:
-        steps = Transport(client)
+        steps = transport_for(client)
         for turn in range(2):
             answers = await steps.run([step(thread, n) for n in range(3) for thread in IDS])
             assert answers == [3 * turn + n for n in (1, 2, 3) for _ in IDS]

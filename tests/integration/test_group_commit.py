@@ -24,8 +24,9 @@ from langgraph_checkpoint_cached.engine import write_through
 from langgraph_checkpoint_cached.records import Latest, Namespace
 from langgraph_checkpoint_cached.stores.postgres import latest_loader
 from langgraph_checkpoint_cached.stores.postgres import store as postgres_store
+from langgraph_checkpoint_cached.stores.redis.script_call import ScriptCall
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
-from langgraph_checkpoint_cached.stores.redis.transport import Step, Transport
+from langgraph_checkpoint_cached.stores.redis.transport import ServerTransport
 from tests.support.agreement import fences_left
 from tests.support.inspect import inspect
 
@@ -253,8 +254,8 @@ COUNT = Script("return redis.call('LLEN', KEYS[1])")
 GET = Script("return redis.call('GET', KEYS[1])")
 
 
-def step(script: Script, key: str, *arguments: Any, in_order: bool = False) -> Step:
-    return Step(script, [key], arguments, asyncio.get_running_loop().create_future(), in_order)
+def step(script: Script, key: str, *arguments: Any, in_order: bool = False) -> ScriptCall:
+    return ScriptCall(script, [key], arguments, asyncio.get_running_loop().create_future(), in_order)
 
 
 @pytest.mark.parametrize("options", [{}, {"single_connection_client": True}, {"decode_responses": True}])
@@ -263,7 +264,7 @@ async def test_script_calls_keep_order_and_errors_are_their_own(
 ) -> None:
     key = f"{redis_prefix}list"
     async with Redis.from_url(redis_url, **options) as redis:
-        steps = Transport(redis)
+        steps = ServerTransport(redis)
         for _ in range(2):
             answers = await steps.run([step(APPEND, key, 1), step(GET, key), step(APPEND, key, b"\xff")])
             assert "WRONGTYPE" in str(answers.pop(1))
@@ -273,7 +274,7 @@ async def test_script_calls_keep_order_and_errors_are_their_own(
 
 async def test_lost_scripts_are_loaded_again_unless_call_is_late(redis_url: str, redis_prefix: str) -> None:
     async with Redis.from_url(redis_url) as redis:
-        steps = Transport(redis)
+        steps = ServerTransport(redis)
         one, other = f"{redis_prefix}one", f"{redis_prefix}other"
         assert await steps.run([step(APPEND, one, number, in_order=True) for number in (1, 2)]) == [1, 2]
         await redis.script_flush()

@@ -225,7 +225,7 @@ async def test_a_check_says_nothing_while_a_write_is_under_way(
     await checking.aget_tuple(conversation.config)
     while not held.asked:
         await asyncio.sleep(0)
-    await inspect(tiers.saver).entries.begin(Namespace("t"), "token")
+    await inspect(tiers.saver).begin(Namespace("t"), "token")
     held.go.set()
     assert await checked(checking) == (0, 0)
 

@@ -12,9 +12,9 @@ import pytest
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.engine import journal_replayer, lease_acquirer, write_behind
+from langgraph_checkpoint_cached.engine import ended_journals, held_leases
 from langgraph_checkpoint_cached.stores.postgres import leases
-from langgraph_checkpoint_cached.stores.redis.entries import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.keys import journal_key
 from tests.support import conversations
 from tests.support.agreement import eventually
@@ -92,13 +92,16 @@ async def test_late_append_of_revoked_lease_changes_nothing(
             failed.exception()
             return failed
 
+        run_all = inspect(writer).executor.run_all
         inspect(writer).executor.submit = cut  # type: ignore[method-assign]
+        inspect(writer).executor.run_all = _fails  # type: ignore[method-assign]
         await writer.aput_writes(conversation.latest, [("__interrupt__", "older")], "task 2")
         await eventually(lambda: _voided(other))
         await other.aget_tuple(conversation.config)
         await other.aput_writes(conversation.latest, [("__interrupt__", "newer")], "task 2")
         await inspect(other).executor.submit(*on_the_way[0], in_order=True)  # it arrives
         inspect(writer).executor.submit = submit  # type: ignore[method-assign]
+        inspect(writer).executor.run_all = run_all  # type: ignore[method-assign]
         found = await other.aget_tuple(conversation.config)
         assert found is not None
         assert ("task 2", "__interrupt__", "newer") in (found.pending_writes or [])
@@ -175,7 +178,7 @@ async def _appends(conversation: Conversation) -> bool:
 async def test_leases_end_while_others_are_busy(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write_behind, "LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(held_leases, "LINGER_SECONDS", 0.3)
     async with open_saver(migrated_database_url, redis_url, redis_prefix) as saver:
         for number in range(10):
             await begun(saver, f"idle {number}")
@@ -226,7 +229,7 @@ async def test_a_write_does_not_wait_for_a_lease_for_long(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The write waited for a connection of the pool, and then, written through, for another one as long."""
-    monkeypatch.setattr(lease_acquirer, "OPEN_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(held_leases, "ACQUIRE_SECONDS_MAX", 0.05)
     async with open_saver(migrated_database_url, redis_url, redis_prefix) as saver:
         conversation = Conversation(saver)
         await saver.aget_tuple(conversation.config)
@@ -244,8 +247,8 @@ async def test_a_journal_that_a_failover_brings_back_is_removed_again(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The replica had not heard of its end. Journals do not expire, so it stayed for good."""
-    monkeypatch.setattr(write_behind, "LINGER_SECONDS", 0.2)
-    monkeypatch.setattr(journal_replayer, "LAG_SECONDS_MAX", 1.0)
+    monkeypatch.setattr(held_leases, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(ended_journals, "LAG_SECONDS_MAX", 1.0)
     journal = journal_key(redis_prefix, "t")
 
     async with open_saver(migrated_database_url, redis_url, redis_prefix) as saver:
@@ -263,13 +266,13 @@ async def test_journal_not_closed_in_redis_is_removed_by_others(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis and its process went together, when the row had gone. It stayed for good."""
-    monkeypatch.setattr(write_behind, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(held_leases, "LINGER_SECONDS", 0.2)
     where = (migrated_database_url, redis_url, redis_prefix)
     async with open_saver(*where, mode="write_through") as other:
         async with open_saver(*where) as writer:
             conversation = await begun(writer)
             monkeypatch.setattr(inspect(writer).journal, "close", _fails)
-            monkeypatch.setattr(inspect(writer).replayer, "remove_ended_journals", _fails)
+            monkeypatch.setattr(inspect(writer).ended_journals, "remove", _fails)
             await eventually(lambda: _has_no_lease(writer))
         assert await redis.exists(journal_key(redis_prefix, "t"))
         await other.aget_tuple(conversation.config)  # from now on it looks for stale threads
@@ -286,9 +289,9 @@ async def test_journal_is_removed_after_deleter_died(
             conversation = await begun(writer)
             monkeypatch.setattr(*inspect(writer).flush_all, _nothing)
             monkeypatch.setattr(*inspect(writer).end_idle_leases, _nothing)
-            monkeypatch.setattr(inspect(writer).write_behind, "close", _nothing)
-            monkeypatch.setattr(inspect(writer).replayer, "remove_ended_journals", _fails)
-            monkeypatch.setattr(inspect(deleter).replayer, "remove_ended_journals", _fails)
+            monkeypatch.setattr(inspect(writer).held, "close", _nothing)
+            monkeypatch.setattr(inspect(writer).ended_journals, "remove", _fails)
+            monkeypatch.setattr(inspect(deleter).ended_journals, "remove", _fails)
             monkeypatch.setattr(*inspect(deleter).end_thread, _nothing_of_it)
             monkeypatch.setattr(inspect(deleter).journal, "close", _fails)
             await deleter.adelete_thread("t")
@@ -310,7 +313,7 @@ async def test_empty_journal_is_removed_if_next_lease_fails(
         await writer.aget_tuple(conversation.config)
 
         async def void() -> None:
-            await inspect(other).entries.invalidate_threads({"t": ()})
+            await inspect(other).invalidation.invalidate_threads({"t": ()})
 
         have_leases_wait(monkeypatch, writer, void)
         await conversation.turn()
@@ -334,7 +337,7 @@ async def test_close_does_not_wait_for_late_writes(
     migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lease that was opened while all were ended had a follower that nobody stopped."""
-    monkeypatch.setattr(write_behind, "CLOSE_SECONDS_MAX", 1.0)
+    monkeypatch.setattr(held_leases, "CLOSE_SECONDS_MAX", 1.0)
     async with open_saver(migrated_database_url, redis_url, redis_prefix) as saver:
         conversation = Conversation(saver)
         await saver.aget_tuple(conversation.config)

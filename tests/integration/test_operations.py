@@ -79,7 +79,7 @@ async def test_inspect_shows_fences_stale_threads_leases_differences(
     tiers: Tiers, conversation: Conversation, ask_cli: Ask, migrated_database_url: str
 ) -> None:
     entries = inspect(tiers.saver).entries
-    await entries.begin(Namespace("t"), "token of a fence")
+    await inspect(tiers.saver).begin(Namespace("t"), "token of a fence")
     code, reply = await ask_cli("inspect", "t")
     (fence,) = reply["fences"]
     assert (fence["token"], fence["namespace"]) == ("token of a fence", "")

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.cli.saver_counters import SaverCountersReader
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
-from langgraph_checkpoint_cached.engine import journal_replayer, write_behind
+from langgraph_checkpoint_cached.engine import held_leases, journal_replayer
 from langgraph_checkpoint_cached.migrate.copy_savers import copy_all
 from langgraph_checkpoint_cached.stores.redis.keys import journal_key
 from tests.support.agreement import Tiers
@@ -289,7 +289,7 @@ async def test_missing_lease_table_is_a_problem_for_write_behind(ask_cli: Ask, m
 async def test_published_counters_of_write_behind(
     tiers: Tiers, redis_servers: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write_behind, "LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(held_leases, "LINGER_SECONDS", 0.05)
     server = redis_servers()
     async with Redis.from_url(server.url) as redis:
         saver = CachedPostgresSaver(redis, tiers.upstream, prefix=tiers.prefix, **PATIENT)  # type: ignore[arg-type]

@@ -15,12 +15,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
-from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis import pipelined_connection as held_module
-from langgraph_checkpoint_cached.stores.redis.executor import SHARE_MIN, NotDone, ScriptExecutor
+from langgraph_checkpoint_cached.stores.redis.executor import OVERLAP_MIN, ScriptExecutor
+from langgraph_checkpoint_cached.stores.redis.health import NotDone, RedisHealth
 from langgraph_checkpoint_cached.stores.redis.pipelined_connection import POOL_MIN, PipelinedConnection
+from langgraph_checkpoint_cached.stores.redis.script_call import ScriptCall
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
-from langgraph_checkpoint_cached.stores.redis.transport import Step, Transport
+from langgraph_checkpoint_cached.stores.redis.transport import ServerTransport
 from tests.support.agreement import PATIENT_SECONDS
 from tests.support.conversations import Conversation, open_saver, until_hit
 from tests.support.inspect import (
@@ -37,6 +39,11 @@ EXISTS = Script("return redis.call('EXISTS', KEYS[1])")
 APPEND = Script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
 
 pytestmark = pytest.mark.integration
+
+
+def make_executor(client: Redis, prefix: str, timeout_seconds: float) -> ScriptExecutor:
+    runtime = Runtime(asyncio.get_running_loop())
+    return ScriptExecutor(client, runtime, RedisHealth(runtime), prefix=prefix, timeout_seconds=timeout_seconds)
 
 
 @asynccontextmanager
@@ -236,8 +243,8 @@ async def test_closed_connection_returns_to_pool(redis_url: str) -> None:
 async def test_call_that_outlasts_saver_keeps_no_connection(redis_url: str, redis_prefix: str) -> None:
     """The call had taken another connection, which was never returned."""
     async with Redis.from_url(redis_url) as client:
-        steps = Transport(client)
-        step = Step(EXISTS, (f"{redis_prefix}:key",), (), asyncio.get_running_loop().create_future())
+        steps = ServerTransport(client)
+        step = ScriptCall(EXISTS, (f"{redis_prefix}:key",), (), asyncio.get_running_loop().create_future())
         assert await steps.run([step]) == [0]
         assert len(connections_in_use(client)) == 1
         late = [asyncio.ensure_future(steps.run([step])) for _ in range(3)]
@@ -262,8 +269,8 @@ async def test_call_that_outlasts_saver_keeps_no_connection(redis_url: str, redi
 )
 async def test_which_clients_spare_a_connection(redis_url: str, options: dict[str, Any], is_held: bool) -> None:
     async with Redis.from_url(redis_url, **options) as client:
-        steps = Transport(client)
-        asked = Step(EXISTS, ["k"], [], asyncio.get_running_loop().create_future())
+        steps = ServerTransport(client)
+        asked = ScriptCall(EXISTS, ["k"], [], asyncio.get_running_loop().create_future())
         await steps.run([asked])
         assert steps.can_send([asked]) is is_held
 
@@ -299,21 +306,21 @@ async def test_a_primary_that_became_a_replica_is_left_for_the_new_one(
 async def test_script_order_survives_noscript(
     redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, retry_after_noscript = asyncio.Event(), Transport.retry_after_noscript
+    go_on, retry_after_noscript = asyncio.Event(), ServerTransport.retry_after_noscript
 
     async def late(*args: Any, **options: Any) -> None:
         await go_on.wait()
         await retry_after_noscript(*args, **options)
 
-    monkeypatch.setattr(Transport, "retry_after_noscript", late)
+    monkeypatch.setattr(ServerTransport, "retry_after_noscript", late)
     async with Redis.from_url(redis_url) as client:
-        executor = ScriptExecutor(client, redis_prefix, PATIENT_SECONDS, Stats(), asyncio.get_running_loop())
+        executor = make_executor(client, redis_prefix, PATIENT_SECONDS)
         thread, other = f"{redis_prefix}thread", f"{redis_prefix}other"
 
         def group(number: int) -> list[asyncio.Future[Any]]:
             """One that is sent at once: a step of the thread, and as many of another as that takes."""
             steps = [executor.submit(APPEND, [thread], [str(number)], in_order=True)]
-            return steps + [executor.submit(EXISTS, [other], []) for _ in range(SHARE_MIN - 1)]
+            return steps + [executor.submit(EXISTS, [other], []) for _ in range(OVERLAP_MIN - 1)]
 
         for number in range(0, 60, 6):
             go_on.set()
@@ -344,7 +351,7 @@ async def test_noscript_calls_end_when_loop_ends_before_retry(
     redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Redis.from_url(redis_url) as client:
-        executor = ScriptExecutor(client, redis_prefix, 1.0, Stats(), asyncio.get_running_loop())
+        executor = make_executor(client, redis_prefix, 1.0)
         for _ in range(2):
             assert await executor.submit(EXISTS, [redis_prefix], []) == 0
         await client.script_flush()

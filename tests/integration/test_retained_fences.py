@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.stores.redis import fences
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from tests.support import agreement
 from tests.support.conversations import Conversation, open_saver
 from tests.support.inspect import inspect
@@ -57,14 +58,14 @@ def long_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def times_begun(saver: CachedPostgresSaver) -> list[str]:
     """Tokens of the fences that this saver takes from now on."""
     taken: list[str] = []
-    entries = inspect(saver).entries
-    begin = entries.begin
+    private = inspect(saver).begin_fence
+    begin = private.get()
 
     def counting(namespace: Any, token: str) -> Any:
         taken.append(token)
         return begin(namespace, token)
 
-    entries.begin = counting  # type: ignore[method-assign]
+    private.set(counting)
     return taken
 
 
@@ -130,9 +131,9 @@ async def test_deleted_thread_is_gone_while_its_fence_is_active(pods: Pods, long
 
 async def test_after_an_outage_a_fence_from_before_it_is_not_used(pods: Pods, long_kept: None) -> None:
     await pods.conversation.turn()
-    inspect(pods.writer).executor.suspend()
+    inspect(pods.writer).fail_redis(RedisUnavailable("it could not be told of a write"))
     await pods.conversation.turn()  # Redis is not asked
-    while not inspect(pods.writer).executor.is_usable:
+    while not inspect(pods.writer).executor.health.usable:
         await pods.conversation.check()
     taken = times_begun(pods.writer)
     await pods.conversation.turn()

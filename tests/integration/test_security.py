@@ -31,7 +31,7 @@ from langgraph_checkpoint_cached import ArgumentError, CachedPostgresSaver, Cach
 from langgraph_checkpoint_cached.cli.saver_counters import SaverCountersReader
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
 from langgraph_checkpoint_cached.stores.postgres import leases, stale_threads
-from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from tests.support.agreement import new_checkpoint, on_thread
 from tests.support.inspect import inspect
 

@@ -17,7 +17,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.engine.invalidation import FRESH_SECONDS_MAX
+from langgraph_checkpoint_cached.engine.recovery import FRESH_SECONDS_MAX
 from langgraph_checkpoint_cached.stores.postgres.stale_threads import (
     STALE_THREADS_AT_ONCE_MAX,
     TABLE,

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
-from langgraph_checkpoint_cached.engine import journal_replayer, write_behind
+from langgraph_checkpoint_cached.engine import held_leases, journal_replayer, write_behind
 from langgraph_checkpoint_cached.errors import ArgumentError, BehindError, UnsupportedServerError
 from langgraph_checkpoint_cached.stores.redis.keys import journal_key
 from tests.support.agreement import eventually, new_checkpoint, on_thread
@@ -112,7 +112,7 @@ async def test_writes_during_flush_are_batched(
         await conversation.turn()
         return await replay(*arguments)
 
-    monkeypatch.setattr(write_behind, "GATHER_SECONDS", 0.2)
+    monkeypatch.setattr(held_leases, "GATHER_SECONDS", 0.2)
     monkeypatch.setattr(inspect(behind).store, "replay", slow)
     await conversation.turn()
     await asyncio.sleep(0.5)
@@ -238,7 +238,7 @@ async def test_idle_leases_end(
     behind: CachedPostgresSaver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(write_behind, "LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(held_leases, "LINGER_SECONDS", 0.05)
     conversation = await start_behind(behind)
     await conversation.turns(2)
 

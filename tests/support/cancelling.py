@@ -70,7 +70,7 @@ class Events:
             (AsyncConnection, "wait"),
         ):
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
-        for name in ("exchange", "data_received"):
+        for name in ("send", "data_received"):
             monkeypatch.setattr(ReplyReader, name, self._counted_at_once(getattr(ReplyReader, name)))
 
     def at(self, event: int, fire: Callable[[], object] | None) -> None:

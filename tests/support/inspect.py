@@ -18,13 +18,17 @@ from langgraph_checkpoint_cached.cli import main
 from langgraph_checkpoint_cached.cli.commands import tail
 from langgraph_checkpoint_cached.demo import embedded
 from langgraph_checkpoint_cached.engine.delta_history import DeltaHistoryReader
+from langgraph_checkpoint_cached.engine.ended_journals import EndedJournals
+from langgraph_checkpoint_cached.engine.held_leases import HeldLeases
 from langgraph_checkpoint_cached.engine.hit_auditor import HitAuditor
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.engine.read_path import ReadPath
+from langgraph_checkpoint_cached.engine.recovery import Recovery
 from langgraph_checkpoint_cached.engine.stats_publisher import StatsPublisher
 from langgraph_checkpoint_cached.engine.write_behind import WriteBehindQueue
 from langgraph_checkpoint_cached.engine.write_through import WriteThrough
+from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.serde import fast_dumps, fast_loads, messages
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres import thread_maintenance
@@ -33,6 +37,7 @@ from langgraph_checkpoint_cached.stores.redis import entry_format, pipelined_con
 from langgraph_checkpoint_cached.stores.redis.entries import RedisEntries
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.fences import Fences
+from langgraph_checkpoint_cached.stores.redis.invalidation import ThreadInvalidation
 from langgraph_checkpoint_cached.stores.redis.journal import Journal
 from langgraph_checkpoint_cached.stores.redis.pipelined_connection import PipelinedConnection
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
@@ -85,7 +90,7 @@ class Inside:
 
     @property
     def breaker(self) -> CircuitBreaker:
-        return self.executor._breaker
+        return self._engine.health._breaker  # type: ignore[no-any-return]
 
     @property
     def entries(self) -> RedisEntries:
@@ -93,7 +98,23 @@ class Inside:
 
     @property
     def fences(self) -> Fences:
-        return self.write_through._fences
+        return self._engine.fences  # type: ignore[no-any-return]
+
+    def begin(self, namespace: Namespace, token: str) -> asyncio.Future[bytes]:
+        """Fence a namespace, as a write does."""
+        return self.fences._begin(namespace, token)
+
+    @property
+    def invalidation(self) -> ThreadInvalidation:
+        return self._engine.invalidation  # type: ignore[no-any-return]
+
+    @property
+    def ended_journals(self) -> EndedJournals:
+        return self._engine.ended_journals  # type: ignore[no-any-return]
+
+    @property
+    def begin_fence(self) -> Private:
+        return Private(self.fences, "_begin")
 
     @property
     def journal(self) -> Journal:
@@ -110,7 +131,7 @@ class Inside:
 
     @property
     def auditor(self) -> HitAuditor:
-        return self.read_path._auditor
+        return self._engine.auditor  # type: ignore[no-any-return]
 
     @property
     def write_through(self) -> WriteThrough:
@@ -120,6 +141,15 @@ class Inside:
     def write_behind(self) -> WriteBehindQueue:
         assert self._engine.write_behind is not None, "the saver writes through"
         return self._engine.write_behind  # type: ignore[no-any-return]
+
+    @property
+    def held(self) -> HeldLeases:
+        """Leases of the saver's process."""
+        return self._engine.held  # type: ignore[no-any-return]
+
+    @property
+    def recovery(self) -> Recovery:
+        return self._engine.recovery  # type: ignore[no-any-return]
 
     @property
     def replayer(self) -> JournalReplayer:
@@ -141,15 +171,15 @@ class Inside:
 
     @property
     def flush_all(self) -> Private:
-        return Private(self.write_behind, "_flush_all")
+        return Private(self.held, "_flush_all")
 
     @property
     def end_idle_leases(self) -> Private:
-        return Private(self.write_behind, "_end_idle")
+        return Private(self.held, "_end_idle")
 
     @property
     def end_thread(self) -> Private:
-        return Private(self.write_through, "_end_thread")
+        return Private(self._engine.threads._changes, "_end_thread")
 
     @property
     def writes_waiting_max(self) -> Private:
@@ -163,7 +193,7 @@ class Inside:
     @property
     def auditor_store(self) -> Private:
         """Postgres, as the auditor of hits sees it."""
-        return Private(self.auditor, "_postgres")
+        return Private(self.auditor, "_store")
 
     @property
     def too_many_stale_threads(self) -> Private:
@@ -181,18 +211,18 @@ class Inside:
         yield
         for private, original in zip(replaced, originals, strict=True):
             private.set(original)
-        self.write_behind._wake.set()
+        self.held._wake.set()
 
     def die(self) -> None:
         """Forget all that was written behind, and do nothing more: a killed process, for the servers."""
-        self.write_behind._leases.clear()
-        self.write_behind._dirty.clear()
-        if self.write_behind._flusher is not None:
-            self.write_behind._flusher.cancel()
+        self.held._leases.clear()
+        self.held._dirty.clear()
+        if self.held._flusher is not None:
+            self.held._flusher.cancel()
         self.replayer.recover = _do_nothing  # type: ignore[method-assign]
 
     async def take_lease(self, thread_id: str) -> Any:
-        return await self.write_behind._lease(thread_id)
+        return await self.held.acquire(thread_id)
 
     async def keep_latest(self, thread_id: str) -> None:
         """Prune with the package's own statements."""
@@ -200,24 +230,25 @@ class Inside:
 
     def fail_redis(self, error: Exception) -> None:
         """Open the breaker."""
-        self.executor._fail(error)
+        self._engine.health.fail(error)
 
     async def probe_redis(self) -> None:
-        await self.executor._probe()
+        self.breaker.take_probe()
+        await self._engine.recovery._reopen()
 
     def serve_at_once(self) -> None:
         """Skip the wait after Redis has come back."""
-        self.executor._serving_from = 0.0
+        self._engine.health._serving_from = 0.0
 
     def forget_stale_threads(self) -> None:
         forget_stale_threads(self.invalidator)
 
     def stop_polling(self) -> None:
         """Poll for stale threads no more."""
-        timer(self.invalidator).cancel()
+        timer(self._engine.recovery).cancel()
 
     def age_last_poll(self, seconds: float) -> None:
-        self.invalidator._polled_at -= seconds
+        self._engine.recovery._polled_at -= seconds
 
 
 def inspect(saver: Any) -> Inside:
@@ -231,10 +262,10 @@ async def _do_nothing() -> None:
 
 # -- of classes and modules ------------------------------------------------------------------------------------
 
-FLUSH_ALL = Private(WriteBehindQueue, "_flush_all")
-APPENDED = Private(WriteBehindQueue, "_appended")
-READ_ENTRY = Private(ReadPath, "_entry")
-SUBMIT = Private(RedisEntries, "_submit")
+FLUSH_ALL = Private(HeldLeases, "_flush_all")
+APPENDED = Private(WriteBehindQueue, "_on_appended")
+READ_ENTRY = Private(ReadPath, "_hit")
+BEGIN_FENCE = Private(Fences, "_begin")
 FILLED = Private(RedisEntries, "_filled")
 MAINTENANCE_ROWS = Private(thread_maintenance, "_rows")
 SERVER_INFO = Private(server_check, "_SERVER_INFO")
@@ -265,7 +296,7 @@ def forget_stale_threads(invalidator: StaleThreadInvalidator) -> None:
 
 
 def forget_append(queue: WriteBehindQueue, lease: Any, pending: Any) -> None:
-    queue._forget(lease, pending)
+    queue._held._forget(lease, pending)
 
 
 def background_tasks(component: Any) -> BackgroundTasks:
@@ -284,7 +315,7 @@ def timer(component: Any) -> Any:
 
 def revive(queue: Any) -> None:
     """Let a batch queue start tasks again."""
-    queue._revive()
+    queue._resume()
 
 
 def release_old(fences: Fences) -> None:

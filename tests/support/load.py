@@ -14,7 +14,8 @@ from langgraph.checkpoint.base.id import uuid6
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.stores.redis.entries import Hit, Load, RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.entries import FillLease, Hit
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from tests.support.inspect import inspect
 
 
@@ -172,8 +173,14 @@ async def _answer(saver: CachedPostgresSaver, namespace: Namespace) -> str:
     entries = inspect(saver).entries
     try:
         answer = await entries.read(namespace, "test")
-        if isinstance(answer, Load):
+        if isinstance(answer, FillLease):
             await entries.release_fill_lease(namespace, "test")
     except RedisUnavailable:
         return "unavailable"
-    return "hit" if isinstance(answer, Hit) else "load" if isinstance(answer, Load) else answer.why
+    return (
+        "hit"
+        if isinstance(answer, Hit)
+        else "load"
+        if isinstance(answer, FillLease)
+        else answer.reason.name.lower()
+    )

@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis import fences
-from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.fences import FENCE_MARGIN_SECONDS, RETAIN_SECONDS, Fence, Fences
+from langgraph_checkpoint_cached.stores.redis.health import RedisHealth, RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
+from langgraph_checkpoint_cached.stores.redis.scripts import BEGIN, Script
+from langgraph_checkpoint_cached.ttl import Ttl
 from tests.support.inspect import release_old
 
 NAMESPACE = Namespace("t")
 
 
-class Entries:
-    """Remembers what Redis was sent, and answers it."""
+class Executor:
+    """Remembers what Redis was sent, and replies."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []
         self.usable = True
-        self.take_idle_fence: Any = None
+        self.health = RedisHealth(Runtime(asyncio.get_running_loop()))
 
-    def begin(self, namespace: Namespace, token: str) -> asyncio.Future[Any]:
-        return self._send("begin", token, b"")
-
-    def release(self, thread_id: str, token: str) -> asyncio.Future[Any]:
-        return self._send("release", token, 1)
-
-    def _send(self, what: str, token: str, says: Any) -> asyncio.Future[Any]:
-        self.sent.append((what, token))
+    def submit(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> asyncio.Future[Any]:
+        what, reply = ("begin", b"") if script is BEGIN else ("release", 1)
+        self.sent.append((what, arguments[3]))
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self.usable:
-            future.set_result(says)
+            future.set_result(reply)
         else:
             future.set_exception(RedisUnavailable("away"))
         return future
@@ -42,36 +42,39 @@ class Entries:
 
 class World:
     def __init__(self, *, retain: bool = True) -> None:
-        self.entries, self.now = Entries(), 1000.0
-        loop = asyncio.get_running_loop()
-        self.fences = Fences(self.entries, loop, retain=retain, clock=lambda: self.now)  # type: ignore[arg-type]
-        self.left: list[tuple[str, str]] = []
-        self.fences.left = lambda thread_id, token: self.left.append((thread_id, token))
+        self.executor, self.now = Executor(), 1000.0
+        runtime = Runtime(asyncio.get_running_loop(), clock=lambda: self.now)
+        self.fences = Fences(runtime, self.executor, Keyspace("p", Ttl(60)), retain=retain)  # type: ignore[arg-type]
+
+    @property
+    def left(self) -> list[tuple[str, str]]:
+        """Fences that may be active in Redis and that nobody needs; each once."""
+        return self.fences.take_abandoned()
 
     def take(self) -> Fence:
         return self.fences.take(NAMESPACE)
 
     def end(self, fence: Fence, *, stood: bool = True) -> bool:
         """COMMIT, answered at once: whether it kept the fence."""
-        retain = self.fences.ends(fence)
-        self.fences.ended(fence, stood=stood)
+        retain = self.fences.prepare_commit(fence)
+        self.fences.end_write(fence, was_active=stood)
         return retain
 
     def give_up(self) -> str | None:
         """Return the token of the fence that a read releases first."""
-        found = self.entries.take_idle_fence(NAMESPACE)
-        return found and found[0]
+        found = self.fences.hand_over(NAMESPACE)
+        return found and found.token
 
     async def released(self, seconds: float = RETAIN_SECONDS) -> list[str]:
         """Return what was released once this time has passed."""
         self.now += seconds
         release_old(self.fences)
         await asyncio.sleep(0)
-        return [token for what, token in self.entries.sent if what == "release"]
+        return [token for what, token in self.executor.sent if what == "release"]
 
     @property
     def begun(self) -> list[str]:
-        return [token for what, token in self.entries.sent if what == "begin"]
+        return [token for what, token in self.executor.sent if what == "begin"]
 
 
 async def test_next_write_reuses_active_fence() -> None:
@@ -94,7 +97,7 @@ async def test_it_is_released_without_anybody_asking() -> None:
     world.now += RETAIN_SECONDS
 
     async def released() -> None:
-        while ("release", fence.token) not in world.entries.sent:
+        while ("release", fence.token) not in world.executor.sent:
             await asyncio.sleep(0.01)
 
     await asyncio.wait_for(released(), 10)
@@ -118,7 +121,7 @@ def test_a_loop_that_ends_does_not_begin_to_release_it() -> None:
 
     stubborn: list[asyncio.Future[None]] = []
     world = asyncio.run(end())
-    assert [what for what, _ in world.entries.sent] == ["begin"]
+    assert [what for what, _ in world.executor.sent] == ["begin"]
 
 
 async def test_retained_fence_is_released_while_others_are_used() -> None:
@@ -129,7 +132,7 @@ async def test_retained_fence_is_released_while_others_are_used() -> None:
     world.now += RETAIN_SECONDS
 
     async def released() -> None:
-        while world.entries.sent[-1][0] != "release":
+        while world.executor.sent[-1][0] != "release":
             await asyncio.sleep(0.01)
 
     await asyncio.wait_for(released(), 10)
@@ -148,9 +151,9 @@ async def test_read_releases_fence_without_writes() -> None:
     world = World()
     fence = world.take()
     assert world.give_up() is None
-    world.fences.ends(fence)
+    world.fences.prepare_commit(fence)
     assert world.give_up() is None  # its COMMIT is on the way
-    world.fences.ended(fence, stood=True)
+    world.fences.end_write(fence, was_active=True)
     assert world.give_up() == fence.token
     assert world.give_up() is None
     assert world.take().token != fence.token
@@ -162,11 +165,10 @@ async def test_fence_freed_by_failed_read_is_released_or_expires(usable: bool) -
     world = World()
     fence = world.take()
     world.end(fence)
-    _, released = world.entries.take_idle_fence(NAMESPACE)
-    read: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    read.set_exception(RedisUnavailable("a Cluster is moving the thread's slot"))
-    world.entries.usable = usable
-    released(read)
+    handed_over = world.fences.hand_over(NAMESPACE)
+    assert handed_over is fence
+    world.executor.usable = usable
+    world.fences.take_back(handed_over)
     assert await world.released(0) == [fence.token]
     assert world.left == ([] if usable else [("t", fence.token)])
 
@@ -185,11 +187,11 @@ async def test_first_of_two_commits_keeps_fence_for_the_second() -> None:
     world = World(retain=False)
     fence = world.take()
     world.take()
-    assert world.fences.ends(fence)
-    assert world.fences.ends(fence)  # the first may have to be sent again
-    world.fences.ended(fence, stood=True)
+    assert world.fences.prepare_commit(fence)
+    assert world.fences.prepare_commit(fence)  # the first may have to be sent again
+    world.fences.end_write(fence, was_active=True)
     assert await world.released() == []
-    world.fences.ended(fence, stood=True)
+    world.fences.end_write(fence, was_active=True)
     assert await world.released() == [fence.token]
 
 
@@ -198,7 +200,7 @@ async def test_fence_of_unknown_write_is_not_reused_or_released(retain: bool) ->
     world = World(retain=retain)
     fence = world.take()
     world.take()
-    world.fences.forget(fence, stays=True)
+    world.fences.retire(fence, expires=True)
     assert world.take() is not fence
     assert world.end(fence)
     assert fence.token not in await world.released()
@@ -218,13 +220,13 @@ async def test_a_commit_without_an_answer_leaves_it_to_the_last_write() -> None:
     world = World()
     fence = world.take()
     world.take()
-    world.fences.ends(fence)
-    world.fences.forget(fence)
+    world.fences.prepare_commit(fence)
+    world.fences.retire(fence)
     assert world.take() is not fence
-    assert world.fences.ends(fence)  # the other write is told of again meanwhile
-    world.fences.ended(fence, stood=True)
+    assert world.fences.prepare_commit(fence)  # the other write is told of again meanwhile
+    world.fences.end_write(fence, was_active=True)
     assert await world.released() == []
-    world.fences.ended(fence)
+    world.fences.end_write(fence)
     assert await world.released() == [fence.token]
 
 
@@ -233,7 +235,7 @@ async def test_fences_are_not_reused_after_redis_was_lost() -> None:
     idle = world.take()
     world.end(idle)
     busy = world.fences.take(Namespace("u"))
-    world.fences.forget_all()
+    world.executor.health.fail(RedisUnavailable("given up"))
     assert world.left == [("t", idle.token)]
     assert world.take() is not idle
     assert world.fences.take(Namespace("u")) is not busy
@@ -244,7 +246,7 @@ async def test_a_release_that_redis_does_not_hear_of_is_left() -> None:
     world = World()
     fence = world.take()
     world.end(fence)
-    world.entries.usable = False
+    world.executor.usable = False
     await world.released()
     assert world.left == [("t", fence.token)]
 
@@ -254,30 +256,30 @@ async def test_one_that_has_little_time_left_is_taken_anew() -> None:
     fence = world.take()
     fence.is_flushed = True
     world.now += FENCE_MARGIN_SECONDS + 1
-    assert await world.fences.begun(fence) is not None
+    assert await world.fences.confirm(fence) is not None
     assert (world.begun, fence.is_flushed) == ([fence.token, fence.token], False)
     world.end(fence)
     world.now += FENCE_MARGIN_SECONDS + 1
     other = world.take()
-    assert (other is fence, ("release", fence.token) in world.entries.sent) == (False, True)
+    assert (other is fence, ("release", fence.token) in world.executor.sent) == (False, True)
 
 
 async def test_fence_unconfirmed_by_redis_is_not_retained() -> None:
     world = World()
-    world.entries.usable = False
+    world.executor.usable = False
     fence = world.take()
-    assert await world.fences.begun(fence) is None
+    assert await world.fences.confirm(fence) is None
     assert world.take() is not fence
 
 
 async def test_a_write_that_was_not_queued_leaves_it_for_the_next() -> None:
     world = World()
     fence = world.take()
-    world.fences.withdraw(fence)
+    world.fences.end_write(fence, was_active=True)
     assert world.take() is fence
     unkept = World(retain=False)
     fence = unkept.take()
-    unkept.fences.withdraw(fence)
+    unkept.fences.end_write(fence, was_active=True)
     assert await unkept.released() == [fence.token]
 
 

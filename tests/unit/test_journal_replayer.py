@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
 import pytest
 
-from langgraph_checkpoint_cached.engine.journal_replayer import ABANDONED_SECONDS, LAG_SECONDS_MAX, JournalReplayer
+from langgraph_checkpoint_cached.engine.ended_journals import LAG_SECONDS_MAX, EndedJournals
+from langgraph_checkpoint_cached.engine.journal_replayer import ABANDONED_SECONDS, JournalReplayer
 from langgraph_checkpoint_cached.errors import BehindError
 from langgraph_checkpoint_cached.records import LeaseRow
-from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis.journal import Page
 from tests.support.inspect import set_clock
 
@@ -62,7 +64,7 @@ class Servers:
         self.closed.append((thread_id, token, flushed))
         return True
 
-    async def remove_ended_journals(self, tokens: Any) -> None:
+    async def clean_up(self, tokens: Any) -> None:
         self.tidied |= tokens
 
     def recover(self, replayer: JournalReplayer, seconds: float) -> None:
@@ -85,9 +87,28 @@ def servers() -> Servers:
     return Servers()
 
 
+class NoLeases:
+    """Leases of a process that holds none."""
+
+    async def flush_on_request(self, thread_id: str, *, lost: bool = False) -> None:
+        return None
+
+
 @pytest.fixture
-def replayer(servers: Servers) -> JournalReplayer:
-    return JournalReplayer(servers, servers, Stats(), clock=lambda: servers.now)  # type: ignore[arg-type]
+def runtime(servers: Servers) -> Iterator[Runtime]:
+    loop = asyncio.new_event_loop()
+    yield Runtime(loop, clock=lambda: servers.now)
+    loop.close()
+
+
+@pytest.fixture
+def ended_journals(servers: Servers, runtime: Runtime) -> EndedJournals:
+    return EndedJournals(runtime, servers, servers)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def replayer(servers: Servers, runtime: Runtime, ended_journals: EndedJournals) -> JournalReplayer:
+    return JournalReplayer(runtime, servers, servers, NoLeases(), ended_journals)  # type: ignore[arg-type]
 
 
 def test_unmoved_lease_lost_by_redis_is_ended(servers: Servers, replayer: JournalReplayer) -> None:
@@ -108,12 +129,12 @@ def test_a_lost_lease_leaves_no_journal_in_redis(servers: Servers, replayer: Jou
 
 
 def test_a_journal_goes_if_it_is_not_of_the_lease_that_there_is(
-    servers: Servers, replayer: JournalReplayer
+    servers: Servers, ended_journals: EndedJournals
 ) -> None:
     """The next lease had its row when the thread was a stale thread, and was never opened: the journal stayed."""
     servers.rows = {"of another": ROW, "its own": ROW, "empty": ROW}
     servers.journals = {"of another": "before.1", "its own": ROW.token, "no row": "before.2", "no row, empty": ""}
-    asyncio.run(replayer.remove_ended_journals([*servers.rows, "no row", "no row, empty"]))
+    asyncio.run(ended_journals.remove([*servers.rows, "no row", "no row, empty"]))
     assert servers.tidied == {"of another": "before.1", "no row": "before.2", "no row, empty": ""}
 
 
@@ -133,7 +154,7 @@ def test_waiting_replay_presumes_no_holder_dead_after_outage(servers: Servers, r
     async def settle() -> None:
         set_clock(replayer, lambda: servers.now)
         servers.now += 60
-        await replayer.settle("t")
+        await replayer.flush("t")
 
     servers.recover(replayer, 2 * STEP_SECONDS)
 

@@ -232,12 +232,12 @@ def package() -> Sources:
 @pytest.mark.parametrize(
     "check",
     [
-        pytest.param(long_files, marks=UNDER_WAY),
+        long_files,
         long_functions,
-        pytest.param(callback_slots, marks=UNDER_WAY),
+        callback_slots,
         instance_dict_writes,
-        pytest.param(crowded_constructors, marks=UNDER_WAY),
-        pytest.param(shared_class_names, marks=UNDER_WAY),
+        crowded_constructors,
+        shared_class_names,
         pytest.param(relative_docstrings, marks=UNDER_WAY),
     ],
 )

@@ -14,7 +14,7 @@ from langgraph_checkpoint_cached.cli.output import Output, Progress
 from langgraph_checkpoint_cached.errors import ArgumentError, BehindError
 from langgraph_checkpoint_cached.records import LeaseRow
 from langgraph_checkpoint_cached.stores.postgres.leases import LEASES_AT_ONCE_MAX, pages
-from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.keys import decode_thread_name, parse_key
 from langgraph_checkpoint_cached.utils.concurrency import for_each
 
@@ -96,7 +96,7 @@ async def _flush(
     try:
         await components.saver.aflush(thread_id)
     except BehindError as exc:
-        if not components.executor.is_usable:
+        if not components.executor.health.usable:
             raise  # it would be so for every thread
         result.unflushed += 1
         if len(result.errors) < ERRORS_SHOWN_MAX:
@@ -112,10 +112,10 @@ async def _remove_ended_journals(components: Components) -> None:
     threads: list[str] = []
 
     async def remove() -> None:
-        await components.replayer.remove_ended_journals(threads)
+        await components.ended_journals.remove(threads)
         threads.clear()
 
-    async for key in components.entries.keys(":*:journal"):
+    async for key in components.invalidation.keys(":*:journal"):
         found = parse_key(components.options.prefix, key)
         if found and (thread_id := decode_thread_name(found[0])) is not None:
             threads.append(thread_id)

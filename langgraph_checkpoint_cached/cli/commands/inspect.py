@@ -14,7 +14,7 @@ from langgraph_checkpoint_cached.cli.output import Output, size, span, table
 from langgraph_checkpoint_cached.cli.thread_view import FenceView, ThreadView, read_thread
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry
-from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 
 NAME = "inspect"
 HELP = "show a thread in Redis and in Postgres, side by side"

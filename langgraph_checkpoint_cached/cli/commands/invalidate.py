@@ -8,7 +8,7 @@ from langgraph_checkpoint_cached.cli.components import Components
 from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
 from langgraph_checkpoint_cached.cli.output import Output
 from langgraph_checkpoint_cached.errors import ArgumentError, BehindError
-from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 
 NAME = "invalidate"
 HELP = "invalidate threads' entries in Redis"
@@ -44,7 +44,7 @@ async def run(options: argparse.Namespace, out: Output) -> int:
             await _flush(components, threads)
             for start in range(0, len(threads), BATCH_SIZE):
                 batch = threads[start : start + BATCH_SIZE]
-                await components.entries.invalidate_threads(dict.fromkeys(batch, ()))
+                await components.invalidation.invalidate_threads(dict.fromkeys(batch, ()))
         except RedisUnavailable as exc:
             await components.store.stale_threads.add(threads)
             if not components.store.stale_threads.usable:
@@ -69,7 +69,7 @@ async def _invalidate_all(components: Components, out: Output) -> int:
 
         await components.replayer.flush_threads(None)
         await components.invalidator.invalidate_recorded()
-        await components.entries.invalidate_all(count)
+        await components.invalidation.invalidate_all(count)
     return invalidated
 
 
@@ -78,5 +78,5 @@ async def _flush(components: Components, thread_ids: list[str]) -> None:
     try:
         await components.replayer.flush_threads(thread_ids)
     except BehindError:
-        if components.executor.is_usable:
+        if components.executor.health.usable:
             raise

@@ -16,7 +16,7 @@ from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
 from langgraph_checkpoint_cached.cli.output import Output, Progress
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.stores.redis.entries import Hit, Load
+from langgraph_checkpoint_cached.stores.redis.entries import FillLease, Hit, MissReason
 from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry
 from langgraph_checkpoint_cached.stores.redis.fields import CHECKPOINT_ID
 from langgraph_checkpoint_cached.utils.concurrency import for_each, iterate
@@ -122,7 +122,7 @@ class Verification:
     async def _compare(self, namespace: Namespace) -> tuple[Verdict, str | None, str | None]:
         entries, record, hit = self._components.entries, None, None
         answer = await entries.read(namespace, fill_token := new_token())
-        if isinstance(answer, Load):
+        if isinstance(answer, FillLease):
             await entries.release_fill_lease(namespace, fill_token)
             return "gone", None, None
         if isinstance(answer, Hit):
@@ -133,7 +133,7 @@ class Verification:
             if entry is None:
                 return "opaque", None, None
             record, hit = entry.record, answer
-        elif answer.why != "empty":
+        elif answer.reason is not MissReason.EMPTY:
             return "busy", None, None
         verdict, stored = await self._components.auditor.compare(namespace, hit, record)
         known: Verdict = "busy" if verdict == "changed" else verdict

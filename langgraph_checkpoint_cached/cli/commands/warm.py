@@ -10,7 +10,8 @@ from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
 from langgraph_checkpoint_cached.cli.output import Output
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
+from langgraph_checkpoint_cached.stats import ReadOutcome
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from langgraph_checkpoint_cached.ttl import CHECKPOINT
 from langgraph_checkpoint_cached.utils.concurrency import for_each, iterate
 
@@ -90,17 +91,16 @@ class Warming:
 
     async def load(self, thread_id: str) -> None:
         """Load the thread's root namespace. Raises `RedisUnavailable`."""
-        stats = self._components.stats
-        record, times = await self._components.read_path.latest(Namespace(thread_id))
-        if times is stats.get_degraded:
+        record, outcome = await self._components.read_path.latest(Namespace(thread_id))
+        if outcome is ReadOutcome.DEGRADED:
             raise RedisUnavailable("it cannot be used, so nothing can be loaded into it")
         if record is None:
             self.missing.append(thread_id)
             self._counts["missing"] += 1
-        elif times is stats.get_hit:
+        elif outcome is ReadOutcome.HIT:
             self._counts["warm"] += 1
         else:
-            self._counts["loaded" if times is stats.get_load else "bypassed"] += 1
+            self._counts["loaded" if outcome is ReadOutcome.LOAD else "bypassed"] += 1
 
     def final_counts(self) -> dict[str, int]:
         """Return the counts. Only when the saver is closed are all fills done or refused."""

@@ -1,18 +1,15 @@
-"""L1: the entries in Redis, and the steps of the coherence protocol on them.
-
-Each step is one script in `lua/`, atomic on the server; what each promises is said there.
-"""
+"""Entries in Redis, and the steps of the coherence protocol on them; each is one script in `lua/`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from glob import escape as glob_escape
-from typing import Any, Literal, NamedTuple, TypeAlias
+from enum import Enum
+from typing import Any, NamedTuple, TypeAlias
 
 from langgraph_checkpoint_cached.records import History, Latest, Namespace, Put, PutWrites
-from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis.delta_history_format import (
     EntryHistories,
     decode_histories,
@@ -25,87 +22,79 @@ from langgraph_checkpoint_cached.stores.redis.entry_format import (
     put_arguments,
     writes_arguments,
 )
-from langgraph_checkpoint_cached.stores.redis.executor import (
-    BATCH_CALLS_MAX,
-    RedisFull,
-    RedisUnavailable,
-    ScriptExecutor,
-)
+from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
+from langgraph_checkpoint_cached.stores.redis.fences import FENCE_MS, Fence, Fences
+from langgraph_checkpoint_cached.stores.redis.health import RedisFull, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
 from langgraph_checkpoint_cached.stores.redis.keys import entry_keys, thread_key
+from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
+from langgraph_checkpoint_cached.stores.redis.positions import LeasePosition, parse_position
 from langgraph_checkpoint_cached.stores.redis.script_call import Argument
-from langgraph_checkpoint_cached.stores.redis.scripts import Script, lua
-from langgraph_checkpoint_cached.ttl import Ttl
+from langgraph_checkpoint_cached.stores.redis.scripts import (
+    BEGIN_THREAD,
+    COMMIT_DROP,
+    COMMIT_PUT,
+    COMMIT_WRITES,
+    END_THREAD,
+    FILL,
+    FILL_HISTORY,
+    HISTORY_FILL_LEASE,
+    READ,
+    RELEASE_FILL_LEASE,
+    Script,
+)
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
-FENCE_MS = 30_000
-"""A write that takes longer is taken for lost: its namespace is read from Postgres meanwhile, and after it."""
 FILL_LEASE_MS = 5_000
-"""After which a reader that took the right to fill and died is not waited for any more."""
+"""After this long a reader that took the fill lease is not waited for any more: it may have died."""
 EMPTY_MS = 60_000
 """How long "this namespace has no checkpoint" is remembered."""
-
-SHARED = (lua("server"), lua("thread"))
-CHANGES = lua("history_functions")
-_COMMIT = (*SHARED, CHANGES, lua("commit_functions"))
-READ = Script(*SHARED, lua("read"))
-FILL = Script(*SHARED, lua("fill"))
-HISTORY_FILL_LEASE = Script(*SHARED, lua("history_fill_lease"))
-FILL_HISTORY = Script(*SHARED, CHANGES, lua("fill_history"))
-RELEASE_FILL_LEASE = Script(*SHARED, lua("release_fill_lease"))
-BEGIN = Script(*SHARED, lua("begin"))
-COMMIT_PUT = Script(*_COMMIT, lua("commit_put"))
-COMMIT_WRITES = Script(*_COMMIT, lua("commit_writes"))
-COMMIT_DROP = Script(*_COMMIT, lua("commit_drop"))
-COMMITS = (COMMIT_PUT, COMMIT_WRITES, COMMIT_DROP)
-RELEASE = Script(*SHARED, lua("release"))
-BEGIN_THREAD = Script(*SHARED, lua("begin_thread"))
-END_THREAD = Script(*SHARED, lua("end_thread"))
 
 
 @dataclass(frozen=True)
 class Hit:
-    """The entry's fields, as they stand in Redis."""
+    """Fields of the entry, as they stand in Redis."""
 
     fields: Mapping[bytes, bytes]
 
 
-class LeasePosition(NamedTuple):
-    """What Redis says of a thread's lease: its token, and the last number in its journal."""
-
-    token: str
-    last: int
-
-
 @dataclass(frozen=True)
-class Load:
-    """The fill lease: load, then fill for this generation. Postgres may be behind where there is a lease."""
+class FillLease:
+    """Right to load the namespace and to fill its entry, for this generation.
+
+    Where the thread has a lease, Postgres may lack writes that Redis has acknowledged.
+    """
 
     generation: str
     lease: LeasePosition | None = None
 
 
+class MissReason(Enum):
+    """Why there is neither an entry nor a fill lease."""
+
+    WAIT = b"wait"
+    """Another reader has the fill lease."""
+    FENCED = b"fenced"
+    """A write is in flight."""
+    ABSENT = b"absent"
+    """The entry is another checkpoint's, or there is none."""
+    EMPTY = b"empty"
+    """The namespace has no checkpoint."""
+
+
 @dataclass(frozen=True)
-class Miss:
+class EntryMiss:
     """No entry, and no fill lease either."""
 
-    why: Literal["wait", "fenced", "absent", "empty"]
+    reason: MissReason
     lease: LeasePosition | None = None
 
 
-@dataclass(frozen=True)
-class FenceAck:
-    """A fence that stands. `known` is whether Redis can tell that there is no lease where it names none."""
-
-    lease: LeasePosition | None
-    known: bool
-
-
-ReadAnswer: TypeAlias = "Hit | Load | Miss"
+ReadReply: TypeAlias = "Hit | FillLease | EntryMiss"
 
 
 class EntryUpdate(NamedTuple):
-    """How COMMIT changes the entry: by its own arguments, or by dropping it."""
+    """Change that COMMIT makes to the entry: by its own arguments, or by dropping it."""
 
     script: Script
     arguments: Fields
@@ -114,102 +103,122 @@ class EntryUpdate(NamedTuple):
 DROP = EntryUpdate(COMMIT_DROP, [])
 
 
+class CommitResult(NamedTuple):
+    """Result of COMMIT."""
+
+    updated: bool
+    """Whether the entry was updated. If not, it was dropped, or there was none."""
+    was_fenced: bool
+    """Whether the write's fence was still active."""
+    expired_fences: int
+    """Number of fences of dead or slow writes that were found past their deadline."""
+
+
+def parse_commit(reply: int | None) -> CommitResult:
+    """Return the result that a reply to COMMIT stands for; `lua/commit_functions.lua` says what it may be."""
+    if reply is None:
+        return CommitResult(False, False, 0)
+    return CommitResult(reply == 1, True, -reply if reply < 0 else 0)
+
+
 class RedisEntries:
-    """The entries of one saver's process. Every method raises `RedisUnavailable` when it could not be done.
+    """Entries of the namespaces. Every method raises `RedisUnavailable` when Redis could not do it.
 
     Args:
-        guard: Runs the scripts.
-        prefix: What every key starts with.
-        life: How long an entry lives, and whether reads extend that.
-        stats: Where expired fences are counted.
-        seal: Of every part of an entry.
+        runtime: Counters.
+        executor: Runs the scripts.
+        keyspace: Keys, and the life of an entry.
+        fences: Fences of this process, of which a read releases the one that is in its way.
+        integrity: Checksums or signatures of every part of an entry.
     """
 
     def __init__(
-        self, executor: ScriptExecutor, prefix: str, life: Ttl, stats: Stats, seal: Integrity = CHECKSUMS
+        self,
+        runtime: Runtime,
+        executor: ScriptExecutor,
+        keyspace: Keyspace,
+        fences: Fences,
+        integrity: Integrity = CHECKSUMS,
     ) -> None:
-        self._executor, self._prefix, self._life, self._stats, self._seal = executor, prefix, life, stats, seal
-        self._owner = new_token()
-        self.take_idle_fence: Callable[[Namespace], tuple[str, Callable[[asyncio.Future[Any]], None]] | None] = (
-            lambda namespace: None
-        )
-        """What READ releases first: a fence of this process that no write is under, and who is to hear of it."""
+        self._stats, self._executor, self._keyspace = runtime.stats, executor, keyspace
+        self.fences, self._integrity = fences, integrity
+        self._refresh = "1" if keyspace.ttl.sliding else "0"
 
-    async def read(self, namespace: Namespace, fill_token: str, checkpoint_id: str = "") -> ReadAnswer:
+    async def read(self, namespace: Namespace, fill_token: str, checkpoint_id: str = "") -> ReadReply:
         """READ: the entry, or what to do instead. With a `checkpoint_id`, an entry of that checkpoint only.
 
         A caller that is cancelled here has no fill lease.
         """
-        if not self._executor.flush_waits:
+        if not self._executor.health.serving:
             raise RedisUnavailable(
-                "not asked: it was away until a moment ago, and other processes may lack it still"
+                "not asked: Redis recovered less than 3 s ago and other processes may still be disconnected"
             )
-        over, released = self.take_idle_fence(namespace) or ("", None)
-        refresh = "1" if self._life.sliding else "0"
-        reply = self._submit(
-            READ, namespace, fill_token, str(FILL_LEASE_MS), refresh, checkpoint_id, over, now=True
+        fence = self.fences.hand_over(namespace)
+        keys, name = entry_keys(self._keyspace.prefix, namespace)
+        ttl, released = self._keyspace.ttl_text, "" if fence is None else fence.token
+        reading = self._executor.submit(
+            READ,
+            keys,
+            (name, new_token(), ttl, fill_token, str(FILL_LEASE_MS), self._refresh, checkpoint_id, released),
+            now=True,
         )
-        if released is not None:
-            reply.add_done_callback(released)
+        if fence is not None:
+            self._take_back_unless_read(fence, reading)
         try:
-            answer = await reply
+            reply = await reading
         except asyncio.CancelledError:
-            self._submit(RELEASE_FILL_LEASE, namespace, fill_token)  # queued, so after READ
+            self._submit(RELEASE_FILL_LEASE, namespace, fill_token)  # queued, so it runs after READ
             raise
-        kind = answer[0]
+        kind = reply[0]
         if kind == b"hit":
-            flat = answer[1]
+            flat = reply[1]
             return Hit(dict(zip(flat[::2], flat[1::2], strict=True)))
-        self._stats.fences_expired += answer[2]
-        lease = _acknowledged(answer[3])
-        return Load(answer[1].decode(), lease) if kind == b"load" else Miss(kind.decode(), lease)
+        self._stats.fences_expired += reply[2]
+        lease = parse_position(reply[3])
+        return FillLease(reply[1].decode(), lease) if kind == b"load" else EntryMiss(MissReason(kind), lease)
 
     def decode(self, namespace: Namespace, hit: Hit) -> Latest | None:
-        """The entry that was hit, or None for an opaque one. Raises `DamagedEntry`."""
-        return decode_entry(namespace, hit.fields, self._seal)
+        """Return the entry that was hit, None for an opaque one. Raises `DamagedEntry`."""
+        return decode_entry(namespace, hit.fields, self._integrity)
 
-    def fill(self, namespace: Namespace, fill_token: str, load: Load, latest: Latest) -> Coroutine[Any, Any, bool]:
-        """FILL: whether what was loaded became the entry. Queued when this returns."""
-        ttl_ms = self._life.milliseconds
-        reply = self._submit(
+    def fill(
+        self, namespace: Namespace, fill_token: str, fill_lease: FillLease, latest: Latest
+    ) -> Coroutine[Any, Any, bool]:
+        """FILL: return whether what was loaded became the entry. Queued when this returns."""
+        ttl_ms = self._keyspace.ttl.milliseconds
+        filling = self._submit(
             FILL,
             namespace,
             fill_token,
-            load.generation,
+            fill_lease.generation,
             "1" if latest.thread_is_empty else "0",
-            *entry_fields(namespace, latest, self._seal),
+            *entry_fields(namespace, latest, self._integrity),
             ttl_ms=ttl_ms if latest.record is not None else min(ttl_ms, EMPTY_MS),
         )
-        return self._filled(namespace, fill_token, reply)
+        return self._filled(namespace, fill_token, filling)
 
-    async def _filled(self, namespace: Namespace, fill_token: str, reply: asyncio.Future[Any]) -> bool:
-        try:
-            answer = await reply
-        except RedisFull:
-            await self.release_fill_lease(namespace, fill_token)  # nobody else is to wait for this
-            return False
-        if answer:
-            self._executor.note_memory_available()
-        return bool(answer)
+    async def release_fill_lease(self, namespace: Namespace, fill_token: str) -> None:
+        """Release the fill lease, if it is still held."""
+        await self._submit(RELEASE_FILL_LEASE, namespace, fill_token)
 
     def histories(
         self, namespace: Namespace, checkpoint_id: str, fields: Mapping[bytes, bytes]
     ) -> EntryHistories | None:
-        """The histories in an entry of this checkpoint, or None. Raises `DamagedEntry`."""
-        return decode_histories(namespace, checkpoint_id, fields, self._seal)
+        """Return the histories in an entry of this checkpoint, None if it has none. Raises `DamagedEntry`."""
+        return decode_histories(namespace, checkpoint_id, fields, self._integrity)
 
     async def history_fill_lease(
         self, namespace: Namespace, fill_token: str, checkpoint_id: str
     ) -> tuple[str, Mapping[bytes, bytes]] | None:
-        """FILL LEASE for the history at the entry's checkpoint: the generation, and the entry's fields.
+        """FILL LEASE for the history at the entry's checkpoint: return the generation, and the entry's fields.
 
-        None if the entry is another, or a write is in flight. A fill lease needs not be given back.
+        None if the entry is another, or a write is in flight. It need not be released.
         """
-        answer = await self._submit(HISTORY_FILL_LEASE, namespace, fill_token, checkpoint_id)
-        if not answer:
+        reply = await self._submit(HISTORY_FILL_LEASE, namespace, fill_token, checkpoint_id)
+        if not reply:
             return None
-        flat = answer[1]
-        return answer[0].decode(), dict(zip(flat[::2], flat[1::2], strict=True))
+        flat = reply[1]
+        return reply[0].decode(), dict(zip(flat[::2], flat[1::2], strict=True))
 
     async def fill_history(
         self,
@@ -219,103 +228,75 @@ class RedisEntries:
         checkpoint_id: str,
         histories: Mapping[str, History],
     ) -> bool:
-        """FILL HISTORY: returns whether it was put beside the entry."""
-        fields = history_fields(namespace, checkpoint_id, histories, self._seal)
+        """FILL HISTORY: return whether the histories were put beside the entry."""
+        fields = history_fields(namespace, checkpoint_id, histories, self._integrity)
         if fields is None:
             return False
         try:
-            return bool(
-                await self._submit(FILL_HISTORY, namespace, fill_token, generation, checkpoint_id, *fields)
-            )
+            filling = self._submit(FILL_HISTORY, namespace, fill_token, generation, checkpoint_id, *fields)
+            return bool(await filling)
         except RedisFull:
             return False
 
-    async def release_fill_lease(self, namespace: Namespace, fill_token: str) -> None:
-        """Gives up the fill lease, if it is still held."""
-        await self._submit(RELEASE_FILL_LEASE, namespace, fill_token)
-
-    def begin(self, namespace: Namespace, token: str) -> asyncio.Future[bytes]:
-        """BEGIN: fences the namespace. Queued when this returns; `begun` says what the answer means."""
-        return self._submit(BEGIN, namespace, token, self._owner, str(FENCE_MS))
-
     def entry_update_for(self, operation: Put | PutWrites) -> EntryUpdate:
-        """What a write does to the entry."""
+        """Return what a write does to the entry."""
         if isinstance(operation, Put):
-            script, arguments = COMMIT_PUT, put_arguments(operation, self._seal)
+            script, arguments = COMMIT_PUT, put_arguments(operation, self._integrity)
         else:
-            script, arguments = COMMIT_WRITES, writes_arguments(operation, self._seal)
+            script, arguments = COMMIT_WRITES, writes_arguments(operation, self._integrity)
         return DROP if arguments is None else EntryUpdate(script, arguments)
 
     def commit(
-        self,
-        namespace: Namespace,
-        token: str,
-        entry_update: EntryUpdate,
-        *,
-        retain: bool = False,
-        now: bool = False,
+        self, fence: Fence, update: EntryUpdate, *, retain: bool = False, now: bool = False
     ) -> asyncio.Future[int | None]:
-        """COMMIT: releases the fence, or keeps it. Queued when this returns; with `now` no other is waited for.
-
-        1 if the entry was advanced, not dropped; below 0, the number of fences that were past their deadline; None
-        if the fence was not there any more.
-        """
-        owner = f"{self._owner} keeps" if retain else self._owner
-        return self._submit(entry_update.script, namespace, token, owner, *entry_update.arguments, now=now)
-
-    def release(self, thread_id: str, token: str) -> asyncio.Future[int]:
-        """RELEASE: removes a fence that no write is under. Queued when this returns."""
-        # It takes one key: a Cluster that is moving the thread's slot refuses what takes more.
-        return self._executor.submit(RELEASE, [thread_key(self._prefix, thread_id)], self._thread_arguments(token))
-
-    async def begin_thread(self, thread_id: str, token: str) -> LeasePosition | None:
-        """BEGIN over all namespaces of a thread. Returns its lease."""
-        key = thread_key(self._prefix, thread_id)
-        reply = await self._executor.submit(
-            BEGIN_THREAD, [key], self._thread_arguments(token, self._owner, str(FENCE_MS))
-        )
-        return _acknowledged(reply)
-
-    async def end_thread(self, thread_id: str, *tokens: str) -> None:
-        """COMMIT over all namespaces of a thread: invalidates every entry and the lease, releases these fences."""
-        key = thread_key(self._prefix, thread_id)
-        await self._executor.submit(END_THREAD, [key], self._thread_arguments(*tokens))
-
-    async def discard(self, namespace: Namespace) -> None:
-        """Removes the entry and the fill lease, as an eviction would."""
-        await self._submit(COMMIT_DROP, namespace, new_token(), self._owner)
-
-    async def invalidate_threads(self, stale_threads: Mapping[str, Iterable[str]]) -> None:
-        """Invalidates every entry of these threads and removes these fences of each, even while the guard lets no
-        call through.
-        """
-        await self._invalidate(
-            {thread_key(self._prefix, thread_id): tokens for thread_id, tokens in stale_threads.items()}
-        )
-
-    async def invalidate_all(self, invalidated: Callable[[int], None] = lambda count: None) -> None:
-        """Invalidates every entry of every thread, by a scan, even while the guard lets no call through.
+        """COMMIT a write under its fence; `parse_commit` says what the reply means. Queued when this returns.
 
         Args:
-            invalidated: Told after each step, of how many threads the entries are invalidate.
+            fence: Fence of the write.
+            update: What it does to the entry.
+            retain: Leave the fence active.
+            now: Do not wait for other calls to be sent with it.
         """
-        some: dict[str, Iterable[str]] = {}
-        async for key in self.keys(":{*}:thread"):
-            some[key] = ()
-            if len(some) == BATCH_CALLS_MAX:
-                await self._invalidate(some)
-                invalidated(len(some))
-                some = {}
-        await self._invalidate(some)
-        invalidated(len(some))
+        keys, name = entry_keys(self._keyspace.prefix, fence.namespace)
+        owner = f"{self.fences.owner} retain" if retain else self.fences.owner
+        arguments = (name, new_token(), self._keyspace.ttl_text, fence.token, owner, *update.arguments)
+        return self._executor.submit(update.script, keys, arguments, in_order=True, now=now)
 
-    def keys(self, pattern: str) -> AsyncIterator[str]:
-        """The keys that match a glob after the prefix, by a scan: some perhaps twice."""
-        return self._executor.keys(glob_escape(self._prefix) + pattern)
+    async def begin_thread(self, thread_id: str, token: str) -> LeasePosition | None:
+        """BEGIN over all namespaces of a thread. Return its lease."""
+        arguments = self._keyspace.thread_arguments(token, self.fences.owner, str(FENCE_MS))
+        key = thread_key(self._keyspace.prefix, thread_id)
+        return parse_position(await self._executor.submit(BEGIN_THREAD, [key], arguments))
+
+    async def end_thread(self, thread_id: str, *tokens: str) -> None:
+        """COMMIT over all namespaces of a thread: invalidate every entry and the lease, release these fences."""
+        key = thread_key(self._keyspace.prefix, thread_id)
+        await self._executor.submit(END_THREAD, [key], self._keyspace.thread_arguments(*tokens))
+
+    async def discard(self, namespace: Namespace) -> None:
+        """Remove the entry and the fill lease, as an eviction would."""
+        await self._submit(COMMIT_DROP, namespace, new_token(), self.fences.owner, in_order=True)
 
     async def drain(self) -> None:
-        """Waits until nothing is queued or under way."""
+        """Wait until nothing is queued or under way."""
         await self._executor.drain()
+
+    async def _filled(self, namespace: Namespace, fill_token: str, filling: asyncio.Future[Any]) -> bool:
+        try:
+            reply = await filling
+        except RedisFull:
+            await self.release_fill_lease(namespace, fill_token)  # nobody else is to wait for this
+            return False
+        if reply:
+            self._executor.note_memory_available()
+        return bool(reply)
+
+    def _take_back_unless_read(self, fence: Fence, reading: asyncio.Future[Any]) -> None:
+        def on_read(reading: asyncio.Future[Any]) -> None:
+            if not reading.cancelled() and isinstance(reading.exception(), RedisUnavailable):
+                self.fences.take_back(fence)
+
+        reading.add_done_callback(on_read)
 
     def _submit(
         self,
@@ -323,42 +304,8 @@ class RedisEntries:
         namespace: Namespace,
         *arguments: Argument,
         ttl_ms: int | None = None,
-        now: bool = False,
+        in_order: bool = False,
     ) -> asyncio.Future[Any]:
-        keys, name = entry_keys(self._prefix, namespace)
-        shared = (name, new_token(), str(ttl_ms or self._life.milliseconds))
-        in_order = script in COMMITS
-        return self._executor.submit(script, keys, (*shared, *arguments), in_order=in_order, now=now)
-
-    async def _invalidate(self, fences: Mapping[str, Iterable[str]]) -> None:
-        await self._executor.force(
-            [(END_THREAD, [key], self._thread_arguments(*tokens)) for key, tokens in fences.items()]
-        )
-
-    def _thread_arguments(self, *arguments: Argument) -> Sequence[Argument]:
-        return ["", new_token(), str(self._life.milliseconds), *arguments]
-
-
-def begun(answer: bytes) -> FenceAck:
-    """What BEGIN answers."""
-    return FenceAck(_acknowledged(answer), answer != b"?")
-
-
-def _acknowledged(answer: bytes) -> LeasePosition | None:
-    token, _, last = answer.decode().partition(" ")
-    return LeasePosition(token, int(last)) if last else None
-
-
-__all__ = [
-    "DROP",
-    "EntryUpdate",
-    "FenceAck",
-    "Hit",
-    "LeasePosition",
-    "Load",
-    "Miss",
-    "ReadAnswer",
-    "RedisEntries",
-    "RedisUnavailable",
-    "begun",
-]
+        keys, name = entry_keys(self._keyspace.prefix, namespace)
+        ttl = self._keyspace.ttl_text if ttl_ms is None else str(ttl_ms)
+        return self._executor.submit(script, keys, (name, new_token(), ttl, *arguments), in_order=in_order)

@@ -1,29 +1,46 @@
-"""The fences of one process: its writes to a namespace share one, which stands a moment longer for the next."""
+"""Fences of one process: its writes to a namespace share one, which stays active a moment longer for the next."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.stores.redis.entries import FENCE_MS, FenceAck, RedisEntries, begun
-from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable
+from langgraph_checkpoint_cached.runtime import Runtime
+from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.keys import entry_keys, thread_key
+from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
+from langgraph_checkpoint_cached.stores.redis.positions import LeasePosition, parse_position
+from langgraph_checkpoint_cached.stores.redis.scripts import BEGIN, RELEASE
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
+FENCE_MS = 30_000
+"""A write that takes longer is presumed lost: its namespace is read from Postgres meanwhile, and after it."""
 FENCE_MARGIN_SECONDS = FENCE_MS / 1000 / 2
-"""A fence with less than this left is taken anew before Postgres is asked to commit."""
+"""A fence with less time left than this is taken anew before Postgres is asked to commit."""
 RETAIN_SECONDS = 0.05
-"""How long a fence stands after a write, for the next one: a step of a graph writes several times in a row."""
+"""How long a fence stays active after a write, for the next one: a step of a graph writes several times in a
+row.
+"""
 RETAINED_MAX = 1000
+
+
+@dataclass(frozen=True)
+class FenceAck:
+    """Redis' confirmation of a fence: the thread's lease, and whether Redis can tell that there is none."""
+
+    lease: LeasePosition | None
+    known: bool
+
+
+NO_LEASE = FenceAck(None, known=True)
 
 
 @dataclass(eq=False)
 class Fence:
-    """A fence over a namespace, and the writes under it."""
+    """Fence over a namespace, and the writes under it."""
 
     namespace: Namespace
     begin: asyncio.Future[bytes]
@@ -31,142 +48,175 @@ class Fence:
     token: str
     is_flushed: bool = False
     """Whether Postgres holds all that was acknowledged of the thread before the fence."""
-    stays: bool = False
+    expires: bool = False
     """Whether it is left to its deadline: nobody knows whether a write under it has ended."""
     writes: int = 0
-    """Under it, that have not ended."""
+    """Number of writes under it that have not ended."""
     active: bool = True
-    """Whether it may be in Redis, once all that was sent is done."""
+    """Whether it may be in Redis, once all that was sent has run."""
     idle_at: float = 0.0
 
 
 class Fences:
-    """Takes fences, shares them among writes, and has them released.
+    """Takes fences, shares them among writes, and releases them.
 
-    Besides Postgres a write waits for Redis: for its fence and for its COMMIT. The writes of a run come close upon
-    each other, so the fence stands for `RETAIN_SECONDS` after the last of them, and the next one need not take it.
-    Meanwhile other processes read from Postgres. A read of this process gives the fence up, in the same step.
+    Besides Postgres a write waits for Redis: for its fence and for its COMMIT. The writes of a run follow closely
+    on each other, so the fence stays active for `RETAIN_SECONDS` after the last of them, and the next write need
+    not take it. Meanwhile other processes read from Postgres. A read of this process releases the fence, in the
+    same script.
 
-    A fence is not used again once it has been given up, or Redis may have lost it, or a write under it may still
-    be going on: then others would see a write too early, or its process might die and leave what it stored unseen.
+    A fence is not used again once it was released, or Redis may have lost it, or a write under it may still be
+    going on: then others would see a write too early, or its process might die and leave what it stored unseen.
 
     Args:
-        entries: Where they are. Reads of it give fences up from now on.
-        loop: The event loop that all of it is used on.
-        keeps: Whether one stands when no write is under it. Meanwhile nothing is written behind.
-        clock: In seconds.
+        runtime: Event loop and clock.
+        executor: Runs the scripts.
+        keyspace: Keys and shared arguments.
+        retain: Whether a fence stays active when no write is under it. Meanwhile nothing is written behind.
     """
 
-    def __init__(
-        self,
-        entries: RedisEntries,
-        loop: asyncio.AbstractEventLoop,
-        *,
-        retain: bool,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._entries, self._loop, self._retains, self._clock = entries, loop, retain, clock
+    def __init__(self, runtime: Runtime, executor: ScriptExecutor, keyspace: Keyspace, *, retain: bool) -> None:
+        self._loop, self._clock, self._executor, self._keyspace = runtime.loop, runtime.clock, executor, keyspace
+        self._health, self._retains = executor.health, retain
+        self._openings = self._health.openings
         self._shared: dict[Namespace, Fence] = {}
         self._idle: dict[Namespace, Fence] = {}  # of those, the ones no write is under, the oldest first
+        self._abandoned: list[tuple[str, str]] = []
         self._releasing: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
-        self.left: Callable[[str, str], object] = lambda thread_id, token: None
-        """Is told of a fence that nobody needs and that may stand in Redis."""
-        entries.take_idle_fence = self._hand_over
+        self.owner = new_token()
 
     def take(self, namespace: Namespace) -> Fence:
-        """The fence that a write is under: one that stands, or a new one. BEGIN is queued when this returns."""
+        """Return the fence for a write: an active one, or a new one. BEGIN is queued when this returns."""
+        if self._openings != self._health.openings:
+            self._on_opening()
+        now = self._clock()
         fence = self._shared.get(namespace)
-        if fence is None or self._clock() - fence.begun_at > FENCE_MARGIN_SECONDS:
+        if fence is None or now - fence.begun_at > FENCE_MARGIN_SECONDS:
             if namespace in self._idle:
                 self._release(self._idle[namespace])
             token = new_token()
-            fence = Fence(namespace, self._entries.begin(namespace, token), self._clock(), token)
-            self._shared[namespace] = fence
+            fence = self._shared[namespace] = Fence(namespace, self._begin(namespace, token), now, token)
             if self._retains and self._releasing is None:
                 self._releasing = self._loop.create_task(self._release_in_time())
         self._idle.pop(namespace, None)
         fence.writes += 1
         return fence
 
-    async def begun(self, fence: Fence) -> FenceAck | None:
-        """Waits until it stands, with time to spare. None if Redis does not confirm that."""
+    async def confirm(self, fence: Fence) -> FenceAck | None:
+        """Wait until the fence is active, with time to spare. None if Redis does not confirm that."""
         try:
             reply = await fence.begin
             if self._clock() - fence.begun_at > FENCE_MARGIN_SECONDS:
                 fence.begun_at, fence.is_flushed = self._clock(), False
-                fence.begin = self._entries.begin(fence.namespace, fence.token)
+                fence.begin = self._begin(fence.namespace, fence.token)
                 reply = await fence.begin
-            return begun(reply)
         except RedisUnavailable:
-            self.forget(fence)
+            self.retire(fence)
             return None
+        if not reply:
+            return NO_LEASE
+        return FenceAck(parse_position(reply), reply != b"?")
 
-    def ends(self, fence: Fence) -> bool:
-        """A write under it is to be committed in Redis next: whether the fence is to stand then."""
-        is_last = fence.writes == 1 and not fence.stays
+    def prepare_commit(self, fence: Fence) -> bool:
+        """Return whether COMMIT of a write under the fence, which is sent next, is to leave the fence active."""
+        if self._openings != self._health.openings:
+            self._on_opening()
+        is_last = fence.writes == 1 and not fence.expires
         if is_last and not self._retains:
-            self.forget(fence)
-        fence.active = not is_last or self._is_shared(fence)
+            self.retire(fence)
+        fence.active = not is_last or self._shared.get(fence.namespace) is fence
         return fence.active
 
-    def ended(self, fence: Fence, *, stood: bool | None = None) -> None:
-        """A write under it has ended.
+    def end_write(self, fence: Fence, *, was_active: bool | None = None) -> None:
+        """Take a write that has ended from under its fence.
 
         Args:
-            fence: The fence.
-            stood: Whether it stood, if Redis has said so.
+            fence: Fence of the write.
+            was_active: Whether the fence was active at COMMIT, where Redis has told.
         """
+        if self._openings != self._health.openings:
+            self._on_opening()
         fence.writes -= 1
-        if not stood:
-            self.forget(fence)
-            fence.active = stood is None
-        if fence.writes or fence.stays:
+        if not was_active:
+            self.retire(fence)
+            fence.active = was_active is None
+        if fence.writes or fence.expires:
             return
-        if self._is_shared(fence) and self._retains:
-            self._keep(fence)
+        if self._retains and self._shared.get(fence.namespace) is fence:
+            if len(self._idle) >= RETAINED_MAX:
+                self._release(next(iter(self._idle.values())))
+            fence.idle_at = self._clock()
+            self._idle[fence.namespace] = fence
+            self._changed.set()
         elif fence.active:
             self._release(fence)
 
-    def withdraw(self, fence: Fence) -> None:
-        """A write is not under it after all."""
-        self.ended(fence, stood=True)
-
-    def forget(self, fence: Fence, *, stays: bool = False) -> None:
-        """It is not to be used again; with `stays` not to be released either."""
-        fence.stays |= stays
-        if self._is_shared(fence):
+    def retire(self, fence: Fence, *, expires: bool = False) -> None:
+        """Use the fence for no more writes; with `expires` do not release it either."""
+        fence.expires |= expires
+        if self._shared.get(fence.namespace) is fence:
             del self._shared[fence.namespace]
             self._idle.pop(fence.namespace, None)
             self._changed.set()
 
-    def forget_all(self) -> None:
-        """None is to be used again: Redis may have lost them."""
-        idle, self._idle, self._shared = self._idle, {}, {}
-        self._changed.set()
-        for fence in idle.values():
-            self.left(fence.namespace.thread_id, fence.token)
+    def hand_over(self, namespace: Namespace) -> Fence | None:
+        """Return a fence that no write is under, for a READ to release; `take_back` it if that does not
+        succeed.
+        """
+        if self._openings != self._health.openings:
+            self._on_opening()
+        fence = self._idle.get(namespace)
+        if fence is not None:
+            self.retire(fence)
+        return fence
+
+    def take_back(self, fence: Fence) -> None:
+        """Release a fence that a READ was to release, and perhaps did not."""
+        self._release(fence)
+
+    def take_abandoned(self) -> list[tuple[str, str]]:
+        """Return thread and token of fences that may be active in Redis and that nobody needs; each once.
+
+        Redis is suspended since they were abandoned: whoever makes it usable removes them first.
+        """
+        if self._openings != self._health.openings:
+            self._on_opening()
+        abandoned, self._abandoned = self._abandoned, []
+        return abandoned
+
+    @property
+    def has_abandoned(self) -> bool:
+        """Whether `take_abandoned` would return any."""
+        return bool(self._abandoned)
 
     def release_all(self) -> None:
-        """Gives up those that no write is under. Queued when this returns."""
+        """Release the fences that no write is under. Queued when this returns."""
         for fence in list(self._idle.values()):
             self._release(fence)
         if self._releasing is not None:
             self._releasing.cancel()
             self._releasing = None
 
-    def _is_shared(self, fence: Fence) -> bool:
-        return self._shared.get(fence.namespace) is fence
+    def _begin(self, namespace: Namespace, token: str) -> asyncio.Future[bytes]:
+        keys, name = entry_keys(self._keyspace.prefix, namespace)
+        ttl, fence_ms = self._keyspace.ttl_text, str(FENCE_MS)
+        return self._executor.submit(BEGIN, keys, (name, new_token(), ttl, token, self.owner, fence_ms))
 
-    def _keep(self, fence: Fence) -> None:
-        if len(self._idle) >= RETAINED_MAX:
-            self._release(next(iter(self._idle.values())))
-        fence.idle_at = self._clock()
-        self._idle[fence.namespace] = fence
+    def _on_opening(self) -> None:
+        """Retire all fences, as Redis was unusable meanwhile: it may have lost them."""
+        self._openings = self._health.openings
+        idle, self._idle, self._shared = self._idle, {}, {}
         self._changed.set()
+        for fence in idle.values():
+            self._abandon(fence)
+
+    def _abandon(self, fence: Fence) -> None:
+        self._abandoned.append((fence.namespace.thread_id, fence.token))
+        self._health.fail(RedisUnavailable("it could not be told of the end of a write"))
 
     async def _release_in_time(self) -> None:
-        """Releases what has been idle for long enough, as long as there are fences.
+        """Release fences that were idle for long enough, as long as there are any.
 
         It is a task that a write starts, and no timer, so that a loop that ends ends this too: what a timer began
         then would be left half done.
@@ -175,35 +225,30 @@ class Fences:
         try:
             while self._shared:
                 self._changed.clear()
-                left = self._release_old()
-                await (self._changed.wait() if left is None else asyncio.sleep(left))
+                seconds = self._release_old()
+                await (self._changed.wait() if seconds is None else asyncio.sleep(seconds))
         finally:
             if self._releasing is task:
                 self._releasing = None
 
     def _release_old(self) -> float | None:
-        """After how many seconds the next one is old; None if none is idle."""
+        """Release what is old; return after how many seconds the next one is, None if none is idle."""
+        if self._openings != self._health.openings:
+            self._on_opening()
         for fence in list(self._idle.values()):
-            left = fence.idle_at + RETAIN_SECONDS - self._clock()
-            if left > 0:
-                return left
+            seconds = fence.idle_at + RETAIN_SECONDS - self._clock()
+            if seconds > 0:
+                return seconds
             self._release(fence)
         return None
 
     def _release(self, fence: Fence) -> None:
-        self.forget(fence)
-        thread_id = fence.namespace.thread_id
-        released = self._entries.release(thread_id, fence.token)
-        released.add_done_callback(partial(_if_not_done, partial(self.left, thread_id, fence.token)))
+        self.retire(fence)
+        key = thread_key(self._keyspace.prefix, fence.namespace.thread_id)
+        # It takes one key: a Cluster that is moving the thread's slot refuses scripts with more.
+        released = self._executor.submit(RELEASE, [key], self._keyspace.thread_arguments(fence.token))
+        released.add_done_callback(partial(self._on_released, fence))
 
-    def _hand_over(self, namespace: Namespace) -> tuple[str, Callable[[asyncio.Future[Any]], None]] | None:
-        fence = self._idle.get(namespace)
-        if fence is None:
-            return None
-        self.forget(fence)
-        return fence.token, partial(_if_not_done, partial(self._release, fence))
-
-
-def _if_not_done(instead: Callable[[], object], step: asyncio.Future[Any]) -> None:
-    if not step.cancelled() and isinstance(step.exception(), RedisUnavailable):
-        instead()
+    def _on_released(self, fence: Fence, released: asyncio.Future[int]) -> None:
+        if not released.cancelled() and isinstance(released.exception(), RedisUnavailable):
+            self._abandon(fence)

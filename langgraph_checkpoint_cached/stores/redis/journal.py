@@ -1,7 +1,6 @@
-"""The journals in Redis: what was acknowledged there, and is perhaps not yet in Postgres. And the leases they
-are under.
+"""Journals in Redis: writes that were acknowledged there and are perhaps not yet in Postgres; and their leases.
 
-Each step is one script in `lua/`; what each promises is said there.
+Each step is one script in `lua/`.
 """
 
 from __future__ import annotations
@@ -9,79 +8,109 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 from langgraph_checkpoint_cached.records import Namespace, Put, PutWrites
-from langgraph_checkpoint_cached.stores.redis.entries import (
-    CHANGES,
-    COMMIT_PUT,
-    COMMIT_WRITES,
-    SHARED,
-    EntryUpdate,
-)
+from langgraph_checkpoint_cached.stores.redis.entries import EntryUpdate
 from langgraph_checkpoint_cached.stores.redis.entry_format import Fields, decode_put, decode_writes
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
 from langgraph_checkpoint_cached.stores.redis.keys import entry_keys, journal_key, namespace_key, thread_key
-from langgraph_checkpoint_cached.stores.redis.script_call import Argument
-from langgraph_checkpoint_cached.stores.redis.scripts import Script, lua
-from langgraph_checkpoint_cached.ttl import Ttl
+from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
+from langgraph_checkpoint_cached.stores.redis.script_call import Argument, Unconfirmed
+from langgraph_checkpoint_cached.stores.redis.scripts import (
+    APPEND_PUT,
+    APPEND_WRITES,
+    CLEAN_UP,
+    CLOSE,
+    COMMIT_PUT,
+    COMMIT_WRITES,
+    JOURNAL,
+    NEWEST,
+    OPEN,
+    PREPARE,
+    TRIM,
+    Script,
+)
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
-APPEND_PUT = Script(*SHARED, CHANGES, lua("append_functions"), lua("commit_put"))
-APPEND_WRITES = Script(*SHARED, CHANGES, lua("append_functions"), lua("commit_writes"))
 APPENDS = {COMMIT_PUT: (APPEND_PUT, "p"), COMMIT_WRITES: (APPEND_WRITES, "w")}
-OPEN = Script(*SHARED, lua("lease_open"))
-JOURNAL = Script(*SHARED, lua("lease_journal"))
-TRIM = Script(*SHARED, lua("lease_trim"))
-CLOSE = Script(*SHARED, lua("lease_close"))
-PREPARE = Script(*SHARED, lua("lease_prepare"))
-NEWEST = Script(*SHARED, lua("lease_newest"))
-CLEAN_UP = Script(*SHARED, lua("lease_clean_up"))
 ENTRIES_AT_ONCE_MAX = 100
+JOURNAL_END = 2**53
+"""Higher than any number in a journal."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """Some of a journal. `last` is the last number there is, -1 if Redis may have lost some of it."""
+    """Page of a journal. `last` is the last number there is, -1 if Redis may have lost some of it."""
 
     last: int
     entries: list[tuple[int, Put | PutWrites]]
 
 
+class Refusal(Enum):
+    """Why APPEND was refused, with nothing done; at most the entry was dropped."""
+
+    CLOSED = b"closed"
+    """The lease is over."""
+    REFUSED = b"refused"
+    """A write is in flight in Postgres, there is no entry, or only Postgres can tell what the entry becomes."""
+    FULL = b"full"
+    """The journal is full."""
+
+
+class AppendResult(NamedTuple):
+    """Result of APPEND: a number in the journal, or why there is none."""
+
+    number: int | None
+    refusal: Refusal | None = None
+    confirmed: bool = True
+    """Whether replicas, or a disk, have it as far as was asked for."""
+
+
+def parse_append(reply: int | bytes | Unconfirmed) -> AppendResult:
+    """Return the result that a reply to APPEND stands for."""
+    confirmed = not isinstance(reply, Unconfirmed)
+    value = reply.answer if isinstance(reply, Unconfirmed) else reply
+    if isinstance(value, int):
+        return AppendResult(value, None, confirmed)
+    return AppendResult(None, Refusal(bytes(value).partition(b" ")[0]))
+
+
 class Journal:
-    """Journals and leases. Every method raises `RedisUnavailable` when it could not be done.
+    """Journals and leases. Every method raises `RedisUnavailable` when Redis could not do it.
 
     Args:
-        guard: Runs the scripts.
-        prefix: What every key starts with.
-        life: How long an entry lives when its thread has no lease.
-        seal: Of every part of an entry, which stands in the journal as it is.
+        executor: Runs the scripts.
+        keyspace: Keys, and the life of an entry whose thread has no lease.
+        integrity: Checksums or signatures of every part of an entry, which stands in the journal as it is.
     """
 
-    def __init__(self, executor: ScriptExecutor, prefix: str, life: Ttl, seal: Integrity = CHECKSUMS) -> None:
-        self._executor, self._prefix, self._life, self._seal = executor, prefix, life, seal
+    def __init__(self, executor: ScriptExecutor, keyspace: Keyspace, integrity: Integrity = CHECKSUMS) -> None:
+        self._executor, self._keyspace, self._integrity = executor, keyspace, integrity
+        self.health = executor.health
 
-    def append(self, namespace: Namespace, token: str, entry_update: EntryUpdate) -> asyncio.Future[Any]:
-        """APPEND: its answer is a number, or `bytes` that say why not. Queued when this returns."""
-        script, kind = APPENDS[entry_update.script]
-        entry, name = entry_keys(self._prefix, namespace)
-        keys = (*entry, journal_key(self._prefix, namespace.thread_id))
-        shared = (name, new_token(), str(self._life.milliseconds))
-        arguments = (*shared, token, kind + namespace.checkpoint_ns, *entry_update.arguments)
-        return self._executor.submit(script, keys, arguments, in_order=True, durable=True)
+    def append(self, namespace: Namespace, token: str, update: EntryUpdate) -> asyncio.Future[Any]:
+        """APPEND; `parse_append` says what the reply means. Queued when this returns."""
+        script, kind = APPENDS[update.script]
+        keys, name = entry_keys(self._keyspace.prefix, namespace)
+        journal = journal_key(self._keyspace.prefix, namespace.thread_id)
+        operation = kind + namespace.checkpoint_ns
+        arguments = (name, new_token(), self._keyspace.ttl_text, token, operation, *update.arguments)
+        return self._executor.submit(script, (*keys, journal), arguments, in_order=True, durable=True)
 
     async def prepare(self, thread_id: str) -> tuple[str, bytes]:
-        """PREPARE: a token for a new lease, which names the server epoch, and the thread's present generation."""
+        """PREPARE: return a token for a new lease, which names the server epoch, and the thread's generation."""
         generation = bytes(await self._submit(PREPARE, thread_id, nonce := new_token()))
         return f"{generation.decode().partition(':')[0]}.{nonce}", generation
 
     async def open(self, thread_id: str, token: str, generation: bytes) -> str:
-        """OPEN: "open", or why not."""
+        """OPEN: return "open", or why not."""
         return (await self._submit(OPEN, thread_id, token, generation)).decode()  # type: ignore[no-any-return]
 
     async def page(self, thread_id: str, token: str, after: int) -> Page:
-        """JOURNAL: entries after this number. Raises `DamagedEntry` too."""
+        """JOURNAL: return entries after this number. Raises `DamagedEntry` too."""
         last, found = await self._submit(JOURNAL, thread_id, token, str(after), str(ENTRIES_AT_ONCE_MAX))
         return Page(last, [(number, self._operation(thread_id, fields)) for number, fields in found])
 
@@ -98,27 +127,31 @@ class Journal:
         *,
         sure: bool = False,
     ) -> bool:
-        """CLOSE: whether nothing can be appended under this lease any more, and nothing was beyond `flushed`.
+        """CLOSE: return whether nothing can be appended under this lease any more, and nothing was beyond
+        `flushed`.
 
-        Nothing that Redis still has; with `sure`, nothing at all: for those who do not hold the lease.
+        That is, nothing that Redis still has; with `sure`, nothing at all: for those who do not hold the lease.
         """
-        keys = [namespace_key(self._prefix, namespace) for namespace in namespaces]
+        keys = [namespace_key(self._keyspace.prefix, namespace) for namespace in namespaces]
         return bool(await self._submit(CLOSE, thread_id, token, str(flushed), str(int(sure)), keys=keys))
 
     async def newest(self, thread_ids: Sequence[str]) -> dict[str, str]:
-        """NEWEST: thread -> token of the newest entry of its journal, "" if there is none.
+        """NEWEST: return thread -> token of the newest entry of its journal, "" if there is none.
 
-        Even while the guard lets no call through.
+        Works whatever the state of the breaker.
         """
-        found = await self._executor.force([self._call(NEWEST, thread_id) for thread_id in thread_ids])
+        found = await self._executor.run_all([self._call(NEWEST, thread_id) for thread_id in thread_ids])
         return {thread_id: token.decode() for thread_id, token in zip(thread_ids, found, strict=True)}
 
-    async def remove_ended_journals(self, tokens: Mapping[str, str]) -> None:
-        """TIDY: removes what is left of leases that have ended, thread -> token; where it is "", an empty journal.
+    async def clean_up(self, tokens: Mapping[str, str]) -> None:
+        """CLEAN UP: remove what is left of leases that have ended, thread -> token; where it is "", empty
+        journals.
 
-        Even while the guard lets no call through.
+        Works whatever the state of the breaker.
         """
-        await self._executor.force([self._call(CLEAN_UP, thread_id, token) for thread_id, token in tokens.items()])
+        await self._executor.run_all(
+            [self._call(CLEAN_UP, thread_id, token) for thread_id, token in tokens.items()]
+        )
 
     def _submit(
         self, script: Script, thread_id: str, *arguments: Argument, keys: Sequence[str] = ()
@@ -128,11 +161,12 @@ class Journal:
     def _call(
         self, script: Script, thread_id: str, *arguments: Argument, keys: Sequence[str] = ()
     ) -> tuple[Script, Sequence[str], Sequence[Argument]]:
-        keys = (thread_key(self._prefix, thread_id), journal_key(self._prefix, thread_id), *keys)
-        return script, keys, ["*", new_token(), str(self._life.milliseconds), *arguments]
+        prefix = self._keyspace.prefix
+        keys = (thread_key(prefix, thread_id), journal_key(prefix, thread_id), *keys)
+        return script, keys, self._keyspace.thread_arguments(*arguments, name="*")
 
     def _operation(self, thread_id: str, fields: Sequence[bytes]) -> Put | PutWrites:
         kind, checkpoint_ns = fields[3][:1], fields[3][1:].decode()
         arguments: Fields = list(fields[5::2])
         decode = decode_put if kind == b"p" else decode_writes
-        return decode(Namespace(thread_id, checkpoint_ns), arguments, self._seal)
+        return decode(Namespace(thread_id, checkpoint_ns), arguments, self._integrity)

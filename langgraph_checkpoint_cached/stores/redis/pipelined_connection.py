@@ -1,4 +1,7 @@
-"""A connection to Redis that is kept, and read without the client's streams: half of what an exchange costs."""
+"""Dedicated connection to Redis with many exchanges in flight, read without the client's streams.
+
+Both halve what an exchange costs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import hiredis
@@ -18,26 +21,36 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ResponseError
 
+from langgraph_checkpoint_cached.stores.redis.redis_internals import (
+    may_be_idle,
+    missing_in_connection,
+    missing_in_pool,
+    streams,
+)
 from langgraph_checkpoint_cached.stores.redis.script_call import Command, was_demoted
 from langgraph_checkpoint_cached.utils.batch_queue import answer
 
 POOL_MIN = 16
-"""A smaller pool is not to lack one for good."""
+"""Pools smaller than this cannot spare a dedicated connection."""
 IDLE_SECONDS = 1.0
-"""After which the loop first looks whether the server has closed it."""
-LOOKS = 4
-"""How many event-loop iterations that takes: over TLS as many."""
+"""After this long without use, the loop first looks whether the server has closed the connection."""
+CLOSE_CHECK_ITERATIONS = 4
+"""Event-loop iterations which that takes, also over TLS."""
 _MORE = object()
 
-ReplyCallback = Callable[["list[Any] | Exception"], None]
-"""Is called with the answers to all commands, each of which may be a `ResponseError`; or with the error."""
+OnReplies = Callable[["list[Any] | Exception"], None]
+"""Called with the replies to all commands, each of which may be a `ResponseError`; or with the error."""
+
+
+class NotSupported(Exception):
+    """The client's connections lack what a pipelined one needs; the message names it."""
 
 
 class PipelinedConnection:
-    """One connection out of a pool, for any number of exchanges at a time, in order.
+    """One connection of a pool, for any number of exchanges at a time, in order.
 
     The pool connects it, with all that is configured there, and closes it when the pool is closed. A lost one is
-    replaced by the next exchange. All who use a pool share one, so that a saver which is forgotten keeps no more.
+    replaced by the next exchange. All users of a pool share one, so that a saver which is forgotten keeps no more.
     """
 
     def __init__(self, pool: ConnectionPool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,97 +63,102 @@ class PipelinedConnection:
         self._is_left = False
 
     @classmethod
-    def of(cls, pool: ConnectionPool, user: object) -> PipelinedConnection | None:
-        """That of this pool, until `leave`. None where each has to be looked at before its use: for what Sentinels
-        say, and with credentials that are renewed; and where there are too few.
+    def for_pool(cls, pool: ConnectionPool, user: object) -> PipelinedConnection | None:
+        """Return the pool's, until `leave`; None where connections have to be checked before each use, as with
+        Sentinels and with credentials that are renewed, where there are too few, and for other clients than
+        redis-py.
         """
         if (
             pool.max_connections < POOL_MIN
             or isinstance(pool, SentinelConnectionPool)
             or pool.connection_kwargs.get("credential_provider") is not None
             or pool.connection_kwargs.get("health_check_interval")
+            or missing_in_pool(pool)
         ):
             return None
-        held = _HELD.get(pool)
-        if held is None:
-            held = _HELD[pool] = cls(pool)
-        held._users.add(user)
-        held._is_left = False
-        return held
+        shared = _SHARED.get(pool)
+        if shared is None:
+            shared = _SHARED[pool] = cls(pool)
+        shared._users.add(user)
+        shared._is_left = False
+        return shared
 
     async def leave(self, user: object) -> None:
-        """Closes it if nobody else uses it."""
+        """Close the connection if nobody else uses it."""
         self._users.discard(user)
         if not self._users:
             self._is_left = True
             await self.close()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is connected, and was used a moment ago."""
+        replies = self._replies
+        return replies is not None and self._clock() - self._used_at <= IDLE_SECONDS and not replies.lost
+
+    def send(self, commands: Sequence[Command], on_replies: OnReplies) -> Callable[[Exception], None] | None:
+        """Send all commands at once; None if it is not ready. `on_replies` gets all replies, or the error.
+
+        Returns what closes the connection: all who wait get the error that it is called with.
+        """
+        replies = self._replies
+        if replies is None or replies.lost or self._clock() - self._used_at > IDLE_SECONDS:
+            return None
+        self._used_at = self._clock()
+        replies.send(commands, on_replies)
+        return replies.close
+
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """Sends all, then waits for all answers, each of which may be a `ResponseError`.
+        """Send all commands, then wait for all replies, each of which may be a `ResponseError`.
 
         Raises:
-            redis.exceptions.RedisError, OSError: as the client raises them; then any may have been done. The
+            NotSupported: the client's connections lack something. Nothing was sent.
+            redis.exceptions.RedisError, OSError: as the client raises them; then any command may have run. The
                 connection is closed, as it is when the caller is cancelled.
         """
         replies = await self._ready()
         done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        replies.exchange(commands, partial(answer, done))
+        replies.send(commands, partial(answer, done))
         try:
             return await done
         except BaseException:
             replies.close(RedisConnectionError("the connection was closed"))
             raise
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether it is connected, and was used a moment ago."""
-        return (
-            self._replies is not None and not self._replies.lost and self._clock() - self._used_at <= IDLE_SECONDS
-        )
-
-    def send(self, commands: Sequence[Command], reply: ReplyCallback) -> Callable[[Exception], None]:
-        """Sends all at once, if it is ready. `reply` is called with all answers, or the error.
-
-        Returns what closes the connection: all who wait get the error that it is called with.
-        """
-        if self._replies is None:
-            raise ValueError("not ready")
-        self._used_at = self._clock()
-        self._replies.exchange(commands, reply)
-        return self._replies.close
-
     async def close(self) -> None:
-        """Gives the connection back to the pool, closed. The next exchange takes another."""
+        """Return the connection to the pool, closed. The next exchange takes another."""
         async with self._connecting:
             await self._return_connection()
 
     async def _ready(self) -> _ReplyReader:
         if self._replies is not None and self._clock() - self._used_at > IDLE_SECONDS:
-            for _ in range(LOOKS):
+            for _ in range(CLOSE_CHECK_ITERATIONS):
                 await asyncio.sleep(0)
         self._used_at = self._clock()
-        replies = self._replies
-        if replies is not None and not replies.lost:
-            return replies
+        if self._replies is not None and not self._replies.lost:
+            return self._replies
         async with self._connecting:
             if self._is_left:
-                raise RedisConnectionError("whoever used it has left")
+                raise RedisConnectionError("all users of the connection have left")
             if self._replies is None or self._replies.lost:
                 await self._return_connection()
-                await self._take()
-            return cast("_ReplyReader", self._replies)
+                self._replies = await self._connect()
+            return self._replies
 
-    async def _take(self) -> None:
-        """Connects one anew: what lies idle in a pool may be dead, or have something to say."""
+    async def _connect(self) -> _ReplyReader:
+        """Take a connection and connect it anew: one that lay idle in a pool may be dead, or have unread data."""
         pool = self._pool()
         if pool is None:
             raise RedisConnectionError("the client is gone")
-        was_idle = bool(getattr(pool, "_available_connections", True))
-        self._connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        was_idle = may_be_idle(pool)
+        connection = self._connection = await pool.get_connection()  # type: ignore[no-untyped-call]
         if was_idle:
-            await self._connection.disconnect(nowait=True)
-            await self._connection.connect()
-        self._replies = _ReplyReader(self._connection)
+            await connection.disconnect(nowait=True)
+            await connection.connect()
+        if missing := missing_in_connection(connection):
+            await self._return_connection()
+            raise NotSupported(", ".join(missing))
+        return _ReplyReader(connection)
 
     async def _return_connection(self) -> None:
         if self._replies is not None:
@@ -154,46 +172,45 @@ class PipelinedConnection:
             self._connection = None
 
 
-_HELD: WeakKeyDictionary[ConnectionPool, PipelinedConnection] = WeakKeyDictionary()
+_SHARED: WeakKeyDictionary[ConnectionPool, PipelinedConnection] = WeakKeyDictionary()
 
 
-class _PendingReply(NamedTuple):
-    commands: int
-    answers: list[Any]
-    reply: ReplyCallback
+class _Pending(NamedTuple):
+    """Exchange whose replies are still coming."""
+
+    expected: int
+    on_replies: OnReplies
+    replies: list[Any]
 
 
 class _ReplyReader(asyncio.Protocol):
-    """Reads replies as they arrive, in place of the client's streams. These hear of everything but data.
+    """Protocol that reads replies as they arrive, in place of the client's streams. These hear of all but data.
 
-    Pushes are of a server that will move, for nobody here has subscribed to anything. They are no answers, and
+    Pushes come from a server that will move, for nobody here has subscribed to anything. They are no replies, and
     the connection is left once nobody waits.
     """
 
-    def __init__(self, connection: Any) -> None:
-        self._transport: asyncio.Transport = connection._writer.transport
-        self._streams: Any = self._transport.get_protocol()
-        parse_error: Callable[[str], Exception] = connection._parser.parse_error
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._transport, self._streams, parse_error, self._should_reconnect = streams(connection)
         self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=parse_error, notEnoughData=_MORE)
-        self._is_to_be_left: Callable[[], bool] = getattr(connection, "should_reconnect", lambda: False)
-        self._waiting: deque[_PendingReply] = deque()
-        self._lost = self._pushed = False
+        self._waiting: deque[_Pending] = deque()
+        self._lost = self._pushed = self._has_error = False
         self._transport.set_protocol(self)
 
     @property
     def lost(self) -> bool:
-        """Whether nothing is to be sent any more."""
+        """Whether nothing may be sent any more."""
         if self._lost or self._transport.is_closing():
             return True
-        return not self._waiting and (self._pushed or self._is_to_be_left())
+        return not self._waiting and (self._pushed or self._should_reconnect())
 
-    def exchange(self, commands: Sequence[Command], reply: ReplyCallback) -> None:
-        """Sends all."""
+    def send(self, commands: Sequence[Command], on_replies: OnReplies) -> None:
+        """Send all commands."""
         self._transport.write(b"".join(map(hiredis.pack_command, commands)))
-        self._waiting.append(_PendingReply(len(commands), [], reply))
+        self._waiting.append(_Pending(len(commands), on_replies, []))
 
     def close(self, error: Exception) -> None:
-        """Nothing more is read, nor sent. All who wait get this error."""
+        """Close the connection. All who wait get this error."""
         self._transport.abort()
         self._lose(error)
 
@@ -203,26 +220,27 @@ class _ReplyReader(asyncio.Protocol):
             while (reply := self._reader.gets()) is not _MORE:
                 if isinstance(reply, hiredis.PushNotification):
                     self._pushed = True
-                else:
-                    self._answered(reply)
-        except Exception as exc:  # noqa: BLE001 - it is for all who wait to handle
+                    continue
+                pending = self._waiting[0]
+                if isinstance(reply, Exception):
+                    if not isinstance(reply, ResponseError):
+                        raise reply  # as the client does with a server that is loading, or has too many clients
+                    self._has_error = True
+                pending.replies.append(reply)
+                if len(pending.replies) == pending.expected:
+                    self._waiting.popleft()
+                    pending.on_replies(pending.replies)
+                    if self._has_error:
+                        self._has_error = False
+                        if was_demoted(pending.replies):
+                            self.close(RedisConnectionError("this server is no primary any more"))
+        except Exception as exc:  # noqa: BLE001 - for all who wait to handle
             self.close(exc)
-
-    def _answered(self, reply: Any) -> None:
-        if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
-            raise reply  # as the client does with a server that is loading, or has too many clients
-        exchange = self._waiting[0]
-        exchange.answers.append(reply)
-        if len(exchange.answers) == exchange.commands:
-            self._waiting.popleft()
-            exchange.reply(exchange.answers)
-            if was_demoted(exchange.answers):
-                self.close(RedisConnectionError("this server is no primary any more"))
 
     def _lose(self, error: Exception) -> None:
         self._lost = True
         while self._waiting:
-            self._waiting.popleft().reply(error)
+            self._waiting.popleft().on_replies(error)
 
     def eof_received(self) -> None:
         self._lost = True

@@ -1,4 +1,4 @@
-"""The Lua scripts beside this module."""
+"""Lua scripts, each one atomic step of the protocol; each file in `lua/` says what its script promises."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ UNDECODED: dict[str, Any] = {NEVER_DECODE: True}
 
 
 class Script:
-    """An atomic script in Redis' script cache. Its text is sent only where the cache does not have it."""
+    """Script with its digest, by which a server that has it in its cache runs it."""
 
     def __init__(self, *parts: str) -> None:
         self.text = "\n".join(parts)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, client: AnyRedis, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """Run the script and return its reply, strings as `bytes` whatever the client's own setting is.
+        """Run the script through the client's public methods; return its reply, strings as `bytes`.
 
         Raises:
             redis.exceptions.RedisError, OSError: as the client raises them.
@@ -47,3 +47,33 @@ def lua(name: str) -> str:
 
 def _read(name: str) -> str:
     return resources.files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+
+
+SHARED = (lua("server"), lua("thread"))
+_HISTORY = lua("history_functions")
+_COMMIT = (*SHARED, _HISTORY, lua("commit_functions"))
+_APPEND = (*SHARED, _HISTORY, lua("append_functions"))
+
+READ = Script(*SHARED, lua("read"))
+FILL = Script(*SHARED, lua("fill"))
+RELEASE_FILL_LEASE = Script(*SHARED, lua("release_fill_lease"))
+HISTORY_FILL_LEASE = Script(*SHARED, lua("history_fill_lease"))
+FILL_HISTORY = Script(*SHARED, _HISTORY, lua("fill_history"))
+
+BEGIN = Script(*SHARED, lua("begin"))
+RELEASE = Script(*SHARED, lua("release"))
+COMMIT_PUT = Script(*_COMMIT, lua("commit_put"))
+COMMIT_WRITES = Script(*_COMMIT, lua("commit_writes"))
+COMMIT_DROP = Script(*_COMMIT, lua("commit_drop"))
+BEGIN_THREAD = Script(*SHARED, lua("begin_thread"))
+END_THREAD = Script(*SHARED, lua("end_thread"))
+
+APPEND_PUT = Script(*_APPEND, lua("commit_put"))
+APPEND_WRITES = Script(*_APPEND, lua("commit_writes"))
+PREPARE = Script(*SHARED, lua("lease_prepare"))
+OPEN = Script(*SHARED, lua("lease_open"))
+JOURNAL = Script(*SHARED, lua("lease_journal"))
+TRIM = Script(*SHARED, lua("lease_trim"))
+CLOSE = Script(*SHARED, lua("lease_close"))
+NEWEST = Script(*SHARED, lua("lease_newest"))
+CLEAN_UP = Script(*SHARED, lua("lease_clean_up"))

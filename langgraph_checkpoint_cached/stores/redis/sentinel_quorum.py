@@ -1,4 +1,4 @@
-"""Whom the Sentinels call the primary, and that a connection leads there."""
+"""Quorum of the Sentinels on who the primary is, and the check that a connection leads there."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import RedisError
 from redis.utils import str_if_bytes
 
+from langgraph_checkpoint_cached.stores.redis.redis_internals import (
+    connected_to,
+    forced_primary_host,
+    sentinels,
+)
+
 AGREEMENT_SECONDS = 0.05
 """How long their agreement is relied on."""
 SILENT_SECONDS = 2.0
@@ -24,7 +30,7 @@ class NoQuorum(RedisError):
 
 
 class SentinelQuorum:
-    """What the Sentinels of a pool agree on, asked for again and again.
+    """Primary that the Sentinels of a pool agree on, asked for again and again.
 
     A pool by itself asks one of them, and only for a new connection. But after a failover the old primary takes
     writes for another ten seconds, if it lives, until the Sentinels make it a replica. A process whose connections
@@ -32,8 +38,8 @@ class SentinelQuorum:
     them are asked, as the one that leads the failover knows first: while they disagree, there is no primary.
 
     Args:
-        pool: Of the primary's connections.
-        clock: Seconds, never going back.
+        pool: Connections to the primary.
+        clock: Seconds, monotonic.
     """
 
     def __init__(self, pool: SentinelConnectionPool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,30 +49,28 @@ class SentinelQuorum:
         self._silent: dict[Redis, float] = {}
 
     async def find(self) -> None:
-        """Makes sure that they agree. Raises `NoQuorum`, and closes idle connections to a former primary."""
+        """Make sure that they agree, else raise `NoQuorum`. Close idle connections to a former primary."""
         asked_at = self._clock()
         if asked_at - self._agreed_at < AGREEMENT_SECONDS:
             return
-        manager: Any = self._pool.sentinel_manager
-        sentinels: list[Redis] = list(manager.sentinels)
-        asked = [each for each in sentinels if asked_at - self._silent.get(each, float("-inf")) > SILENT_SECONDS]
+        known = sentinels(self._pool)
+        asked = [each for each in known if asked_at - self._silent.get(each, float("-inf")) > SILENT_SECONDS]
         answers = await asyncio.gather(*map(self._ask, asked))
         named = {answer for answer in answers if answer is not None}
-        if 2 * (len(answers) - answers.count(None)) <= len(sentinels):
+        if 2 * (len(answers) - answers.count(None)) <= len(known):
             raise NoQuorum("most Sentinels do not answer")
         if len(named) != 1:
             raise NoQuorum("the Sentinels name different primaries")
         host, port = named.pop()
-        address = getattr(manager, "_force_master_ip", None) or host, port  # not in redis-py before 6
+        address = forced_primary_host(self._pool) or host, port
         if address != self._address:
             self._address = address
             await self._pool.disconnect(inuse_connections=False)
         self._agreed_at = asked_at
 
     async def check(self, connection: AbstractConnection) -> None:
-        """Closes a connection that leads elsewhere, and raises `NoQuorum`."""
-        leads_to: Any = connection
-        if (leads_to.host, int(leads_to.port)) != self._address:
+        """Close a connection that leads elsewhere, and raise `NoQuorum`."""
+        if connected_to(connection) != self._address:
             await connection.disconnect(nowait=True)
             raise NoQuorum("connected to another server than the Sentinels agree on")
 
@@ -77,7 +81,7 @@ class SentinelQuorum:
         except (RedisError, OSError):
             self._silent[sentinel] = asked_at
             return None
-        except asyncio.CancelledError:  # the guard waits no longer
+        except asyncio.CancelledError:  # the executor waits no longer
             self._silent[sentinel] = asked_at
             raise
         return None if found is None else (str_if_bytes(found[0]), int(found[1]))

@@ -6,7 +6,8 @@ import logging
 import re
 
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
-from langgraph_checkpoint_cached.stores.redis.executor import RedisUnavailable, ScriptExecutor
+from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
@@ -17,9 +18,9 @@ _SERVER_INFO = Script("return redis.call('INFO', 'server') .. redis.call('INFO',
 
 
 async def check_redis(executor: ScriptExecutor, *, writes_behind: bool = False) -> None:
-    """Raises `UnsupportedServerError` if Redis is too old, or may evict what it alone would hold.
+    """Raise `UnsupportedServerError` if Redis is too old, or may evict what it alone would hold.
 
-    One that cannot be reached may come back.
+    A server that cannot be reached passes: it may come back.
     """
     try:
         info = await executor.submit(_SERVER_INFO, [executor.probe_key], [])
@@ -40,8 +41,10 @@ async def check_redis(executor: ScriptExecutor, *, writes_behind: bool = False) 
 
 
 def evicting(info: str) -> str | None:
-    """The policy by which a server may evict keys that never expire, out of what it says of its memory; else
-    None.
+    """Return the policy by which a server may evict keys that never expire, None if it has none.
+
+    Args:
+        info: Text of `INFO memory`.
     """
     bound, policy = (re.search(rf"{name}:(\S+)", info) for name in ("maxmemory", "maxmemory_policy"))
     if bound and bound[1] == "0":

@@ -1,149 +1,179 @@
-"""How scripts reach Redis: those that are wanted at the same time share a round trip."""
+"""Transport of script calls to Redis: what the executor needs of one, and the one for a single server."""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from redis.asyncio.cluster import RedisCluster
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
 
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
 from langgraph_checkpoint_cached.stores.redis.cluster_transport import ClusterTransport
-from langgraph_checkpoint_cached.stores.redis.pipelined_connection import PipelinedConnection, ReplyCallback
+from langgraph_checkpoint_cached.stores.redis.links import ClientLink, Link, PooledLink
+from langgraph_checkpoint_cached.stores.redis.pipelined_connection import (
+    NotSupported,
+    OnReplies,
+    PipelinedConnection,
+)
+from langgraph_checkpoint_cached.stores.redis.redis_internals import missing_in_cluster, missing_in_pool
 from langgraph_checkpoint_cached.stores.redis.script_call import (
-    Command,
     Confirmation,
-    Step,
+    ScriptCall,
     Unconfirmed,
-    confirmed,
-    confirming,
-    exchange,
+    eval_whole,
+    evalsha,
 )
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from langgraph_checkpoint_cached.stores.redis.sentinel_quorum import SentinelQuorum
 
+logger = logging.getLogger("langgraph_checkpoint_cached")
 
-class Transport:
-    """Runs steps on a client. One for each process and client.
+FALLBACK = "this Redis client lacks %s: calls go through its own pipeline, which takes longer"
 
-    A script that Redis is not known to have is sent whole. Asking first whether it has it would not do: a step
-    that is refused for that while a later one of its thread is done cannot be made up for.
+
+class Transport(Protocol):
+    """Way to Redis for script calls. Replies are bytes, numbers, lists, or a `ResponseError` of one call.
+
+    Errors of the whole exchange are raised as the client raises them: `redis.exceptions.RedisError`,
+    `RedisClusterException`, `OSError`. Then any of the calls may have run.
+    """
+
+    def can_send(self, calls: Iterable[ScriptCall]) -> bool:
+        """Return whether `send` could send these calls now."""
+
+    def send(self, calls: Sequence[ScriptCall], on_replies: OnReplies) -> Callable[[Exception], None] | None:
+        """Send calls at once; None if that is not possible now. `on_replies` gets all replies, or the error.
+
+        Returns what ends the exchange with an error. Calls whose script Redis lacks get a `NoScriptError`.
+        """
+
+    async def run(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """Run calls, those of one thread in the order given."""
+
+    async def retry_after_noscript(
+        self, calls: Sequence[ScriptCall], replies: list[Any], *, overtaken: bool = False
+    ) -> None:
+        """Run calls again whose script Redis lacked, unless a later one of the thread has run; set their replies.
+
+        Args:
+            calls: All calls of the exchange.
+            replies: Their replies.
+            overtaken: Whether later calls of the same threads may have been sent already.
+        """
+
+    async def probe(self, key: str, ttl_ms: int) -> None:
+        """Store a value on every primary. Raises `ResponseError` too."""
+
+    async def close(self) -> None:
+        """Leave the client as it was: no connection of it is held any more."""
+
+
+def transport_for(client: AnyRedis, confirmation: Confirmation | None = None) -> Transport:
+    """Return the fastest transport that a client allows."""
+    if isinstance(client, RedisCluster):
+        if missing := missing_in_cluster(client):
+            raise NotSupported(", ".join(missing))
+        return ClusterTransport(client, confirmation)
+    return ServerTransport(client, confirmation)
+
+
+class ServerTransport:
+    """Transport to one server, or to the primary of a Sentinel service.
+
+    A script that the server is not known to have is sent whole. Asking first whether it has it would not do: a
+    call that is refused for that while a later one of its thread runs cannot be repeated.
     """
 
     def __init__(self, client: AnyRedis, confirmation: Confirmation | None = None) -> None:
         self._client, self._confirmation = client, confirmation
         self._known: set[Script] = set()
-        self._held: PipelinedConnection | None = None
-        self._is_closed = False
-        if isinstance(client, RedisCluster):
-            self._cluster = ClusterTransport(client, confirmation)
-            return
-        pool = client.connection_pool
-        self._agreement = SentinelQuorum(pool) if isinstance(pool, SentinelConnectionPool) else None
-        if not client.single_connection_client:
-            self._held = PipelinedConnection.of(pool, self)
+        self._pipelined: PipelinedConnection | None = None
+        self._link: Link
+        pool = client.connection_pool  # type: ignore[union-attr]
+        if client.single_connection_client:  # type: ignore[union-attr]
+            self._link = ClientLink(client)
+        elif missing := missing_in_pool(pool):
+            self._fall_back(missing)
+        else:
+            self._link = PooledLink(
+                pool, SentinelQuorum(pool) if isinstance(pool, SentinelConnectionPool) else None
+            )
+            self._pipelined = PipelinedConnection.for_pool(pool, self)
 
-    def can_send(self, steps: Iterable[Step]) -> bool:
-        """Whether `send` can run them now."""
-        held = self._held
-        return (
-            held is not None
-            and not self._is_closed
-            and held.is_ready
-            and self._known.issuperset(step.script for step in steps)
-        )
+    def can_send(self, calls: Iterable[ScriptCall]) -> bool:
+        if self._pipelined is None or not self._pipelined.is_ready:
+            return False
+        for call in calls:  # noqa: SIM110 - a generator would cost every call a frame
+            if call.script not in self._known:
+                return False
+        return True
+
+    def send(self, calls: Sequence[ScriptCall], on_replies: OnReplies) -> Callable[[Exception], None] | None:
+        pipelined, known = self._pipelined, self._known
+        if pipelined is None:
+            return None
+        commands = []
+        for call in calls:
+            if call.script not in known:
+                return None
+            commands.append(("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.arguments))
+        confirmation = self._confirmation
+        if confirmation is None or not confirmation.wanted_by(calls):
+            return pipelined.send(commands, on_replies)
+
+        def on_confirmed(replies: list[Any] | Exception) -> None:
+            on_replies(confirmation.apply(calls, replies) if isinstance(replies, list) else replies)
+
+        return pipelined.send([*commands, confirmation.command], on_confirmed)
+
+    async def run(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        commands = [evalsha(call) if call.script in self._known else eval_whole(call) for call in calls]
+        confirmation = self._confirmation
+        if confirmation is None or not confirmation.wanted_by(calls):
+            replies = await self._exchange(commands)
+        else:
+            replies = confirmation.apply(calls, await self._exchange([*commands, confirmation.command]))
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            await self.retry_after_noscript(calls, replies)
+        else:
+            self._known.update(call.script for call in calls)
+        return replies
+
+    async def retry_after_noscript(
+        self, calls: Sequence[ScriptCall], replies: list[Any], *, overtaken: bool = False
+    ) -> None:
+        self._known.clear()
+        threads = Counter(call.keys[0] for call in calls)
+        for i, call in enumerate(calls):
+            too_late = call.in_order and (overtaken or threads[call.keys[0]] > 1)
+            if isinstance(replies[i], NoScriptError) and not too_late:
+                [reply] = await self._exchange([eval_whole(call)])
+                must_confirm = call.durable and self._confirmation and not isinstance(reply, ResponseError)
+                replies[i] = Unconfirmed(reply) if must_confirm else reply
 
     async def probe(self, key: str, ttl_ms: int) -> None:
-        """Stores something for a moment, on every primary of a Cluster. Raises as `run`, and `ResponseError`."""
-        if isinstance(self._client, RedisCluster):
-            await self._cluster.probe(key, ttl_ms)
-            return
-        (reply,) = await self._exchange([("SET", key, b"1", "PX", ttl_ms)])
+        [reply] = await self._exchange([("SET", key, b"1", "PX", ttl_ms)])
         if isinstance(reply, ResponseError):
             raise reply
 
-    async def run(self, steps: Sequence[Step]) -> list[Any]:
-        """Runs the steps, those of one thread in the order given. An answer for each, or a `ResponseError`.
-
-        Raises:
-            redis.exceptions.RedisError, OSError: as the client raises them; then any of them may have been done.
-        """
-        if isinstance(self._client, RedisCluster):
-            return await self._cluster.run(steps)
-        if self._client.single_connection_client:
-            return [await self._alone(step) for step in steps]
-        commands = [step.command(known=step.script in self._known) for step in steps]
-        reply = await self._exchange(confirming(steps, commands, self._confirmation))
-        answers = confirmed(steps, reply, self._confirmation)
-        if any(isinstance(answer, NoScriptError) for answer in answers):
-            await self.retry_after_noscript(steps, answers)
-        else:
-            self._known.update(step.script for step in steps)
-        return answers
-
-    def send(self, steps: Sequence[Step], reply: ReplyCallback) -> Callable[[Exception], None] | None:
-        """Runs steps as `run` does, if they can be sent at once, but for what is to be made up. `reply` is called
-        with the answers, or with what `run` would raise.
-
-        Returns what has them end with an error; None if they cannot be sent now.
-        """
-        held = self._held
-        if held is None or not self.can_send(steps):
-            return None
-
-        def heard(answers: list[Any] | Exception) -> None:
-            reply(confirmed(steps, answers, self._confirmation) if isinstance(answers, list) else answers)
-
-        commands = [step.command(known=True) for step in steps]
-        return held.send(confirming(steps, commands, self._confirmation), heard)
-
     async def close(self) -> None:
-        """Leaves the client as it was: no connection of it is held for this, nor for what still comes."""
-        self._is_closed = True
-        if self._held is not None:
-            await self._held.leave(self)
+        if (pipelined := self._pipelined) is not None:
+            self._pipelined = None
+            await pipelined.leave(self)
 
-    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        if self._held is not None and not self._is_closed:
-            return await self._held.exchange(commands)
-        pool: ConnectionPool = self._client.connection_pool  # type: ignore[union-attr]
-        if self._agreement is not None:
-            await self._agreement.find()
-        connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call]
-        try:
-            if self._agreement is not None:
-                await self._agreement.check(connection)
-            return await exchange(connection, commands)
-        finally:
-            await pool.release(connection)
+    async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if self._pipelined is not None:
+            try:
+                return await self._pipelined.exchange(commands)
+            except NotSupported as exc:
+                self._pipelined = None
+                self._fall_back([str(exc)])
+        return await self._link.exchange(commands)
 
-    async def retry_after_noscript(
-        self, steps: Sequence[Step], answers: list[Any], *, overtaken: bool = False
-    ) -> None:
-        """Runs the steps again that were refused for want of their script, if that is not too late.
-
-        Args:
-            steps: All of their group.
-            answers: To all of them; gets those to the ones that are run again.
-            overtaken: Whether later steps of the same threads may have been sent already.
-        """
-        self._known.clear()
-        threads = Counter(step.keys[0] for step in steps)
-        for i, step in enumerate(steps):
-            too_late = step.in_order and (overtaken or threads[step.keys[0]] > 1)
-            if isinstance(answers[i], NoScriptError) and not too_late:
-                answers[i] = await self._alone(step)
-
-    async def _alone(self, step: Step) -> Any:
-        try:
-            answer = await step.script.run(self._client, step.keys, step.arguments)
-            return Unconfirmed(answer) if step.durable and self._confirmation else answer
-        except ResponseError as exc:
-            return exc
-
-
-__all__ = ["Step", "Transport"]
+    def _fall_back(self, missing: Sequence[str]) -> None:
+        logger.warning(FALLBACK, ", ".join(missing))
+        self._link = ClientLink(self._client)

@@ -1,0 +1,64 @@
+"""Postgres, read after everything that was acknowledged has been flushed to it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+
+from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
+from langgraph_checkpoint_cached.records import History, Latest, Namespace, Record
+from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
+from langgraph_checkpoint_cached.stores.redis.positions import LeasePosition
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
+
+
+class FlushedStore:
+    """Reads of Postgres that see every acknowledged write. They raise `BehindError`, and psycopg's errors."""
+
+    def __init__(self, store: PostgresStore, replayer: JournalReplayer) -> None:
+        self._store, self._replayer = store, replayer
+        self._tasks = BackgroundTasks()
+
+    async def latest(self, namespace: Namespace, position: LeasePosition | None) -> Latest:
+        """Return the namespace's latest checkpoint.
+
+        Args:
+            namespace: Namespace to read.
+            position: Position of the thread's lease that Redis has told before, None if it told none.
+        """
+        latest = await self._store.latest(namespace)
+        while not self._replayer.is_flushed(position, latest.lease):
+            position = await self._tasks.finish(self._replayer.flush(namespace.thread_id))
+            latest = await self._store.latest(namespace)
+        return latest
+
+    async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Record | None:
+        """Return a checkpoint, None if it does not exist."""
+        await self._replayer.flush_threads([namespace.thread_id])
+        return await self._store.by_id(namespace, checkpoint_id)
+
+    async def histories(
+        self, namespace: Namespace, checkpoint_id: str, channels: Sequence[str]
+    ) -> Mapping[str, History]:
+        """Return what the `DeltaChannel`s are rebuilt from at a checkpoint, not decoded."""
+        await self._replayer.flush_threads([namespace.thread_id])
+        return await self._store.histories(namespace, checkpoint_id, channels)
+
+    async def search(
+        self,
+        thread_ids: Collection[str] | None,
+        config: RunnableConfig | None,
+        filter: dict[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> Sequence[Record]:
+        """Return what the upstream saver's `alist` finds, newest first, in these threads; None for all."""
+        await self._replayer.flush_threads(thread_ids)
+        return await self._store.search(config, filter, before, limit)
+
+    async def drain(self) -> None:
+        """Wait until nothing is under way."""
+        await self._tasks.drain()
+        await self._store.drain()

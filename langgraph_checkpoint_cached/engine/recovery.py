@@ -1,0 +1,129 @@
+"""Recovery: the background work that brings Redis back after an outage, and keeps this process up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import weakref
+
+import psycopg
+from psycopg_pool import PoolClosed
+
+from langgraph_checkpoint_cached.engine.background import quietly
+from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
+from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
+from langgraph_checkpoint_cached.runtime import Runtime
+from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
+from langgraph_checkpoint_cached.stores.redis.fences import Fences
+from langgraph_checkpoint_cached.stores.redis.health import RedisFull, RedisUnavailable
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
+
+logger = logging.getLogger("langgraph_checkpoint_cached")
+
+POLL_SECONDS = 1.0
+"""How long a write by a process that alone cannot reach Redis may be unknown to the others."""
+FRESH_SECONDS_MAX = 3.0
+"""A process that has not polled for this long, as it has just started or stood still, polls before it serves."""
+POLL_WAIT_SECONDS_MAX = 1.0
+
+
+class Recovery:
+    """Polls the table of stale threads, has journals of dead processes replayed, and reopens Redis.
+
+    Polling begins with the first read and goes on while the saver lives.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        executor: ScriptExecutor,
+        fences: Fences,
+        invalidator: StaleThreadInvalidator,
+        replayer: JournalReplayer,
+    ) -> None:
+        self._loop, self._executor, self._health = runtime.loop, executor, executor.health
+        self._fences, self.invalidator, self._replayer = fences, invalidator, replayer
+        self._timer: asyncio.TimerHandle | None = None
+        self._polling: asyncio.Task[None] | None = None
+        self._replaying: asyncio.Task[bool] | None = None
+        self._polled_at = -math.inf
+        self._tasks = BackgroundTasks()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether this process has polled a moment ago. If not, `poll` before anything is served from Redis."""
+        return self._loop.time() - self._polled_at < FRESH_SECONDS_MAX
+
+    async def poll(self) -> None:
+        """Poll the table, and from now on once every `POLL_SECONDS`.
+
+        Postgres is not waited for very long: a process that cannot reach it serves what it has.
+        """
+        polling = self._polling
+        if polling is None or polling.done():
+            polling = self.start_poll()
+        await asyncio.wait({polling}, timeout=POLL_WAIT_SECONDS_MAX)
+        self._polled_at = self._loop.time()
+
+    def start_poll(self) -> asyncio.Task[None]:
+        """Poll in the background."""
+        self._polling = self._tasks.start(self._poll())
+        return self._polling
+
+    def reopen(self) -> None:
+        """Probe Redis in the background, if it is unusable and the last probe was long enough ago."""
+        if self._health.take_probe():
+            self._tasks.start(self._reopen())
+
+    async def close(self) -> None:
+        """Stop polling."""
+        await self._tasks.drain()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _poll(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            if self._health.usable:
+                with contextlib.suppress(RedisUnavailable):
+                    await self.invalidator.invalidate_recorded()
+                    if self._replaying is None or self._replaying.done():
+                        self._replaying = self._tasks.start(quietly(self._replayer.recover))
+        except psycopg.Error as exc:
+            logger.debug("could not read the table of stale threads: %s", exc)
+            if isinstance(exc, PoolClosed):
+                return  # if the pool is opened again, the next read polls
+        self._polled_at = self._loop.time()
+        # Keeps neither this object nor the loop alive: a saver may be forgotten without being closed.
+        self._timer = self._loop.call_later(POLL_SECONDS, _poll, weakref.ref(self))
+
+    async def _reopen(self) -> None:
+        """Invalidate what Redis may hold of stale threads, then let calls through again."""
+        succeeded = False
+        try:
+            # A write that needs memory, so that a replica or a loading server does not pass. A full one does: it
+            # takes what frees memory, and that is enough to be coherent.
+            with contextlib.suppress(RedisFull):
+                await self._executor.probe()
+            while True:
+                for thread_id, token in self._fences.take_abandoned():
+                    self.invalidator.note_unconfirmed(thread_id, token)
+                await self.invalidator.invalidate_stale()
+                if not self._fences.has_abandoned:  # no wait from here until calls are let through
+                    break
+            succeeded = True
+        except RedisUnavailable:
+            pass
+        finally:
+            self._health.end_probe(succeeded=succeeded)
+
+
+def _poll(reference: weakref.ref[Recovery]) -> None:
+    recovery = reference()
+    if recovery is not None:
+        recovery.start_poll()
+        recovery.reopen()

@@ -1,0 +1,123 @@
+"""Changes of whole threads, under fences over all their namespaces."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TypeVar
+
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+
+from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
+from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
+from langgraph_checkpoint_cached.stores.postgres.errors import outcome_unknown, retrying
+from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
+from langgraph_checkpoint_cached.stores.redis.entries import RedisEntries
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.journal import Journal
+from langgraph_checkpoint_cached.stores.redis.positions import LeasePosition
+from langgraph_checkpoint_cached.utils.tokens import new_token
+
+CONFIRM_ATTEMPTS_MAX = 3
+THREADS_AT_ONCE_MAX = 16
+
+T = TypeVar("T")
+
+
+class ThreadChanges:
+    """Runs changes of whole threads; nothing of them is served from Redis, nor stored there, meanwhile."""
+
+    def __init__(
+        self,
+        entries: RedisEntries,
+        journal: Journal,
+        store: PostgresStore,
+        replayer: JournalReplayer,
+        invalidator: StaleThreadInvalidator,
+    ) -> None:
+        self._entries, self._journal, self._store = entries, journal, store
+        self._replayer, self._invalidator = replayer, invalidator
+
+    async def run(
+        self,
+        thread_ids: Sequence[str],
+        change: Callable[[AsyncPostgresSaver], Awaitable[T]],
+        *,
+        in_transaction: bool = True,
+        deletes: bool = False,
+    ) -> T:
+        """Run a change of threads.
+
+        Unless it deletes them, Postgres holds all that was acknowledged of them first. Without Redis even then:
+        else a process that writes behind on them would go on, and not know that it has no lease any more.
+
+        Args:
+            thread_ids: Threads to change.
+            change: Does it, on the upstream saver that it is given.
+            in_transaction: Whether that may be inside a transaction. If not, it must leave every latest
+            checkpoint as
+                it is.
+            deletes: Whether it deletes all there is of them, so that their leases go too.
+        """
+        token = new_token()
+        leases: dict[str, LeasePosition] = {}
+
+        async def begin(thread_id: str) -> None:
+            if lease := await self._entries.begin_thread(thread_id, token):
+                leases[thread_id] = lease
+
+        async def end(thread_id: str) -> None:
+            await self._end_thread(thread_id, token, recorded=thread_id in unfenced)
+            if deletes and (lease := leases.get(thread_id)):
+                with contextlib.suppress(RedisUnavailable):
+                    await self._journal.close(thread_id, lease.token, lease.last)
+
+        unfenced = await self._on_threads(thread_ids, begin)
+        try:
+            await self._replayer.flush_threads(unfenced if deletes else thread_ids)
+            ended = thread_ids if deletes else ()
+            return await retrying(lambda: self._change(change, unfenced, ended, in_transaction=in_transaction))
+        except BaseException as exc:
+            if outcome_unknown(exc):
+                thread_ids = []  # their fences are left to the deadline
+            raise
+        finally:
+            await self._on_threads(thread_ids, end)
+
+    async def _change(
+        self,
+        change: Callable[[AsyncPostgresSaver], Awaitable[T]],
+        unfenced: Collection[str],
+        ended: Collection[str],
+        *,
+        in_transaction: bool,
+    ) -> T:
+        if ended or (unfenced and in_transaction):
+            async with self._store.upstream_in_transaction(unfenced, ended) as upstream:
+                return await change(upstream)
+        if unfenced:
+            await self._store.stale_threads.add(unfenced)
+        return await change(self._store.upstream())
+
+    async def _end_thread(self, thread_id: str, token: str, *, recorded: bool) -> None:
+        for _ in range(CONFIRM_ATTEMPTS_MAX):
+            with contextlib.suppress(RedisUnavailable):
+                await self._entries.end_thread(thread_id, token)
+                return
+        await self._invalidator.report_unconfirmed(thread_id, token, recorded=recorded)
+
+    async def _on_threads(
+        self, thread_ids: Sequence[str], step: Callable[[str], Awaitable[None]]
+    ) -> Collection[str]:
+        """Take the step for every thread, a few at a time. Return those for which Redis did not."""
+        refused: set[str] = set()
+        for start in range(0, len(thread_ids), THREADS_AT_ONCE_MAX):
+            batch = thread_ids[start : start + THREADS_AT_ONCE_MAX]
+            results = await asyncio.gather(*(step(thread_id) for thread_id in batch), return_exceptions=True)
+            for thread_id, error in zip(batch, results, strict=True):
+                if isinstance(error, RedisUnavailable):
+                    refused.add(thread_id)
+                elif isinstance(error, BaseException):
+                    raise error
+        return refused

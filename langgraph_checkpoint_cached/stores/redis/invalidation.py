@@ -1,0 +1,47 @@
+"""Invalidation of whole threads in Redis, whatever the state of the breaker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from glob import escape as glob_escape
+
+from langgraph_checkpoint_cached.stores.redis.executor import BATCH_CALLS_MAX, ScriptExecutor
+from langgraph_checkpoint_cached.stores.redis.keys import thread_key
+from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
+from langgraph_checkpoint_cached.stores.redis.scripts import END_THREAD
+
+
+class ThreadInvalidation:
+    """Invalidates the entries of threads. Every method raises `RedisUnavailable` when Redis could not do it."""
+
+    def __init__(self, executor: ScriptExecutor, keyspace: Keyspace) -> None:
+        self._executor, self._keyspace = executor, keyspace
+
+    async def invalidate_threads(self, threads: Mapping[str, Iterable[str]]) -> None:
+        """Invalidate every entry of these threads, and remove these fences (tokens) of each."""
+        prefix = self._keyspace.prefix
+        await self._invalidate({thread_key(prefix, thread_id): tokens for thread_id, tokens in threads.items()})
+
+    async def invalidate_all(self, invalidated: Callable[[int], None] = lambda count: None) -> None:
+        """Invalidate every entry of every thread, by a scan.
+
+        Args:
+            invalidated: Called after each step with the number of threads whose entries are invalid now.
+        """
+        some: dict[str, Iterable[str]] = {}
+        async for key in self.keys(":{*}:thread"):
+            some[key] = ()
+            if len(some) == BATCH_CALLS_MAX:
+                await self._invalidate(some)
+                invalidated(len(some))
+                some = {}
+        await self._invalidate(some)
+        invalidated(len(some))
+
+    def keys(self, pattern: str) -> AsyncIterator[str]:
+        """Yield the keys that match a glob after the prefix, by a scan: some perhaps twice."""
+        return self._executor.keys(glob_escape(self._keyspace.prefix) + pattern)
+
+    async def _invalidate(self, fences: Mapping[str, Iterable[str]]) -> None:
+        arguments = self._keyspace.thread_arguments
+        await self._executor.run_all([(END_THREAD, [key], arguments(*tokens)) for key, tokens in fences.items()])

@@ -1,0 +1,135 @@
+"""All that reaches into redis-py's private attributes, and what stands in for it where they are missing.
+
+redis-py offers no pipelined connection, no answer as bytes whatever the client's setting, and no way to ask all
+Sentinels. The functions here look first whether a client has what they need; `missing` says what it lacks, and
+then the client's own pipeline is used instead (`client_transport.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from hiredis import pack_command
+from redis.asyncio import Redis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.exceptions import ResponseError
+
+from langgraph_checkpoint_cached.stores.redis.script_call import Command, was_demoted
+
+
+class Streams(NamedTuple):
+    """What stands below a connection of the client."""
+
+    transport: asyncio.Transport
+    protocol: Any
+    """The client's stream protocol, which still hears of everything but data."""
+    parse_error: Callable[[str], Exception]
+    should_reconnect: Callable[[], bool]
+
+
+def missing_in_connection(connection: Any) -> list[str]:
+    """Return what a connected connection lacks of what `streams` and `exchange` need."""
+    found = [
+        name for name in ("send_packed_command", "read_response", "disconnect") if not hasattr(connection, name)
+    ]
+    transport = getattr(getattr(connection, "_writer", None), "transport", None)
+    if not isinstance(transport, asyncio.Transport):
+        found.append("_writer.transport")
+    if not callable(getattr(getattr(connection, "_parser", None), "parse_error", None)):
+        found.append("_parser.parse_error")
+    return found
+
+
+def streams(connection: Any) -> Streams:
+    """Return what stands below a connection. It must lack nothing."""
+    transport = connection._writer.transport
+    never: Callable[[], bool] = lambda: False  # noqa: E731
+    return Streams(
+        transport,
+        transport.get_protocol(),
+        connection._parser.parse_error,
+        getattr(connection, "should_reconnect", never),  # since redis-py 7
+    )
+
+
+def missing_in_pool(pool: ConnectionPool) -> list[str]:
+    """Return what connections of a pool lack, as far as can be told before there is one."""
+    return [
+        name
+        for name in ("send_packed_command", "read_response")
+        if getattr(pool.connection_class, name, None) is not getattr(AbstractConnection, name, None)
+    ]
+
+
+def may_be_idle(pool: ConnectionPool) -> bool:
+    """Return whether the pool's next connection may have been connected before."""
+    return bool(getattr(pool, "_available_connections", True))
+
+
+async def exchange(connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
+    """Send all commands, then read all replies, as the client's own pipeline does at half as much again or more.
+
+    Returns a reply for each, or a `ResponseError`. If anything else goes wrong the connection is closed.
+    """
+    try:
+        await connection.send_packed_command(b"".join(map(pack_command, commands)))
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response(disable_decoding=True, timeout=math.inf))
+            except ResponseError as exc:
+                replies.append(exc)
+        if was_demoted(replies):
+            await connection.disconnect(nowait=True)
+        return replies
+    except BaseException:
+        await connection.disconnect(nowait=True)  # no reply is left on it for the next caller
+        raise
+
+
+def missing_in_cluster(client: RedisCluster) -> list[str]:
+    """Return what a Cluster client lacks of what the functions below need."""
+    found = [name for name in ("_initialize",) if not hasattr(client, name)]
+    if not hasattr(ClusterNode, "acquire_connection"):
+        found.append("ClusterNode.acquire_connection")
+    return found
+
+
+def refresh_slots(client: RedisCluster) -> None:
+    """Have the client ask anew who has which slots, as it does itself when a connection fails."""
+    client._initialize = True
+
+
+async def exchange_with_node(node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
+    """Exchange commands over a connection of a node, as `exchange`."""
+    connection = node.acquire_connection()
+    try:
+        can_read = getattr(connection, "can_read", connection.can_read_destructive)  # its name until redis-py 8
+        if connection.is_connected and await can_read():
+            await connection.disconnect(nowait=True)  # closed by the node, while it was idle
+        return await exchange(connection, commands)
+    finally:
+        release = getattr(node, "release", node._free.append)  # redis-py before 7 has no such method
+        release(connection)
+
+
+def sentinels(pool: SentinelConnectionPool) -> list[Redis]:
+    """Return clients of all Sentinels that a pool knows."""
+    manager: Any = pool.sentinel_manager
+    return list(manager.sentinels)
+
+
+def forced_primary_host(pool: SentinelConnectionPool) -> str | None:
+    """Return the address that replaces the one that Sentinels say, if one was configured."""
+    manager: Any = pool.sentinel_manager
+    return getattr(manager, "_force_master_ip", None)
+
+
+def connected_to(connection: Any) -> tuple[str, int]:
+    """Return host and port that a connection leads to."""
+    return connection.host, int(connection.port)
