@@ -44,7 +44,7 @@ class Sample:
 
     time: str
     savers: int | None = None
-    """How many savers publish their counters."""
+    """Number of savers that publish their counters."""
     hits_per_second: float | None = None
     misses_per_second: float | None = None
     writes_per_second: float | None = None

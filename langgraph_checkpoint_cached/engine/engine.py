@@ -43,7 +43,7 @@ from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 class Engine:
     """Reads and writes through both stores, for one saver and all its copies.
 
-    Each component is given those that it calls, in this order from the bottom up; none is told of one above it.
+    Each component is given those that it calls, in this order from the bottom up; none knows one above it.
 
     Args:
         redis: Client of the caller; never closed here.
@@ -130,7 +130,9 @@ class Engine:
             await self.held.close()
             await self.write_behind.drain()
         await self.tasks.drain()
-        await self.executor.drain()  # a read that has its reply from Redis may go on to Postgres, and fill the entry
+        await (
+            self.executor.drain()
+        )  # a read that has its reply from Redis may go on to Postgres, and fill the entry
         await self.read_path.drain()
         await self.histories.drain()
         await self.write_through.drain()

@@ -26,7 +26,7 @@ class FlushedStore:
 
         Args:
             namespace: Namespace to read.
-            position: Position of the thread's lease that Redis has told before, None if it told none.
+            position: Position of the thread's lease in an earlier reply of Redis, None if there was none.
         """
         latest = await self._store.latest(namespace)
         while not self._replayer.is_flushed(position, latest.lease):

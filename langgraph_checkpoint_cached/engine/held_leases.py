@@ -25,15 +25,15 @@ from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
 ACQUIRE_SECONDS_MAX = 2.0
-"""How long a write waits for a lease before it is written through."""
+"""Longest wait of a write for a lease, before it is written through."""
 LINGER_SECONDS = 5.0
-"""How long a lease outlasts its last write."""
+"""Time that a lease outlasts its last write."""
 GATHER_SECONDS = 0.05
-"""How long appends are gathered, so that they are flushed in few transactions."""
+"""Time in which appends are gathered, so that they are flushed in few transactions."""
 RETRY_SECONDS = 0.25
-"""Pause after a failure; an idle flusher looks this often whether Redis has become unusable."""
+"""Pause after a failure; an idle flusher checks this often whether Redis has become unusable."""
 TRANSACTIONS_PER_ROUND_MAX = 20
-"""Number of transactions after which idle leases are looked for."""
+"""Number of transactions between two searches for idle leases."""
 REPLAY_WRITES_MAX = 256
 REPLAY_BYTES_MAX = 8 * 1024 * 1024
 LEASES_HELD_MAX = 20_000

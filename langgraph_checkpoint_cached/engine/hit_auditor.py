@@ -39,7 +39,7 @@ class HitAuditor:
     3. Redis still has the same entry, field by field, and no fence is there.
 
     Whoever wrote between 1 and 3 took a fence before Postgres committed, and advanced or dropped the entry when
-    releasing it: in 3 there is a fence, or another entry, or none. Unless Redis was not told: then the same
+    releasing it: in 3 there is a fence, or another entry, or none. Unless Redis was not reached: then the same
     transaction marked the thread stale. So where Postgres differs, the stale threads are invalidated and Redis is
     asked once more: an entry that is still there is wrong.
 
@@ -119,8 +119,9 @@ class HitAuditor:
 
 
 def comparable_content(record: Record | None) -> Any:
-    """What two records of one checkpoint have in common wherever they come from: no order, and no way to write
-    JSON.
+    """Return what equal records of one checkpoint have in common, read from either tier.
+
+    The order of writes and the spelling of JSON are left out.
     """
     if record is None:
         return None

@@ -72,7 +72,7 @@ class StaleThreadInvalidator:
             try:
                 await self._table.add([thread_id])
             except psycopg.Error as exc:
-                logger.warning("a write that Redis was not told of is not known to other processes: %s", exc)
+                logger.warning("a write that did not reach Redis is not known to other processes: %s", exc)
 
     def note_unconfirmed(self, thread_id: str, token: str | None) -> None:
         """Note that this thread is to be invalidated, and this fence to be removed, before anything is served."""
@@ -84,7 +84,7 @@ class StaleThreadInvalidator:
         else:
             self._too_many = True
         self._stats.unreported_stale_threads = len(self._own)
-        self._health.fail(RedisUnavailable("it could not be told of a write"))
+        self._health.fail(RedisUnavailable("a write could not be sent to it"))
 
     async def invalidate_stale(self) -> None:
         """Invalidate all stale threads in Redis. Raises `RedisUnavailable` if that cannot be done."""

@@ -72,7 +72,7 @@ class JournalReplayer:
         """Return whether what was read from Postgres together with `row` is complete.
 
         Args:
-            position: Position of the lease that Redis has told before; None if it did not tell.
+            position: Position of the lease in an earlier reply of Redis; None if there was none.
             row: Row of the thread's lease, None if it has none.
         """
         return row is None or (

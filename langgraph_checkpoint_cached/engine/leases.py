@@ -21,7 +21,7 @@ logger = logging.getLogger("langgraph_checkpoint_cached")
 NAMESPACES_MAX = 1000
 """Namespaces of one lease. Each is a key for the script that closes it."""
 LEASE_RETRY_SECONDS = 1.0
-"""How long a thread is written through after no lease was to be had for it."""
+"""Time that a thread is written through after no lease could be taken for it."""
 REFUSED_MAX = 20_000
 EVICTS = (
     'mode="write_behind": this Redis has maxmemory-policy {}, by which it may evict what it alone holds. Set it '
@@ -48,7 +48,7 @@ class Lease:
     thread_id: str
     token: str
     usable: bool = True
-    """Whether more may be appended."""
+    """True while more may be appended."""
     appending: int = 0
     """Number of appends without a reply."""
     appended_at: float = 0.0

@@ -31,7 +31,7 @@ from langgraph_checkpoint_cached.utils.tokens import new_token
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
 WAIT_SECONDS_MAX = 2.0
-"""How long a reader waits for another one's load before it reads Postgres itself."""
+"""Longest wait of a reader for another one's load, before it reads Postgres itself."""
 POLL_SECONDS_MIN = 0.002
 POLL_SECONDS_MAX = 0.05
 LOG_EVERY_SECONDS = 60.0
@@ -62,7 +62,7 @@ class ReadPath:
         runtime: Clock and counters.
         entries: Entries in Redis.
         store: Postgres.
-        recovery: Polled before the first read, and told when Redis cannot be used.
+        recovery: Polled before the first read, and started when Redis cannot be used.
         auditor: Compares some hits with Postgres, if it is given.
     """
 

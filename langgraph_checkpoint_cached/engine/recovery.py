@@ -23,7 +23,7 @@ from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
 POLL_SECONDS = 1.0
-"""How long a write by a process that alone cannot reach Redis may be unknown to the others."""
+"""Longest time that a write by a process that alone cannot reach Redis is unknown to the others."""
 FRESH_SECONDS_MAX = 3.0
 """A process that has not polled for this long, as it has just started or stood still, polls before it serves."""
 POLL_WAIT_SECONDS_MAX = 1.0
@@ -53,7 +53,7 @@ class Recovery:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether this process has polled a moment ago. If not, `poll` before anything is served from Redis."""
+        """Return whether this process has polled a moment ago. If not, `poll` before anything is served from Redis."""
         return self._loop.time() - self._polled_at < FRESH_SECONDS_MAX
 
     async def poll(self) -> None:

@@ -50,7 +50,7 @@ class _Write:
         self.fence_ack: FenceAck | None = None
         """Redis' confirmation of the fence. Without it, the write marks its thread stale."""
         self.is_flushed = False
-        """Whether Postgres holds all that was acknowledged of the thread before: known only without a fence."""
+        """True if Postgres holds all earlier acknowledged writes of the thread. Known only without a fence."""
 
     @property
     def rows(self) -> int:
@@ -69,7 +69,7 @@ class WriteThrough:
     this process is busy with the other. Redis learns of a thread's writes in the order in which Postgres
     committed them; another process' write in between is seen by its fence, and drops the entry.
 
-    A thread whose entry could not be told of a write is stale: see `StaleThreadInvalidator`.
+    A thread whose entry could not be changed for a write is stale: see `StaleThreadInvalidator`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A circuit breaker: it remembers that something is down, and when to look again.
+"""A circuit breaker: it remembers that something is down, and when to try again.
 
 The pattern is Nygard's, *Release It!* (2007). Pure state, no I/O and no waiting.
 """
@@ -40,7 +40,7 @@ class CircuitBreaker:
         return opened
 
     def take_probe(self) -> bool:
-        """Whether the caller is to probe now, and then to call `end_probe`."""
+        """Take the probe that is due. If True, the caller probes now, then calls `end_probe`."""
         if self.closed or self._probing or self._clock() < self._next_probe:
             return False
         self._probing = True

@@ -131,7 +131,7 @@ async def test_deleted_thread_is_gone_while_its_fence_is_active(pods: Pods, long
 
 async def test_after_an_outage_a_fence_from_before_it_is_not_used(pods: Pods, long_kept: None) -> None:
     await pods.conversation.turn()
-    inspect(pods.writer).fail_redis(RedisUnavailable("it could not be told of a write"))
+    inspect(pods.writer).fail_redis(RedisUnavailable("a write could not be sent to it"))
     await pods.conversation.turn()  # Redis is not asked
     while not inspect(pods.writer).executor.health.usable:
         await pods.conversation.check()

@@ -35,8 +35,6 @@ SETTING_TYPES = frozenset(
 ADDING_METHODS = frozenset({"append", "appendleft", "add", "insert", "extend", "setdefault", "update"})
 RELATIVE_OPENING = re.compile(r"(What|Whether|Which|Who|Whose|Of|Nobody|Somebody|How|It)\b")
 
-UNDER_WAY = pytest.mark.xfail(strict=True, reason="issue: restructuring under way")
-
 
 def long_files(sources: Sources) -> list[str]:
     """Find files of more than `FILE_LINES_MAX` lines."""
@@ -238,7 +236,7 @@ def package() -> Sources:
         instance_dict_writes,
         crowded_constructors,
         shared_class_names,
-        pytest.param(relative_docstrings, marks=UNDER_WAY),
+        relative_docstrings,
     ],
 )
 def test_package_has_no_offenders(package: Sources, check: Check) -> None:

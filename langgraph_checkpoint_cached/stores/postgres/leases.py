@@ -28,7 +28,7 @@ END = query("end_leases")
 END_THREADS = query("end_leases_of_threads")
 LEASES_AT_ONCE_MAX = 1000
 NEW_SECONDS = 3.0
-"""How old the table has to be before a lease is taken: processes that have missed it look again every second."""
+"""Age of the table before a lease is taken: processes that have missed it check for it every second."""
 
 
 @dataclass(frozen=True)

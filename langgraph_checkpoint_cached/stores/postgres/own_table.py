@@ -27,10 +27,10 @@ class OwnTable:
 
     name: ClassVar[str]
     consequence: ClassVar[str]
-    """What does not work without the table, for the log."""
+    """Effect of a missing table, for the log."""
     missing_log_level: ClassVar[int]
     denied_is_missing: ClassVar[bool]
-    """Whether the table is done without, too, where this role has no right to it."""
+    """True if a table that this role has no right to counts as missing."""
 
     def __init__(self, cursor: Cursors, prefix: str) -> None:
         self._cursor, self.prefix = cursor, prefix

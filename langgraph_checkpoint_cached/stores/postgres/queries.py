@@ -1,4 +1,4 @@
-"""This package's own SQL statements, which stand in `sql/*.sql`."""
+"""SQL statements of this package, in `sql/*.sql`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 def load_queries(package: str) -> dict[str, str]:
     """Read the statements of all .sql files in the directory `sql` of a package, by name.
 
-    Each stands below a line `-- name: <name>` and ends where the next one begins. Lines of comment are left out.
+    Each follows a line `-- name: <name>` and ends where the next one begins. Lines of comment are left out.
 
     Raises:
         ValueError: two statements have the same name.

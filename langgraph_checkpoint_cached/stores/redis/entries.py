@@ -48,7 +48,7 @@ from langgraph_checkpoint_cached.utils.tokens import new_token
 FILL_LEASE_MS = 5_000
 """After this long a reader that took the fill lease is not waited for any more: it may have died."""
 EMPTY_MS = 60_000
-"""How long "this namespace has no checkpoint" is remembered."""
+"""Time for which "this namespace has no checkpoint" is remembered."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class CommitResult(NamedTuple):
     """Result of COMMIT."""
 
     updated: bool
-    """Whether the entry was updated. If not, it was dropped, or there was none."""
+    """True if the entry was updated. If not, it was dropped, or there was none."""
     was_fenced: bool
-    """Whether the write's fence was still active."""
+    """True if the write's fence was still active."""
     expired_fences: int
     """Number of fences of dead or slow writes that were found past their deadline."""
 

@@ -21,9 +21,7 @@ FENCE_MS = 30_000
 FENCE_MARGIN_SECONDS = FENCE_MS / 1000 / 2
 """A fence with less time left than this is taken anew before Postgres is asked to commit."""
 RETAIN_SECONDS = 0.05
-"""How long a fence stays active after a write, for the next one: a step of a graph writes several times in a
-row.
-"""
+"""Time that a fence stays active after a write, for the next one: a graph writes several times in a row."""
 RETAINED_MAX = 1000
 
 
@@ -47,13 +45,13 @@ class Fence:
     begun_at: float
     token: str
     is_flushed: bool = False
-    """Whether Postgres holds all that was acknowledged of the thread before the fence."""
+    """True if Postgres holds all writes of the thread that were acknowledged before the fence."""
     expires: bool = False
-    """Whether it is left to its deadline: nobody knows whether a write under it has ended."""
+    """True if the fence is left to expire, because the outcome of a write under it is unknown."""
     writes: int = 0
-    """Number of writes under it that have not ended."""
+    """Number of writes under the fence that have not ended."""
     active: bool = True
-    """Whether it may be in Redis, once all that was sent has run."""
+    """True if the fence may be in Redis once all calls sent have run."""
     idle_at: float = 0.0
 
 
@@ -133,7 +131,7 @@ class Fences:
 
         Args:
             fence: Fence of the write.
-            was_active: Whether the fence was active at COMMIT, where Redis has told.
+            was_active: Whether the fence was active at COMMIT, where Redis has replied.
         """
         if self._openings != self._health.openings:
             self._on_opening()
@@ -187,7 +185,7 @@ class Fences:
 
     @property
     def has_abandoned(self) -> bool:
-        """Whether `take_abandoned` would return any."""
+        """Return whether `take_abandoned` would return any."""
         return bool(self._abandoned)
 
     def release_all(self) -> None:
@@ -213,7 +211,7 @@ class Fences:
 
     def _abandon(self, fence: Fence) -> None:
         self._abandoned.append((fence.namespace.thread_id, fence.token))
-        self._health.fail(RedisUnavailable("it could not be told of the end of a write"))
+        self._health.fail(RedisUnavailable("the end of a write could not be sent to it"))
 
     async def _release_in_time(self) -> None:
         """Release fences that were idle for long enough, as long as there are any.

@@ -45,7 +45,7 @@ class RedisHealth:
 
     @property
     def serving(self) -> bool:
-        """Whether Redis may be read from: other processes too have had the time to come back to it."""
+        """Return whether Redis may be read from: other processes too have had the time to return to it."""
         return self._loop.time() >= self._serving_from
 
     def fail(self, error: RedisUnavailable) -> None:

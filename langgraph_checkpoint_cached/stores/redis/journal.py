@@ -66,7 +66,7 @@ class AppendResult(NamedTuple):
     number: int | None
     refusal: Refusal | None = None
     confirmed: bool = True
-    """Whether replicas, or a disk, have it as far as was asked for."""
+    """True if it is as durable, on replicas or a disk, as was asked for."""
 
 
 def parse_append(reply: int | bytes | Unconfirmed) -> AppendResult:

@@ -33,7 +33,7 @@ from langgraph_checkpoint_cached.utils.batch_queue import answer
 POOL_MIN = 16
 """Pools smaller than this cannot spare a dedicated connection."""
 IDLE_SECONDS = 1.0
-"""After this long without use, the loop first looks whether the server has closed the connection."""
+"""After this long without use, the loop first checks whether the server has closed the connection."""
 CLOSE_CHECK_ITERATIONS = 4
 """Event-loop iterations which that takes, also over TLS."""
 _MORE = object()
@@ -92,7 +92,7 @@ class PipelinedConnection:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it is connected, and was used a moment ago."""
+        """Return whether the connection is open and was used a moment ago."""
         replies = self._replies
         return replies is not None and self._clock() - self._used_at <= IDLE_SECONDS and not replies.lost
 
@@ -199,7 +199,7 @@ class _ReplyReader(asyncio.Protocol):
 
     @property
     def lost(self) -> bool:
-        """Whether nothing may be sent any more."""
+        """Return whether nothing may be sent any more."""
         if self._lost or self._transport.is_closing():
             return True
         return not self._waiting and (self._pushed or self._should_reconnect())

@@ -1,7 +1,7 @@
 """All that reaches into redis-py's private attributes, and what stands in for it where they are missing.
 
 redis-py offers no pipelined connection, no answer as bytes whatever the client's setting, and no way to ask all
-Sentinels. The functions here look first whether a client has what they need; `missing` says what it lacks, and
+Sentinels. The functions here check first whether a client has what they need; `missing` says what it lacks, and
 then the client's own pipeline is used instead (`client_transport.py`).
 """
 
@@ -23,7 +23,7 @@ from langgraph_checkpoint_cached.stores.redis.script_call import Command, was_de
 
 
 class Streams(NamedTuple):
-    """What stands below a connection of the client."""
+    """Transport and protocol below a connection of the client."""
 
     transport: asyncio.Transport
     protocol: Any
@@ -46,7 +46,7 @@ def missing_in_connection(connection: Any) -> list[str]:
 
 
 def streams(connection: Any) -> Streams:
-    """Return what stands below a connection. It must lack nothing."""
+    """Return the streams of a connection, which must lack nothing."""
     transport = connection._writer.transport
     never: Callable[[], bool] = lambda: False  # noqa: E731
     return Streams(
@@ -58,7 +58,7 @@ def streams(connection: Any) -> Streams:
 
 
 def missing_in_pool(pool: ConnectionPool) -> list[str]:
-    """Return what connections of a pool lack, as far as can be told before there is one."""
+    """Return what connections of a pool lack, as far as is known before there is one."""
     return [
         name
         for name in ("send_packed_command", "read_response")

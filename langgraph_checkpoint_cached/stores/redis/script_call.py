@@ -22,9 +22,9 @@ class ScriptCall(NamedTuple):
     arguments: Sequence[Argument]
     done: asyncio.Future[Any]
     in_order: bool = False
-    """Whether the call must not run after a later one of the same thread."""
+    """True if the call must not run after a later one of the same thread."""
     durable: bool = False
-    """Whether the reply is to say if replicas, or a disk, have it too."""
+    """True if the reply must say whether replicas, or a disk, have the change too."""
 
     @property
     def size_bytes(self) -> int:

@@ -20,9 +20,9 @@ from langgraph_checkpoint_cached.stores.redis.redis_internals import (
 )
 
 AGREEMENT_SECONDS = 0.05
-"""How long their agreement is relied on."""
+"""Time for which their agreement is relied on."""
 SILENT_SECONDS = 2.0
-"""How long a Sentinel that did not answer is not asked."""
+"""Time for which a Sentinel that did not answer is not asked."""
 
 
 class NoQuorum(RedisError):

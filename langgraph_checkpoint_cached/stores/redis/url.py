@@ -1,4 +1,4 @@
-"""What a Redis URL says: a server, the nodes of a Cluster, or Sentinels and the service that they watch.
+"""Redis URLs: of a server, of the nodes of a Cluster, or of Sentinels and the service that they watch.
 
 The forms with several hosts are those that docket, Prefect, redisvl and LangChain take.
 """
@@ -68,11 +68,11 @@ class _Several(NamedTuple):
     addresses: list[tuple[str, int]]
     path: list[str]
     options: dict[str, Any]
-    """Of the data nodes' connections, user and password included."""
+    """Options of the data nodes' connections, user and password included."""
 
     @classmethod
     def parse(cls, url: str, port: int) -> _Several:
-        """Raises ValueError if it cannot be parsed."""
+        """Parse a URL. Raises ValueError if it cannot be parsed."""
         scheme, _, rest = url.partition("://")
         before, _, query = rest.partition("?")
         authority, _, path = before.partition("/")
