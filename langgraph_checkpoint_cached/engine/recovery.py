@@ -53,7 +53,7 @@ class Recovery:
 
     @property
     def is_fresh(self) -> bool:
-        """Return whether this process has polled a moment ago. If not, `poll` before anything is served from Redis."""
+        """Return whether this process has polled a moment ago. If not, `poll` before Redis serves anything."""
         return self._loop.time() - self._polled_at < FRESH_SECONDS_MAX
 
     async def poll(self) -> None:
