@@ -24,7 +24,7 @@ IDS = [f"t{number}" for number in range(12)]
 
 @pytest.mark.parametrize("kind", ["url", "client", "decoding client"])
 async def test_hits_come_from_the_primary(
-    migrated_database_url: str, service: Service, prefix: str, kind: str
+    migrated_database_url: str, service: Service, prefix: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with AsyncExitStack() as stack:
         if kind == "url":
@@ -44,6 +44,7 @@ async def test_hits_come_from_the_primary(
         await saver.adelete_thread(IDS[0])
         assert await saver.aget_tuple(conversations[0].config) is None
         assert (saver.stats()["redis_errors"], saver.stats()["hits"]) == (0, 2 * len(IDS))
+        assert "lacks" not in caplog.text  # else nobody asks all Sentinels
         assert list(service.clients[service.primary].scan_iter(match=f"{prefix}:*"))
         await saver.aclose()
 

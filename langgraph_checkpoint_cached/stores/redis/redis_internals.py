@@ -2,7 +2,7 @@
 
 redis-py offers no pipelined connection, no answer as bytes whatever the client's setting, and no way to ask all
 Sentinels. The functions here check first whether a client has what they need; `missing` says what it lacks, and
-then the client's own pipeline is used instead (`client_transport.py`).
+then the client's own pipeline is used instead (`ClientLink`).
 """
 
 from __future__ import annotations
@@ -58,12 +58,19 @@ def streams(connection: Any) -> Streams:
 
 
 def missing_in_pool(pool: ConnectionPool) -> list[str]:
-    """Return what connections of a pool lack, as far as is known before there is one."""
+    """Return what connections of a pool lack, as far as is known before there is one.
+
+    A method that redis-py does not define may do anything: that of a fake connection reaches no server.
+    """
     return [
         name
         for name in ("send_packed_command", "read_response")
-        if getattr(pool.connection_class, name, None) is not getattr(AbstractConnection, name, None)
+        if not _is_of_redis_py(getattr(pool.connection_class, name, None))
     ]
+
+
+def _is_of_redis_py(method: Any) -> bool:
+    return str(getattr(method, "__module__", "")).startswith("redis.")
 
 
 def may_be_idle(pool: ConnectionPool) -> bool:
