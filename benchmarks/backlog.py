@@ -23,7 +23,7 @@ LANES = 64
 THREADS = 100
 OPERATIONS = 50_000
 MESSAGES, STATE_MESSAGES = 2, 20
-STOCK_SECONDS = 10.0
+UPSTREAM_SECONDS = 10.0
 AWAY_SECONDS = 60.0
 AROUND_SECONDS = 10.0
 TURN_LANES = 16
@@ -46,7 +46,7 @@ async def backlog(
             plain = await stack.enter_async_context(upstream.open(place))
             ours = await stack.enter_async_context(write_behind.open(place))
             figures: dict[str, Any] = {
-                "stock_per_second": await _stock_rate(plain, 1.0 if quick else STOCK_SECONDS)
+                "stock_per_second": await _upstream_rate(plain, 1.0 if quick else UPSTREAM_SECONDS)
             }
             advance(0.15)
             saver = cast("CachedPostgresSaver", ours.saver)
@@ -94,7 +94,7 @@ async def _operate(talks: list[_Talk], until: Callable[[], bool]) -> int:
     return done
 
 
-async def _stock_rate(plain: Entrant, seconds: float) -> float:
+async def _upstream_rate(plain: Entrant, seconds: float) -> float:
     talks = [_Talk(plain.saver, f"plain-{number}") for number in range(THREADS)]
     await asyncio.gather(*(talk.begin() for talk in talks))
     started = time.perf_counter()
@@ -123,7 +123,7 @@ async def _drain(postgres: PostgresServer, saver: CachedPostgresSaver, operation
         await asyncio.sleep(POLL_SECONDS)
     connected = time.perf_counter()
     left_then = saver.stats()["unflushed"]
-    await _until_followed(saver)
+    await _until_flushed(saver)
     now = time.perf_counter()
     return {
         "backlog": waiting,
@@ -135,7 +135,7 @@ async def _drain(postgres: PostgresServer, saver: CachedPostgresSaver, operation
     }
 
 
-async def _until_followed(saver: CachedPostgresSaver) -> None:
+async def _until_flushed(saver: CachedPostgresSaver) -> None:
     """Wait until everything is flushed to Postgres."""
     while saver.stats()["unflushed"]:  # noqa: ASYNC110 - nothing signals it
         await asyncio.sleep(POLL_SECONDS)
@@ -186,7 +186,7 @@ async def _away(
     ended = True
     results = await asyncio.gather(*lanes, return_exceptions=True)
     over = time.perf_counter()
-    await _until_followed(saver)
+    await _until_flushed(saver)
     missing = 0
     async with AsyncPostgresSaver.from_conn_string(postgres.url) as upstream:
         for name, count in acknowledged.items():

@@ -18,7 +18,7 @@ from langgraph_checkpoint_cached.utils.tokens import new_token
 
 
 class DeltaHistoryReader:
-    """Reads what `DeltaChannel`s are rebuilt from, through both tiers.
+    """Reader of the histories that `DeltaChannel`s are rebuilt from, through both tiers.
 
     The history at a checkpoint changes when its ancestors do, and by writes to them that come late. So it is part
     of the entry, under the same fences and generation, with a fill lease of its own: BEGIN of any write to the
@@ -77,7 +77,7 @@ class DeltaHistoryReader:
                 if entry and entry.record and not is_stored_in(entry.record, channels):
                     await self._entries.fill_history(namespace, fill_token, generation, checkpoint_id, loaded)
             except (RedisUnavailable, DamagedEntry):
-                pass  # loaded all the same
+                pass  # the history is loaded from Postgres
         return loaded
 
     async def _shorten(self, namespace: Namespace, checkpoint_id: str) -> None:

@@ -17,7 +17,7 @@ ENDED_MAX = 100_000
 
 
 class EndedJournals:
-    """Removes journals that nobody will replay. They do not expire, so that one left behind would stay for
+    """Removal of journals that nobody will replay. They do not expire, so that one left behind would stay for
     good.
     """
 

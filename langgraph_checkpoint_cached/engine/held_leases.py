@@ -42,11 +42,11 @@ ENDED_AT_ONCE_MAX = 500
 REVOKED_AT_ONCE_MAX = 100
 CLOSE_POLL_SECONDS = 0.01
 LOGGED_MAX = 100
-STUCK = 'mode="write_behind": thread {!r}: Postgres does not take what Redis took, and will be asked again: {}'
+STUCK = 'mode="write_behind": thread {!r}: Postgres rejects a write that Redis took, and is asked again: {}'
 
 
 class HeldLeases:
-    """Leases of this process, thread by thread: its right to be ahead of Postgres. See
+    """Leases of this process, thread by thread: its right to have unflushed writes. See
     `tests/models/lease_model.py`.
 
     What was appended to a journal is remembered until Postgres has it. So a journal is only read when its process

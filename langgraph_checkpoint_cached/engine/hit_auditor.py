@@ -30,7 +30,7 @@ CHECKS_AT_ONCE_MAX = 2
 
 
 class HitAuditor:
-    """Compares hits with Postgres, in the background. Never delays a read, nor fails one.
+    """Comparison of hits with Postgres, in the background. Never delays a read, nor fails one.
 
     Writes go on meanwhile, so a difference counts only if the entry is the same after Postgres was read:
 

@@ -45,7 +45,7 @@ class _Observation(NamedTuple):
 
 
 class JournalReplayer:
-    """Flushes threads to Postgres. Every process has one, whatever its mode: others may write behind.
+    """Flusher of threads to Postgres. Every process has one, whatever its mode: others may write behind.
 
     A row in the table of leases says that Postgres may lack writes of a thread. If Redis knows that lease, its
     journal is complete: whoever replays it to its end has flushed the thread. If Redis does not, as it has lost

@@ -81,7 +81,7 @@ class Lease:
 
 
 class LeaseAcquirer:
-    """Acquires leases: a row in Postgres, then the same token in Redis.
+    """Acquisition of leases: a row in Postgres, then the same token in Redis.
 
     Args:
         runtime: Clock.

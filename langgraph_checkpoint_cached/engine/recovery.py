@@ -30,7 +30,7 @@ POLL_WAIT_SECONDS_MAX = 1.0
 
 
 class Recovery:
-    """Polls the table of stale threads, has journals of dead processes replayed, and reopens Redis.
+    """Poller of the table of stale threads. Has journals of dead processes replayed, and reopens Redis.
 
     Polling begins with the first read and goes on while the saver lives.
     """

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class ThreadChanges:
-    """Runs changes of whole threads; nothing of them is served from Redis, nor stored there, meanwhile."""
+    """Runner of changes of whole threads; nothing of them is served from Redis, nor stored there, meanwhile."""
 
     def __init__(
         self,

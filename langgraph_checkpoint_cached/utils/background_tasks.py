@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class BackgroundTasks:
-    """Runs each coroutine in a task of its own: a cancelled caller goes, the work goes on to its end.
+    """Runner of each coroutine in a task of its own: a cancelled caller goes, the work goes on to its end.
 
     That keeps a cancellation from leaving a reply on a connection, a fence without an owner, or a waiter
     without an answer.
@@ -20,21 +20,21 @@ class BackgroundTasks:
         self._running: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Starts the work and keeps it alive. An error nobody waits for any more is not reported again."""
+        """Start the work and keep it alive. An error nobody waits for any more is not reported again."""
         task = asyncio.ensure_future(work)
         self._running.add(task)
         task.add_done_callback(self._forget)
         return task
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs the work to its end; returns or raises what it does."""
+        """Run the work to its end; return its result or raise its error."""
         task = self.start(work)
         # Not `asyncio.shield`: on Python 3.14 it reports an error that comes after its caller was cancelled.
         await asyncio.wait((task,))
         return task.result()
 
     async def drain(self, timeout: float | None = None) -> None:
-        """Waits until nothing runs any more, or so many seconds. Errors of the work are its callers' to see."""
+        """Wait until nothing runs any more, or so many seconds. Errors of the work are its callers' to see."""
         while self._running:
             _, late = await asyncio.wait(self._running, timeout=timeout)
             if late:

@@ -22,7 +22,7 @@ class Operation(Protocol):
 
     @property
     def done(self) -> asyncio.Future[Any]:
-        """Future of the result. Cancelled when nobody waits any more; the operation is done all the same."""
+        """Future of the result. Cancelled when nobody waits any more; the operation still completes."""
 
     @property
     def rows(self) -> int:

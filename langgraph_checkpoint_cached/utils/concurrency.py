@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 async def for_each(items: AsyncIterator[T], work: Callable[[T], Awaitable[object]], at_once: int) -> None:
-    """Does the work for each item, so many at once. The first error ends all of it."""
+    """Do the work for each item, so many at once. The first error ends all of it."""
     running: set[asyncio.Future[Any]] = set()
     try:
         async for item in items:

@@ -89,7 +89,7 @@ def _keys(world: World) -> list[Key]:
 
 
 async def be_fresh_process(job: Job) -> dict[str, Any]:
-    """Has Postgres follow, ends the leases of those that were killed, and reads everything twice."""
+    """Flushes to Postgres, ends the leases of those that were killed, and reads everything twice."""
     async with job.open_saver() as opened:
         leases, _ = await asyncio.gather(
             _recovered(opened),

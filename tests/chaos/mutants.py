@@ -30,7 +30,7 @@ from tests.support.inspect import (
 
 ACKNOWLEDGED_EARLY_SECONDS = 0.05
 FILL_SECONDS_MAX = 0.1
-FOLLOW_SECONDS_MAX = 0.5
+FLUSH_DELAY_SECONDS_MAX = 0.5
 SCRIPTS = (
     "READ",
     "FILL",
@@ -85,18 +85,18 @@ def slow_loads() -> None:
     RedisEntries.fill = slow  # type: ignore[method-assign]
 
 
-def follow_late() -> None:
-    """No mutant in itself: Postgres follows a while after Redis. That is what journals are for."""
+def flush_late() -> None:
+    """No mutant in itself: writes are flushed a while after Redis has them. That is what journals are for."""
     flush_all = FLUSH_ALL.get()
 
     async def late(self: WriteBehindQueue) -> None:
-        await asyncio.sleep(random.uniform(0, FOLLOW_SECONDS_MAX))
+        await asyncio.sleep(random.uniform(0, FLUSH_DELAY_SECONDS_MAX))
         await flush_all(self)
 
     FLUSH_ALL.set(late)
 
 
-def _tickets_stand() -> None:
+def _fill_leases_survive() -> None:
     """A write does not invalidate the fill lease."""
     slow_loads()
     _in_scripts(
@@ -110,7 +110,7 @@ def _tickets_stand() -> None:
 
 
 def _nothing_invalidated() -> None:
-    """Redis is told of no write."""
+    """Redis learns of no write."""
 
     def answering(answer: Any) -> Callable[..., asyncio.Future[Any]]:
         def ack(self: RedisEntries, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
@@ -244,10 +244,10 @@ def _memory_lost() -> None:
 def _never_recovered() -> None:
     """The leases of those that died stay."""
 
-    async def look_away(self: JournalReplayer) -> None:
+    async def skip(self: JournalReplayer) -> None:
         pass
 
-    JournalReplayer.recover = look_away  # type: ignore[method-assign]
+    JournalReplayer.recover = skip  # type: ignore[method-assign]
 
 
 MUTANTS: dict[str, Mutant] = {
@@ -257,7 +257,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "fill_token": Mutant(
         "fill_token",
-        _tickets_stand,
+        _fill_leases_survive,
         "redis-delete",
         ("older", "backwards"),
     ),

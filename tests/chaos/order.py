@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from tests.chaos.history import DELETE, FAILED, OK, History, Operation
 
 GRACE_SECONDS = 3.0
-"""Within this, what one worker could not tell Redis is invalidate for all, by the table of stale threads: each
-looks there once a second, on a machine that has more to do."""
+"""Within this, what one worker could not tell Redis is invalidated for all, by the table of stale threads: each
+polls it once a second, on a machine that has more to do."""
 
 
 class Visibility:

@@ -65,7 +65,7 @@ async def open_saver(
     )
     ended_journals.LAG_SECONDS_MAX = LAG_SECONDS_MAX
     held_leases.LINGER_SECONDS = LINGER_SECONDS
-    mutants.follow_late()
+    mutants.flush_late()
     if name != "ours":
         mutants.MUTANTS[name.removeprefix("broken-")].apply()
     async with CachedPostgresSaver.from_conn_string(

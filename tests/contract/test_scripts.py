@@ -34,9 +34,9 @@ class BothRedis(model.Redis):
         self.expired = 0  # fences that reads were told of
         self.keys = [thread_key(prefix, "thread"), namespace_key(prefix, NAMESPACE), names_key(prefix, "thread")]
         self.root_key = namespace_key(prefix, Namespace("thread", ""))
-        self.incarnation_key = f"{prefix}:server epoch"
+        self.epoch_key = f"{prefix}:server epoch"
         self.client.delete(*self.keys, self.root_key)
-        self.client.set(self.incarnation_key, self.replication_id)
+        self.client.set(self.epoch_key, self.replication_id)
 
     def run(
         self, script: Script, fresh: int, *arguments: Any, thread_only: bool = False, root: bool = False
@@ -45,7 +45,7 @@ class BothRedis(model.Redis):
         text = script.text.replace(
             lua("server"),
             "local function now_ms() return redis.call('TIME')[1] * 1000 end\n"
-            f"local function server_epoch() return redis.call('GET', '{self.incarnation_key}') end",
+            f"local function server_epoch() return redis.call('GET', '{self.epoch_key}') end",
         )
         keys = self.keys[:1] if thread_only else self.keys
         name = "" if thread_only else "ns"
@@ -195,7 +195,7 @@ class BothRedis(model.Redis):
 
     def come_back_from(self, snapshot: model.Redis, *, run_id: int, replication_id: int) -> None:
         super().come_back_from(snapshot, run_id=run_id, replication_id=replication_id)
-        self.client.set(self.incarnation_key, replication_id)
+        self.client.set(self.epoch_key, replication_id)
         self.client.delete(*self.keys)
         for key, dump in zip(self.keys, snapshot.dumps, strict=True):  # type: ignore[attr-defined]
             if dump is not None:

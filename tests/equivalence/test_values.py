@@ -140,7 +140,7 @@ async def check_value(sides: worlds.Sides, name: str) -> str:
     await put(1)
     await put(2)
     assert counted("entry_updates") == entry_updates + 6
-    await check(cached, "advanced", 2)  # which gives up the fence that it has kept
+    await check(cached, "advanced", 2)  # which releases the fence that it has retained
     await check(other, "advanced", 2)
     assert counted("hits") >= hits + 7
     upstream = [item async for item in sides.upstream.alist(config(-1))]

@@ -30,8 +30,8 @@ class Pods:
     redis: Redis
     prefix: str
 
-    async def standing(self) -> int:
-        """How many fences stand in Redis."""
+    async def fences(self) -> int:
+        """Number of fences in Redis."""
         return len(await agreement.fences(self.redis, self.prefix))
 
 
@@ -75,13 +75,13 @@ async def test_consecutive_writes_share_one_fence(pods: Pods, monkeypatch: pytes
     for _ in range(5):
         await pods.conversation.turn()
     assert len(taken) == 1
-    assert await pods.standing() == 1
-    while await pods.standing():
+    assert await pods.fences() == 1
+    while await pods.fences():
         await asyncio.sleep(0.05)
     await pods.conversation.turn()
     assert len(taken) == 2
     await pods.writer.aclose()
-    assert await pods.standing() == 0  # closing the saver does not wait for it
+    assert await pods.fences() == 0  # closing the saver does not wait for it
 
 
 async def test_retained_fence_sends_others_to_postgres_until_released(pods: Pods, long_kept: None) -> None:
@@ -107,7 +107,7 @@ async def test_a_read_of_the_writing_process_is_a_hit_at_once(pods: Pods, long_k
         assert found is not None
         assert found.config == conversation.latest
         assert pods.writer.stats()["hits"] == before + 1
-        assert await pods.standing() == 0
+        assert await pods.fences() == 0
         await conversation.check(pods.other)
         assert pods.other.stats()["bypasses"] == 0
 
@@ -138,11 +138,11 @@ async def test_after_an_outage_a_fence_from_before_it_is_not_used(pods: Pods, lo
     taken = times_begun(pods.writer)
     await pods.conversation.turn()
     assert len(taken) == 1
-    assert await pods.standing() == 1
+    assert await pods.fences() == 1
 
 
 @pytest.mark.parametrize("pods", ["write_behind"], indirect=True)
 async def test_own_retained_fence_does_not_block_write_behind(pods: Pods) -> None:
     await pods.conversation.turn()
-    assert await pods.standing() == 0
+    assert await pods.fences() == 0
     assert pods.writer.stats()["appends"] >= 2

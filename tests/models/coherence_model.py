@@ -13,10 +13,10 @@ failovers, and checks:
   convergence   once nothing is in flight, every deadline has passed and the table of stale threads has been gone
                 through, a hit is what Postgres holds, whoever crashed before. One case is left out: Redis loses a
                 write's fence (an eviction or a restart) and the writer crashes too, inside that one write, or
-                while the fence stands for it.
+                while the fence is active for it.
 
-A write by a process that cannot reach Redis counts as acknowledged for the others once they have been told by the
-table of stale threads, or by Redis. Until then another write that Postgres did not keep for it may be in the
+A write by a process that cannot reach Redis counts as acknowledged for the others once they have seen it in the
+table of stale threads, or in Redis. Until then another write that Postgres did not keep for it may be in the
 entry.
 
     python -m tests.models.coherence_model                 # every rule on: no violation
@@ -44,7 +44,7 @@ RULES = {
     "restart": "a generation belongs to one server epoch",
     "promotion": "a server that becomes primary again is another server epoch, though the same process",
     "purge-expired": "a fence past its deadline goes, and the entry with it",
-    "base": "the entry is advanced from the checkpoint's parent, or dropped",
+    "base": "the entry is updated from the checkpoint's parent, or dropped",
     "others": "COMMIT drops the entry if another process' fence is there",
     "order": "one process' COMMITs to a namespace come in the order in which Postgres committed its writes",
     "early": "the entry keeps pending writes of checkpoints that are not there yet",
@@ -54,7 +54,7 @@ RULES = {
     "marks": "and only if no other write has made it a stale thread since",
     "watch": "a thread is known to have been empty only if no write to it began while that was asked",
     "names": "BEGIN notes its namespace, so that it is not taken for empty",
-    "shared": "a fence stands while another write of its process is under it",
+    "shared": "a fence stays active while another write of its process is under it",
     "given-up": "a fence that was released, or may have been, is not used again",
     "gone": "nor is one that a COMMIT did not find",
     "unknown": "nor one of a write of which nobody knows whether it has ended; it is not released either",
@@ -108,7 +108,7 @@ class Redis:
     fences: dict[int, Fence] = field(default_factory=dict)
     entry: Entry | None = None
     fill_token: tuple[int, tuple[int, int]] | None = None
-    root_ticket: int | None = None
+    root_fill_lease: int | None = None
     watch: int | None = None  # fill lease of the read of the root that may find the thread empty
     was_empty: tuple[int, int] | None = None  # of this generation: what nobody has written to since is still empty
     noted: bool = False  # whether somebody has begun to write to the namespace since
@@ -149,7 +149,7 @@ class Redis:
         self._look_at_fences(0, fresh, root=True)
         if any(fence.owner == 0 for fence in self.fences.values()):
             return "fenced", None
-        self.root_ticket = fill_token
+        self.root_fill_lease = fill_token
         if not self.fences or not self.on("watch"):
             self.watch = fill_token
         return "load", self._current_generation(fresh)
@@ -157,7 +157,7 @@ class Redis:
     def fill_root(self, fill_token: int, generation: tuple[int, int], fresh: int) -> None:
         """FILL of the root, with "the thread has no checkpoints and no writes"."""
         self._look_at_fences(0, fresh, root=True)
-        if self.root_ticket != fill_token or any(fence.owner == 0 for fence in self.fences.values()):
+        if self.root_fill_lease != fill_token or any(fence.owner == 0 for fence in self.fences.values()):
             return
         if self._current_generation(fresh) == generation and (self.watch == fill_token or not self.on("watch")):
             self.was_empty, self.noted, self.names_lost = generation, False, False
@@ -178,7 +178,7 @@ class Redis:
     def commit_put(
         self, token: int, owner: int, parent: int, new: State, channel: int, fresh: int, *, retain: bool
     ) -> bool | None:
-        latest, reply = self._settle(token, owner, fresh, retain=retain)
+        latest, reply = self._release(token, owner, fresh, retain=retain)
         if latest is None:
             return reply
         if latest.id > new.id:
@@ -193,31 +193,31 @@ class Redis:
     def commit_writes(
         self, token: int, owner: int, of: int, slot: int, write: int, fresh: int, *, retain: bool
     ) -> bool | None:
-        latest, reply = self._settle(token, owner, fresh, retain=retain)
+        latest, reply = self._release(token, owner, fresh, retain=retain)
         if latest is None or of < latest.id or (of > latest.id and not self.on("early")):
             return reply
         return self._apply(latest._replace(writes=with_write(latest.writes, of, slot, write)))
 
     def commit_drop(self, token: int, owner: int, fresh: int, *, retain: bool = False) -> bool | None:
-        _, reply = self._settle(token, owner, fresh, retain=retain)
+        _, reply = self._release(token, owner, fresh, retain=retain)
         self._drop()
         return reply
 
     def begin_thread(self, token: int, fresh: int) -> None:
-        self.generation = (self._incarnation(), fresh)
+        self.generation = (self._server_epoch(), fresh)
         self.fences[token] = Fence(owner=0)
 
     def end_thread(self, token: int, fresh: int) -> None:
         self.fences.pop(token, None)
-        self.generation = (self._incarnation(), fresh)
+        self.generation = (self._server_epoch(), fresh)
 
-    def _incarnation(self) -> int:
+    def _server_epoch(self) -> int:
         return self.replication_id if self.on("promotion") else self.run_id
 
     def _current_generation(self, fresh: int) -> tuple[int, int]:
-        of_another = self.generation is not None and self.generation[0] != self._incarnation()
+        of_another = self.generation is not None and self.generation[0] != self._server_epoch()
         if self.generation is None or (of_another and self.on("restart")):
-            self.generation = (self._incarnation(), fresh)
+            self.generation = (self._server_epoch(), fresh)
         return self.generation
 
     def _look_at_fences(self, owner: int, fresh: int, *, root: bool = False) -> bool:
@@ -232,10 +232,10 @@ class Redis:
                     if not root:
                         self._drop()
                     if fence.owner == 0:
-                        self.generation = (self._incarnation(), fresh)
+                        self.generation = (self._server_epoch(), fresh)
         return any(fence.owner != owner or owner == 0 for fence in self.fences.values())
 
-    def _settle(self, token: int, owner: int, fresh: int, *, retain: bool) -> tuple[State | None, bool | None]:
+    def _release(self, token: int, owner: int, fresh: int, *, retain: bool) -> tuple[State | None, bool | None]:
         """Return what a change may be applied to, else None; and the reply of COMMIT: None without its fence."""
         fenced = token in self.fences or not self.on("fence")
         if not retain:
@@ -289,7 +289,7 @@ class Redis:
 
 
 @dataclass(eq=False)
-class Standing:
+class SharedFence:
     """A fence as its process knows it."""
 
     token: int
@@ -315,7 +315,7 @@ class World:
         self.reserved: list[int] = []  # checkpoint ids whose writes came first
         self.ids = itertools.count(1)
         self.stale_thread: tuple[int, list[Acknowledge]] | None = (
-            None  # the thread's row: its mark, and who is to be told
+            None  # the thread's row: its mark, and who is to see it
         )
         self.in_flight: set[int] = set()  # writes that have not ended
         self.unreachable: set[int] = set()  # of those, whose process cannot reach Redis
@@ -324,9 +324,9 @@ class World:
         self.queues: dict[int, list[int]] = {1: [], 2: []}  # owner -> its writes, in order
         self.stored: set[int] = set()  # writes that Postgres has committed
         self.sent: set[int] = set()  # writes whose COMMIT was sent
-        self.standing: dict[int, Standing] = {}  # owner -> the fence that its next write is under
-        self.fence_of: dict[int, Standing] = {}  # of each write
-        self.left: set[int] = set()  # fences that their process has given up, and Redis perhaps not
+        self.active: dict[int, SharedFence] = {}  # owner -> the fence that its next write is under
+        self.fence_of: dict[int, SharedFence] = {}  # of each write
+        self.left: set[int] = set()  # fences that their process has released, and Redis perhaps not
         self.counts = dict.fromkeys(COUNTED, 0)
 
     def fresh(self) -> int:
@@ -345,7 +345,7 @@ class World:
         if self.rng.random() < 0.1:
             self.unreachable.add(number)
             self.forget(owner)
-            fence = Standing(next(self.ids))
+            fence = SharedFence(next(self.ids))
         else:
             fence = self.take(owner)
         self.in_flight.add(number)
@@ -372,37 +372,37 @@ class World:
             queue.remove(number)
             self.in_flight.discard(number)
             fence.writes -= 1
-            if not fence.writes and self.standing.get(owner) is not fence:
+            if not fence.writes and self.active.get(owner) is not fence:
                 self.left.add(fence.token)
 
-    def take(self, owner: int) -> Standing:
-        """BEGIN, or a fence that stands."""
-        if owner not in self.standing:
-            self.standing[owner] = Standing(next(self.ids))
-            self.redis.begin(self.standing[owner].token, owner, self.fresh())
-        return self.standing[owner]
+    def take(self, owner: int) -> SharedFence:
+        """BEGIN, or a fence that is active already."""
+        if owner not in self.active:
+            self.active[owner] = SharedFence(next(self.ids))
+            self.redis.begin(self.active[owner].token, owner, self.fresh())
+        return self.active[owner]
 
-    def not_again(self, owner: int, fence: Standing) -> None:
-        if self.standing.get(owner) is fence:
-            del self.standing[owner]
+    def not_again(self, owner: int, fence: SharedFence) -> None:
+        if self.active.get(owner) is fence:
+            del self.active[owner]
 
     def forget(self, owner: int) -> None:
-        """The fence may stand in Redis or not."""
-        fence = self.standing.pop(owner, None)
+        """The fence may be active in Redis or not."""
+        fence = self.active.pop(owner, None)
         if fence and not fence.writes:
             self.left.add(fence.token)
 
-    def is_needed(self, fence: Standing, own: int) -> bool:
+    def is_needed(self, fence: SharedFence, own: int) -> bool:
         """Say whether other writes are under it than so many of who asks."""
         return fence.stays or (fence.writes > own and self.on("shared"))
 
-    def idle(self, owner: int) -> Standing | None:
+    def idle(self, owner: int) -> SharedFence | None:
         """A fence of this process that no write is under."""
-        fence = self.standing.get(owner)
+        fence = self.active.get(owner)
         return fence if fence and not fence.writes else None
 
     def releaser(self) -> Iterator[None]:
-        """A process releases a fence that it has kept for a while, and Redis may not hear of it."""
+        """A process releases a fence that it has retained, and Redis may not receive that."""
         owner = self.rng.choice((1, 2))
         if not (fence := self.idle(owner)):
             return
@@ -473,7 +473,7 @@ class World:
         def commit() -> None:
             change()
             if number in self.unreachable and self.on("stale_threads"):
-                self.make_suspect(acknowledge)
+                self.mark_stale(acknowledge)
 
         while not self.stored.issuperset(queue[: queue.index(number)]):
             yield  # one transaction of a process after the other
@@ -484,7 +484,7 @@ class World:
         self.stored.add(number)
         yield
 
-    def make_suspect(self, acknowledge: Acknowledge) -> None:
+    def mark_stale(self, acknowledge: Acknowledge) -> None:
         ack = self.stale_thread[1] if self.stale_thread else []
         self.stale_thread = (next(self.ids), [*ack, acknowledge])
 
@@ -515,7 +515,7 @@ class World:
             if (yield from self.is_confirmed(number, owner, commit)):
                 acknowledge()
             elif self.on("confirm"):
-                self.make_suspect(acknowledge)
+                self.mark_stale(acknowledge)
             else:
                 acknowledge()
         self.sent.add(number)
@@ -571,7 +571,7 @@ class World:
 
             if not reachable:
                 if self.on("stale_threads"):
-                    self.make_suspect(acknowledge)
+                    self.mark_stale(acknowledge)
                 return
             yield
             self.redis.end_thread(token, self.fresh())
@@ -671,7 +671,7 @@ class World:
     def lose_fences(self) -> None:
         """A fence and its writer may not both be lost inside one write: the case left out."""
         self.unfenced |= self.in_flight
-        for fence in self.standing.values():
+        for fence in self.active.values():
             fence.lost = True
         self.end_in_postgres(set(self.crashed) - self.in_flight)
 
@@ -688,7 +688,7 @@ class World:
         self.redis.pass_deadlines((ended | self.left) - live)
 
     def check_convergence(self) -> None:
-        for fence in self.standing.values():
+        for fence in self.active.values():
             self.redis.release(fence.token)
         self.pass_deadlines(set(self.crashed))
         self.redis.pass_deadlines()

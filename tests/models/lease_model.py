@@ -1,4 +1,4 @@
-"""Executable model of write-behind: how Redis may be ahead of Postgres, over one namespace of one thread.
+"""Executable model of write-behind: how Redis holds unflushed writes, over one namespace of one thread.
 
 A process that wants to write behind takes the thread's *lease*: a row in Postgres with a token and the position
 up to which the thread's journal has been replayed, then the same token in Redis. While the row is there, what
@@ -43,7 +43,7 @@ RULES = {
     "server_epoch": "a lease belongs to one server epoch of Redis: after a restart nothing is appended to it",
     "known": "a journal is all there is only while Redis knows its lease, or still has what was appended to "
     "it: not after it was emptied",
-    "write_behind_queue": "only the holder appends",
+    "holder": "only the holder appends",
     "fence": "nothing is appended while a write to the namespace is in flight in Postgres",
     "flush-first": "a write in Postgres comes after what the journal held when its fence was taken",
     "ask-row": "a write whose BEGIN found neither entry nor lease waits for the row of a lease to go",
@@ -51,11 +51,11 @@ RULES = {
     "grace": "the row of a lease that Redis does not know goes only after its holder had the time to flush",
     "memory": "a holder keeps what it appended until Postgres has it",
     "end": "a holder that cannot reach Redis, or does not know what was appended, ends its lease, in the "
-    "transaction that stores all it kept, before it goes on",
+    "transaction that stores all its pending writes, before it goes on",
     "degraded": "without Redis, nothing is read or written in Postgres while another's lease is there",
     "same-generation": "and a lease whose row was made before a delete is not opened in Redis after it",
-    "expired-delete": "a delete of which nobody heard again took the lease in Redis with it",
-    "void": "who invalidates a thread ends its lease in Redis: the row may have gone with a delete",
+    "expired-delete": "a delete whose reply was lost took the lease in Redis with it",
+    "invalidate": "who invalidates a thread ends its lease in Redis: the row may have gone with a delete",
     "delete-row": "a delete takes the lease's row with it",
     "stale_thread": "a row goes together with a note of its thread, unless Redis has confirmed the end of its "
     "lease: who sees the note removes the journal",
@@ -158,7 +158,7 @@ class Redis:
     def append(self, token: int, op: Op, fresh: int) -> int:
         """Number of the new entry of the journal, or 0."""
         entry, lease = self.valid(fresh), self.held()
-        if not entry or not lease or (lease.token != token and self.on("write_behind_queue")):
+        if not entry or not lease or (lease.token != token and self.on("holder")):
             return 0
         if (self.fences and self.on("fence")) or (op.base is not None and op.base != entry.state.latest):
             return 0
@@ -176,7 +176,7 @@ class Redis:
         if any(t == token and number > flushed for number, t, _ in self.journal):
             return False
         if self.held() is None:
-            self.void(fresh)  # a late `open` of that lease is not to make it anew
+            self.invalidate(fresh)  # a late `open` of that lease is not to make it anew
         if (lease := self.held()) and lease.token == token:
             if lease.last > flushed:
                 return False
@@ -219,14 +219,14 @@ class Redis:
             self.fences &= in_flight
             self.entry = None
 
-    def void(self, fresh: int) -> None:
+    def invalidate(self, fresh: int) -> None:
         self.generation = (self.server_epoch, fresh)
-        if self.on("void"):
+        if self.on("invalidate"):
             self.lease = None
 
     def end_delete(self, token: int, lease: Lease | None, fresh: int) -> None:
         self.fences.discard(token)
-        self.void(fresh)
+        self.invalidate(fresh)
         if lease:
             self.close(lease.token, lease.last, fresh)
 
@@ -299,7 +299,7 @@ class World:
         self.went_back = False  # Redis has restarted with old data, perhaps with a journal that was removed
         self.dead: set[int] = set()  # deleted, and not written since
         self.in_flight: set[int] = set()  # fences of writes that have not ended
-        self.incarnation_of: dict[int, int] = {}  # of a lease's token
+        self.epoch_of: dict[int, int] = {}  # of a lease's token
         self.counts = dict.fromkeys(("append", "flush", "recover", "through", "hit", "load", "lost", "broken"), 0)
 
     def fresh(self) -> int:
@@ -340,9 +340,9 @@ class World:
         if not process.usable or process.token is None:
             return False
         token = process.token
-        kept = PendingWrite(op)
+        pending = PendingWrite(op)
         process.appending += 1
-        process.memory.append(kept)  # in the order in which they are sent
+        process.memory.append(pending)  # in the order in which they are sent
         try:
             number = self.redis.append(token, op, self.fresh())
             if number:
@@ -351,14 +351,14 @@ class World:
             known = self.rng.random() < 0.9
             yield
             if known:
-                kept.number = number
+                pending.number = number
                 if not number or not self.on("memory"):
-                    process.memory.remove(kept)
+                    process.memory.remove(pending)
                 return bool(number)
         finally:
             process.appending -= 1
-        yield from self.give_up(process)  # which stores what nobody knows of too
-        return kept.stored
+        yield from self.revoke(process)  # which stores what nobody knows of too
+        return pending.stored
 
     def open(self, process: Process) -> Iterator[None]:
         if self.postgres.row is not None:
@@ -370,7 +370,7 @@ class World:
             return
         token = next(self.ids)
         self.postgres.row = Row(token)
-        self.incarnation_of[token] = generation[0] if generation else 0
+        self.epoch_of[token] = generation[0] if generation else 0
         process.token, process.usable, process.memory = token, False, []
         process.appending += 1  # not to be closed yet
         yield
@@ -391,14 +391,14 @@ class World:
                 return
         known = process.memory
         if self.on("no-gaps"):
-            known = list(itertools.takewhile(lambda kept: kept.number is not None, known))
-        entries = [(kept.number, kept.op) for kept in known if kept.number is not None]
+            known = list(itertools.takewhile(lambda pending: pending.number is not None, known))
+        entries = [(pending.number, pending.op) for pending in known if pending.number is not None]
         yield
         if self.postgres.replay(token, entries, self.on):
             self.counts["flush"] += 1
         flushed = entries[-1][0] if entries else 0
         if process.token == token:
-            process.memory = [kept for kept in process.memory if (kept.number, kept.op) not in entries]
+            process.memory = [pending for pending in process.memory if (pending.number, pending.op) not in entries]
         yield
         if process.reaches_redis:
             self.redis.trim(token, flushed)
@@ -415,7 +415,7 @@ class World:
         if self.postgres.row and self.postgres.row.token == token:
             self.end_row(in_doubt=not closed)
 
-    def give_up(self, process: Process) -> Iterator[None]:
+    def revoke(self, process: Process) -> Iterator[None]:
         """The end of a lease by its holder alone, which knows all that may have been appended."""
         token, process.usable = process.token, False
         while process.appending:
@@ -424,19 +424,19 @@ class World:
         if token is None or process.token != token:
             return
         if row and row.token == token:
-            for kept in process.memory:
-                if kept.number is None or kept.number > row.position or not self.on("position"):
-                    self.postgres.state = kept.op.on(self.postgres.state)
-                    kept.stored = True
-                    self.happened(kept.op)  # in the order in which they were sent: what nobody knew of too
-            self.redis.void(self.fresh())  # which the table of stale threads sees to
+            for pending in process.memory:
+                if pending.number is None or pending.number > row.position or not self.on("position"):
+                    self.postgres.state = pending.op.on(self.postgres.state)
+                    pending.stored = True
+                    self.happened(pending.op)  # in the order in which they were sent: what nobody knew of too
+            self.redis.invalidate(self.fresh())  # which the table of stale threads sees to
             if self.on("end"):
                 self.end_row(in_doubt=True)
         process.token, process.memory = None, []
 
     # -- anybody ---------------------------------------------------------------------------------------------
 
-    def settle(self, process: Process, *, close: bool = False) -> Generator[None, None, Lease | None]:
+    def replay(self, process: Process, *, close: bool = False) -> Generator[None, None, Lease | None]:
         """Replays what the journal holds; with `close`, ends the lease of a holder that may be dead. Returns up
         to where Postgres is then known to hold all there is.
         """
@@ -447,7 +447,7 @@ class World:
         yield
         entries = [(number, op) for number, t, op in self.redis.journal if t == token or not self.on("token")]
         server_epoch = self.redis.server_epoch
-        complete = self.incarnation_of[token] == server_epoch or not self.on("server_epoch")
+        complete = self.epoch_of[token] == server_epoch or not self.on("server_epoch")
         complete &= self.still_known(token, position)
         self.in_hand.append(entries)
         try:
@@ -481,11 +481,11 @@ class World:
             self.end_row(in_doubt=in_doubt)
         return flush_waits
 
-    def see_suspects(self, process: Process) -> Iterator[None]:
+    def invalidate_stale(self, process: Process) -> Iterator[None]:
         """Do what every process does once a second."""
         if (mark := self.postgres.stale_thread) is None or not process.reaches_redis:
             return
-        self.redis.void(self.fresh())
+        self.redis.invalidate(self.fresh())
         yield
         token = self.redis.newest()
         yield
@@ -503,9 +503,9 @@ class World:
             self.postgres.stale_thread = None
 
     def remove_ended_journals(self) -> None:
-        """The second look of who has ended a lease, in case a replica that lagged has become the primary."""
+        """The second check by who has ended a lease, in case a replica that lagged has become the primary."""
         row = self.postgres.row
-        ended = [token for token in self.incarnation_of if row is None or token != row.token]
+        ended = [token for token in self.epoch_of if row is None or token != row.token]
         if ended:
             before = self.lost()
             self.redis.remove_ended_journals(self.second_looks.choice(ended))
@@ -526,7 +526,7 @@ class World:
         try:
             return (yield from self._write_through(process, op))
         finally:
-            process.memory = [kept for kept in process.memory if kept.op != op]  # now it is known
+            process.memory = [pending for pending in process.memory if pending.op != op]  # now it is known
 
     def _write_through(self, process: Process, op: Op) -> Generator[None, None, bool]:
         fence = next(self.ids)
@@ -539,24 +539,24 @@ class World:
                     must = self.on("flush-first") if lease else not known and self.on("ask-row")
                     if not must or self.is_flushed(lease):
                         break
-                    lease = (yield from self.settle(process)) or lease
+                    lease = (yield from self.replay(process)) or lease
                 else:
                     self.redis.commit(fence, Op(0, -1), self.fresh())
                     return False
             else:
-                yield from self.give_up(process)
+                yield from self.revoke(process)
                 if self.postgres.row is not None and self.on("degraded"):
                     return False
             self.postgres.state = op.on(self.postgres.state)
             self.happened(op)
             if not process.reaches_redis:
-                self.redis.void(self.fresh())  # which the table of stale threads sees to
+                self.redis.invalidate(self.fresh())  # which the table of stale threads sees to
                 return True
             yield
             if process.reaches_redis:
                 self.redis.commit(fence, op, self.fresh())
             else:
-                self.redis.void(self.fresh())
+                self.redis.invalidate(self.fresh())
             return True
         finally:
             self.in_flight.discard(fence)
@@ -575,7 +575,7 @@ class World:
                 state = self.postgres.state
                 rule = "row" if kind == "load" else "bypass"
                 if not self.is_flushed(lease) and self.on(rule):
-                    lease = yield from self.settle(process)
+                    lease = yield from self.replay(process)
                     state = self.postgres.state
                 if self.is_flushed(lease) or not self.on(rule):
                     yield
@@ -585,7 +585,7 @@ class World:
                 if self.redis.fill_token == fill_token:
                     self.redis.fill_token = None
             else:
-                yield from self.give_up(process)
+                yield from self.revoke(process)
                 if self.postgres.row is None or not self.on("degraded"):
                     state = self.postgres.state
                     break
@@ -623,11 +623,9 @@ class World:
         if self.rng.random() < 0.2:
             self.in_flight.discard(fence)  # nobody hears of it again: its fence stays to the deadline
         elif self.rng.random() < 0.2:
-            self.redis.fences.discard(
-                fence
-            )  # Redis did not hear of its end, and is told to invalidate the thread later
+            self.redis.fences.discard(fence)  # Redis did not hear of its end, and invalidates the thread later
             self.in_flight.discard(fence)
-            self.redis.void(self.fresh())
+            self.redis.invalidate(self.fresh())
         elif process.reaches_redis:
             self.redis.end_delete(fence, lease, self.fresh())
             self.in_flight.discard(fence)  # else it is as if it had crashed: the fence stays to its deadline
@@ -680,16 +678,17 @@ class World:
             if process.appending:
                 return set()
         row = self.postgres.row
-        kept = {
-            op for p in self.processes if row and p.token == row.token for op in (kept.op for kept in p.memory)
+        unflushed = {
+            op for p in self.processes if row and p.token == row.token for op in (write.op for write in p.memory)
         }
-        kept |= {op for _, token, op in self.redis.journal if row and token == row.token}
-        kept |= {op for entries in self.in_hand for _, op in entries}
+        unflushed |= {op for _, token, op in self.redis.journal if row and token == row.token}
+        unflushed |= {op for entries in self.in_hand for _, op in entries}
         stored = self.postgres.state
         return {
             op
             for op in self.history
-            if op not in kept and (op.number > stored.latest if op.base is not None else self.is_later(op, stored))
+            if op not in unflushed
+            and (op.number > stored.latest if op.base is not None else self.is_later(op, stored))
         }
 
     def is_later(self, op: Op, stored: State) -> bool:
@@ -726,10 +725,10 @@ class World:
             if process.token is not None and self.postgres.row and self.postgres.row.token != process.token:
                 process.token = None
         for _ in range(3):
-            finish(self.settle(self.processes[0], close=True))
+            finish(self.replay(self.processes[0], close=True))
         if self.postgres.row is not None:
             raise AssertionError("convergence: a lease is left")
-        finish(self.see_suspects(self.processes[0]))
+        finish(self.invalidate_stale(self.processes[0]))
         if self.redis.has_journal and not self.went_back:
             raise AssertionError("convergence: a journal is left")
         self.check("order", self.postgres.state, self.wanted())
@@ -764,9 +763,9 @@ def interleave(world: World, rng: random.Random, running: list[tuple[Process | N
         world.write,
         world.read,
         world.flush,
-        lambda p: world.settle(p, close=True),
+        lambda p: world.replay(p, close=True),
         world.delete,
-        world.see_suspects,
+        world.invalidate_stale,
     )
     budget = 50
     while budget or running:

@@ -228,7 +228,7 @@ async def connect(kind: str, url: str) -> Any:
 
 
 @asynccontextmanager
-async def open_stock(kind: str, url: str) -> AsyncIterator[AsyncPostgresSaver]:
+async def open_upstream(kind: str, url: str) -> AsyncIterator[AsyncPostgresSaver]:
     async with await connect(kind, url) as conn, conn.pipeline() if kind == "pipeline" else nullcontext() as pipe:
         if kind == "pool":
             await conn.wait()
@@ -243,8 +243,8 @@ def client_of(redis_url: str, *, gone: bool = False) -> Redis:
 async def open_world(kind: str, url: str, redis_url: str, prefix: str, *, gone: bool) -> AsyncIterator[World]:
     async with (
         Redis.from_url(redis_url) as redis,
-        open_stock("single", url) as watch,
+        open_upstream("single", url) as watch,
         client_of(redis_url, gone=gone) as client,
-        open_stock(kind, url) as upstream,
+        open_upstream(kind, url) as upstream,
     ):
         yield World(kind, gone, prefix, redis, watch, client, upstream)

@@ -155,7 +155,7 @@ async def playing(
 
 async def all_served(players: list[Player]) -> None:
     """Waits until every player was served from Redis: all conversations, but for those that have a fence whose
-    write was told to a primary that is one no more. These wait for its deadline.
+    write was sent to a primary that is one no more. These wait for its deadline.
     """
     await asyncio.wait_for(asyncio.gather(*map(_is_served, players)), BACK_WITHIN_SECONDS)
 

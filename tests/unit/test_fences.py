@@ -1,4 +1,4 @@
-"""Fences: shared, kept for the next write, given up for a read, and not used again when they may be gone."""
+"""Fences: shared, retained for the next write, released for a read, and not used again when they may be gone."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class World:
         self.fences.end_write(fence, was_active=stood)
         return retain
 
-    def give_up(self) -> str | None:
+    def take_abandoned(self) -> str | None:
         """Return the token of the fence that a read releases first."""
         found = self.fences.hand_over(NAMESPACE)
         return found and found.token
@@ -150,12 +150,12 @@ async def test_retained_fence_is_released_while_others_are_used() -> None:
 async def test_read_releases_fence_without_writes() -> None:
     world = World()
     fence = world.take()
-    assert world.give_up() is None
+    assert world.take_abandoned() is None
     world.fences.prepare_commit(fence)
-    assert world.give_up() is None  # its COMMIT is on the way
+    assert world.take_abandoned() is None  # its COMMIT is on the way
     world.fences.end_write(fence, was_active=True)
-    assert world.give_up() == fence.token
-    assert world.give_up() is None
+    assert world.take_abandoned() == fence.token
+    assert world.take_abandoned() is None
     assert world.take().token != fence.token
     assert await world.released() == []
 
@@ -204,14 +204,14 @@ async def test_fence_of_unknown_write_is_not_reused_or_released(retain: bool) ->
     assert world.take() is not fence
     assert world.end(fence)
     assert fence.token not in await world.released()
-    assert world.give_up() != fence.token
+    assert world.take_abandoned() != fence.token
 
 
 async def test_it_is_not_used_again_once_a_commit_did_not_find_it() -> None:
     world = World()
     fence = world.take()
     world.end(fence, stood=False)
-    assert world.give_up() is None
+    assert world.take_abandoned() is None
     assert world.take() is not fence
     assert await world.released() == []  # nothing is there
 
@@ -235,7 +235,7 @@ async def test_fences_are_not_reused_after_redis_was_lost() -> None:
     idle = world.take()
     world.end(idle)
     busy = world.fences.take(Namespace("u"))
-    world.executor.health.fail(RedisUnavailable("given up"))
+    world.executor.health.fail(RedisUnavailable("unusable"))
     assert world.left == [("t", idle.token)]
     assert world.take() is not idle
     assert world.fences.take(Namespace("u")) is not busy

@@ -139,7 +139,7 @@ def test_a_journal_goes_if_it_is_not_of_the_lease_that_there_is(
 
 
 def test_no_holder_is_presumed_dead_while_postgres_is_away(servers: Servers, replayer: JournalReplayer) -> None:
-    """A holder cannot come forward then, nor at once when it is back: others may have it back before."""
+    """A holder cannot flush on request then, nor at once when it is back: others may have it back before."""
     servers.recover(replayer, 2 * STEP_SECONDS)
     servers.is_away = True
     servers.recover(replayer, 60)

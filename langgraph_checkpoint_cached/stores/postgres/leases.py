@@ -1,4 +1,4 @@
-"""The table of leases: which threads may be ahead of Postgres, and how far their journals have been replayed."""
+"""Table of leases: threads that may have unflushed writes, and how far their journals have been replayed."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class LeaseTable(OwnTable):
         return await self._select(PAGE, after=thread_id, limit=LEASES_AT_ONCE_MAX)
 
     async def idle_after(self, thread_id: str, seconds: float) -> dict[str, LeaseRow]:
-        """Return the same of the leases that nobody has moved for so long, by Postgres' clock."""
+        """Return the next leases that nobody has moved for so long, by Postgres' clock."""
         return await self._select(PAGE_OF_IDLE, after=thread_id, seconds=seconds, limit=LEASES_AT_ONCE_MAX)
 
     async def _select(self, sql: str, **parameters: Any) -> dict[str, LeaseRow]:

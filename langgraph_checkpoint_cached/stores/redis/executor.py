@@ -45,7 +45,7 @@ NOT_ASKED = "not asked: Redis was found unusable a moment ago"
 
 
 class ScriptExecutor:
-    """Runs scripts over the best transport that the client allows.
+    """Runner of scripts over the best transport that the client allows.
 
     After a failure every call fails at once until `health` is usable again (`engine/recovery.py`).
 

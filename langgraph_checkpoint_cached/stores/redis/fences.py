@@ -56,7 +56,7 @@ class Fence:
 
 
 class Fences:
-    """Takes fences, shares them among writes, and releases them.
+    """Fences of one process: taken, shared among writes, and released.
 
     Besides Postgres a write waits for Redis: for its fence and for its COMMIT. The writes of a run follow closely
     on each other, so the fence stays active for `RETAIN_SECONDS` after the last of them, and the next write need

@@ -12,7 +12,7 @@ from langgraph_checkpoint_cached.stores.redis.scripts import END_THREAD
 
 
 class ThreadInvalidation:
-    """Invalidates the entries of threads. Every method raises `RedisUnavailable` when Redis could not do it."""
+    """Invalidation of threads' entries. Every method raises `RedisUnavailable` when Redis could not do it."""
 
     def __init__(self, executor: ScriptExecutor, keyspace: Keyspace) -> None:
         self._executor, self._keyspace = executor, keyspace

@@ -1,4 +1,4 @@
--- What a `DeltaChannel` is rebuilt from.
+-- Checkpoints and values that a `DeltaChannel` is rebuilt from.
 
 -- name: delta_channels
 -- Find the `DeltaChannel`s of some threads, by namespace. They leave counters in the metadata, or a snapshot:

@@ -1,4 +1,4 @@
--- Leases: the right of a process to be ahead of Postgres on a thread (mode "write_behind").
+-- Leases: the right of a process to have unflushed writes on a thread (mode "write_behind").
 
 -- name: create_leases
 -- Create the table of leases. Redis alone may hold the latest writes of a thread that has a row: what was

@@ -1,4 +1,4 @@
--- COMMIT, for every kind of write. Returns 1 if the entry was advanced, 0 if not; below 0, the number of fences
+-- COMMIT, for every kind of write. Returns 1 if the entry was updated, 0 if not; below 0, the number of fences
 -- that had expired; nil if its own fence was not there any more.
 --
 -- ARGV: 4 token, 5 owner, or "<owner> keeps" if the fence stays active for other writes of its process
@@ -6,7 +6,7 @@
 local token, owner = ARGV[4], string.match(ARGV[5], '^%S+')
 local retain = owner ~= ARGV[5]
 
--- Release or keep the fence. Return the entry's checkpoint id if the change may be applied to it. Otherwise drop
+-- Release or retain the fence. Return the entry's checkpoint id if the change may be applied to it. Otherwise drop
 -- the entry, and return nil and the reply of COMMIT: there is no entry to build on, another process is writing,
 -- the fence did not hold to the end, or Redis is full.
 local function end_write()
@@ -23,7 +23,7 @@ local function end_write()
   return nil, fenced and -expired
 end
 
--- Apply a change to the entry. `change` gets the entry's checkpoint id. It returns true if it has advanced the
+-- Apply a change to the entry. `change` gets the entry's checkpoint id. It returns true if it has updated the
 -- entry, false if the entry stays as it is, and nil if only Postgres knows what it now holds: then the entry is
 -- dropped. So it is when `change` fails, as it does when the entry is damaged.
 local function apply(change)
