@@ -156,8 +156,10 @@ class Put(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """Approximate size."""
-        values = sum([len(value.blob or b"") for value in self.values])
-        return len(self.checkpoint_json) + len(self.metadata_json) + values
+        size_bytes = len(self.checkpoint_json) + len(self.metadata_json)
+        for value in self.values:
+            size_bytes += len(value.blob or b"")
+        return size_bytes
 
 
 class PutWrites(NamedTuple):
@@ -177,4 +179,7 @@ class PutWrites(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """Approximate size."""
-        return sum([len(write.blob) for write in self.writes])
+        size_bytes = 0
+        for write in self.writes:
+            size_bytes += len(write.blob)
+        return size_bytes

@@ -130,7 +130,7 @@ class Engine:
             await self.held.close()
             await self.write_behind.drain()
         await self.tasks.drain()
-        await self.executor.drain()  # a read with a reply from Redis may go on to Postgres, and fill the entry
+        await self.executor.drain()  # reads that have a reply may go on to Postgres, and fill the entry
         await self.read_path.drain()
         await self.histories.drain()
         await self.write_through.drain()

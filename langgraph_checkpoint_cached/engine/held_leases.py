@@ -67,7 +67,8 @@ class HeldLeases:
         self._health, self._openings = journal.health, journal.health.openings
         self._acquirer = LeaseAcquirer(runtime, journal, store)
         self._acquiring: dict[str, asyncio.Task[Lease | None]] = {}
-        self._leases: dict[str, Lease] = {}
+        self.leases: dict[str, Lease] = {}
+        """Leases by thread."""
         self._dirty: dict[Lease, None] = {}  # those with something to replay, in turn
         self._logged: set[str] = set()
         self._tasks = BackgroundTasks()
@@ -77,15 +78,11 @@ class HeldLeases:
 
     # -- appends ---------------------------------------------------------------------------------------------
 
-    def get(self, thread_id: str) -> Lease | None:
-        """Return the lease on a thread, if this process holds one."""
-        return self._leases.get(thread_id)
-
     async def acquire(self, thread_id: str) -> Lease | None:
         """Return a new lease on a thread; None if there is none to be had in a moment."""
         acquiring = self._acquiring.get(thread_id)
         if acquiring is None:
-            if self._closing or len(self._leases) >= LEASES_HELD_MAX or not self._acquirer.may_acquire(thread_id):
+            if self._closing or len(self.leases) >= LEASES_HELD_MAX or not self._acquirer.may_acquire(thread_id):
                 return None
             acquiring = self._acquiring[thread_id] = self._tasks.start(self._acquire(thread_id))
         done, _ = await asyncio.wait({acquiring}, timeout=ACQUIRE_SECONDS_MAX)
@@ -133,8 +130,8 @@ class HeldLeases:
                 await quietly(partial(self._acquirer.release, lease))
                 return None
             self._stats.leases += 1
-            self._leases[thread_id] = lease
-            self._stats.leases_held = len(self._leases)
+            self.leases[thread_id] = lease
+            self._stats.leases_held = len(self.leases)
             if self._flusher is None or self._flusher.done():
                 self._openings = self._health.openings
                 self._flusher = self._tasks.start(self._flush_while_held())
@@ -151,11 +148,11 @@ class HeldLeases:
     # -- flushing --------------------------------------------------------------------------------------------
 
     async def _flush_while_held(self) -> None:
-        while self._leases and not self._closing:
+        while self.leases and not self._closing:
             self._wake.clear()
             if self._openings != self._health.openings:  # nobody else can flush what Redis has now
                 self._openings = self._health.openings
-                self._tasks.start(self._revoke_in_turn(list(self._leases.values())))
+                self._tasks.start(self._revoke_in_turn(list(self.leases.values())))
             succeeded = False
             try:
                 succeeded = await quietly(self._flush_all)
@@ -246,14 +243,14 @@ class HeldLeases:
         self._dirty.pop(lease, None)
         for write in list(lease.pending):
             self._forget(lease, write)
-        if self._leases.get(lease.thread_id) is lease:
-            del self._leases[lease.thread_id]
-        self._stats.leases_held = len(self._leases)
+        if self.leases.get(lease.thread_id) is lease:
+            del self.leases[lease.thread_id]
+        self._stats.leases_held = len(self.leases)
 
     async def _end_idle(self) -> None:
         """End leases that are over. Raises psycopg's errors."""
         since = self._clock() - LINGER_SECONDS
-        over = [lease for lease in self._leases.values() if not lease.appending and lease.is_over(since)]
+        over = [lease for lease in self.leases.values() if not lease.appending and lease.is_over(since)]
         for start in range(0, len(over), ENDED_AT_ONCE_MAX):
             some = over[start : start + ENDED_AT_ONCE_MAX]
             await self._end([lease for lease in some if not lease.pending])
@@ -291,7 +288,7 @@ class HeldLeases:
             psycopg.Error: Postgres does not take it now.
         """
         await self._wait_until_acquired(thread_id)
-        lease = self._leases.get(thread_id)
+        lease = self.leases.get(thread_id)
         if lease is None:
             return
         lease.usable &= not lost
@@ -311,7 +308,7 @@ class HeldLeases:
             lease.usable = False
         while any(lease.appending for lease in leases):  # noqa: ASYNC110 - they end within `redis_timeout`
             await asyncio.sleep(RETRY_SECONDS / 10)
-        leases = [lease for lease in leases if self._leases.get(lease.thread_id) is lease]
+        leases = [lease for lease in leases if self.leases.get(lease.thread_id) is lease]
         if not leases:
             return set()
         replays = [_replay(lease, list(lease.pending), end=True) for lease in leases]
@@ -355,12 +352,12 @@ class HeldLeases:
 
     async def _close(self) -> None:
         await self._wait_until_acquired()
-        while self._leases:
-            for lease in self._leases.values():
+        while self.leases:
+            for lease in self.leases.values():
                 lease.usable = False
             await self._flush_all()
             await self._end_idle()
-            if self._leases:  # an append has no reply yet
+            if self.leases:  # an append has no reply yet
                 await asyncio.sleep(CLOSE_POLL_SECONDS)
 
     def _log_once(self, text: str) -> None:

@@ -63,7 +63,7 @@ class WriteBehindQueue:
         ):
             return self._through.write(operation, update)
         done: asyncio.Future[None] = self._loop.create_future()
-        lease = self._held.get(operation.namespace.thread_id)
+        lease = self._held.leases.get(operation.namespace.thread_id)
         if lease is None:
             self._tasks.start(self._write_with_new_lease(operation, update, done))
         else:
@@ -120,7 +120,8 @@ class WriteBehindQueue:
             return
         self._held.end_append(lease, write, result.number)
         if result.confirmed:
-            answer(done, None)
+            if not done.done():
+                done.set_result(None)
         else:
             self._tasks.start(_answered_by(self._held.flush_on_request(lease.thread_id), done))
 

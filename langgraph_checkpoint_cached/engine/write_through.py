@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -37,20 +38,20 @@ CANCELED_MAX = 3
 Operation: TypeAlias = "Put | PutWrites"
 
 
+@dataclass(eq=False, slots=True)
 class _Write:
     """Write that is queued, its fence on the way, and the future of its caller."""
 
-    __slots__ = ("done", "fence", "fence_ack", "is_flushed", "operation", "thread_id", "update")
-
-    def __init__(
-        self, operation: Operation, done: asyncio.Future[None], fence: Fence, update: EntryUpdate | None
-    ) -> None:
-        self.operation, self.done, self.fence, self.update = operation, done, fence, update
-        self.thread_id = operation.namespace.thread_id
-        self.fence_ack: FenceAck | None = None
-        """Redis' confirmation of the fence. Without it, the write marks its thread stale."""
-        self.is_flushed = False
-        """True if Postgres holds all earlier acknowledged writes of the thread. Known only without a fence."""
+    operation: Operation
+    thread_id: str
+    done: asyncio.Future[None]
+    fence: Fence
+    update: EntryUpdate | None
+    """Change to the entry, once it is worked out."""
+    fence_ack: FenceAck | None = None
+    """Redis' confirmation of the fence. Without it, the write marks its thread stale."""
+    is_flushed: bool = False
+    """True if Postgres holds all earlier acknowledged writes of the thread. Known only without a fence."""
 
     @property
     def rows(self) -> int:
@@ -112,7 +113,7 @@ class WriteThrough:
         done: asyncio.Future[None] = self._loop.create_future()
         fence = self._fences.take(operation.namespace)
         try:
-            self._queue.add(_Write(operation, done, fence, update))
+            self._queue.add(_Write(operation, operation.namespace.thread_id, done, fence, update))
         except QueueFull as exc:
             self._fences.end_write(fence, was_active=True)
             raise _overloaded() from exc

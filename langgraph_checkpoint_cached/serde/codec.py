@@ -56,7 +56,7 @@ def encode_put(
     versions = checkpoint["channel_versions"]
     inline, outside, kept = _split(checkpoint["channel_values"], versions, new_versions)
     dumps, is_new, unused = dumps_for(serde), True, {}
-    values, valueless = [], []
+    values, valueless, present = [], [], []
     for channel, version in new_versions.items():
         if version not in unused:
             unused[version] = is_unused(version)
@@ -65,6 +65,9 @@ def encode_put(
             values.append(Value(channel, *_dump(dumps, outside[channel])))
         elif not unused[version]:
             valueless.append((channel, version))
+    for channel, value in inline.items():
+        if value is not None:
+            present.append(channel)
     return Put(
         namespace=namespace,
         checkpoint_id=checkpoint["id"],
@@ -78,7 +81,7 @@ def encode_put(
         valueless=tuple(valueless),
         is_new=is_new,
         kept=tuple(kept),
-        inline=tuple([channel for channel, value in inline.items() if value is not None]),
+        inline=tuple(present),
     )
 
 

@@ -111,7 +111,8 @@ class PipelineQueue(Generic[C]):
             self._flush_soon = None
         if self._worker is not None or not self._waiting:
             return
-        batch = self._take()
+        batch = self._take() if len(self._waiting) > 1 else [self._waiting.popleft()]
+        self._last_size = len(batch)
         self._in_flight += 1
         try:
             if self._send(batch, self._on_answered):
@@ -157,6 +158,7 @@ class PipelineQueue(Generic[C]):
         try:
             while self._waiting:
                 batch = self._take()
+                self._last_size = len(batch)
                 try:
                     await self._run(batch)
                 except Exception as exc:  # noqa: BLE001 - for the callers to handle
@@ -184,12 +186,10 @@ class PipelineQueue(Generic[C]):
     def _take(self) -> list[C]:
         waiting = self._waiting
         batch = [waiting.popleft()]
-        if waiting:
-            size_bytes = batch[0].size_bytes
-            while waiting and len(batch) < self._calls_max:
-                size_bytes += waiting[0].size_bytes
-                if size_bytes > self._bytes_max:
-                    break
-                batch.append(waiting.popleft())
-        self._last_size = len(batch)
+        size_bytes = batch[0].size_bytes
+        while waiting and len(batch) < self._calls_max:
+            size_bytes += waiting[0].size_bytes
+            if size_bytes > self._bytes_max:
+                break
+            batch.append(waiting.popleft())
         return batch

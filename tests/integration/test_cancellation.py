@@ -21,6 +21,7 @@ from langgraph_checkpoint_cached.engine import read_path
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.postgres.schema import MIGRATION_LOCK
 from langgraph_checkpoint_cached.stores.redis.entries import DROP, FillLease
+from langgraph_checkpoint_cached.stores.redis.fences import Fence
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from tests.support import servers
 from tests.support.agreement import PATIENT_SECONDS, new_saver, on_thread
@@ -96,10 +97,10 @@ async def loading(other: CachedPostgresSaver, namespace: Namespace) -> AsyncIter
 @asynccontextmanager
 async def writing(other: CachedPostgresSaver, namespace: Namespace) -> AsyncIterator[None]:
     """Another process has a fence."""
-    fence = inspect(other).fences.take(namespace)
-    await fence.begin
+    begin = inspect(other).begin(namespace, "foreign")
+    await begin
     yield
-    await inspect(other).entries.commit(fence, DROP)
+    await inspect(other).entries.commit(Fence(namespace, begin, 0.0, "foreign"), DROP)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.stores.postgres import pool
-from langgraph_checkpoint_cached.stores.redis import entries
+from langgraph_checkpoint_cached.stores.redis import fences as fences_module
 from tests.support.agreement import fences, fences_left
 from tests.support.inspect import FILLED, inspect
 from tests.support.proxy import Proxy
@@ -172,7 +172,7 @@ async def test_write_of_unknown_outcome_keeps_its_fence(
             proxy.mute()  # Postgres commits, and nobody hears of it
         else:
             proxy.deafen()
-        monkeypatch.setattr(entries, "FENCE_MS", 2000)
+        monkeypatch.setattr(fences_module, "FENCE_MS", 2000)
         write = asyncio.ensure_future(put(saver, ["third"], first))
         async with AsyncPostgresSaver.from_conn_string(migrated_database_url) as upstream:
 

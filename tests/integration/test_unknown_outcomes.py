@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stores.redis import entries, fences
+from langgraph_checkpoint_cached.stores.redis import fences as fences_module
 from tests.support.agreement import eventually, new_checkpoint, on_thread
 from tests.support.proxy import Proxy
 
@@ -45,8 +45,8 @@ async def test_unfenced_write_of_unknown_outcome_is_served_in_the_end(
     proxies: Callable[[str], Proxy],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(entries, "FENCE_MS", round(FENCE_SECONDS * 1000))
-    monkeypatch.setattr(fences, "FENCE_MARGIN_SECONDS", FENCE_SECONDS / 2)
+    monkeypatch.setattr(fences_module, "FENCE_MS", round(FENCE_SECONDS * 1000))
+    monkeypatch.setattr(fences_module, "FENCE_MARGIN_SECONDS", FENCE_SECONDS / 2)
     redis_proxy, postgres_proxy = proxies(redis_url), proxies(migrated_database_url)
     async with AsyncExitStack() as stack:
 

@@ -215,7 +215,7 @@ class Inside:
 
     def die(self) -> None:
         """Forget all that was written behind, and do nothing more: a killed process, for the servers."""
-        self.held._leases.clear()
+        self.held.leases.clear()
         self.held._dirty.clear()
         if self.held._flusher is not None:
             self.held._flusher.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -179,22 +180,31 @@ class PostgresStore:
         if stale_threads:
             stale = self.stale_threads.rows(stale_threads)
             sets[0] = {stale.sql: stale, **sets[0]}
-        doubtful = [(i, o) for i, o in enumerate(operations) if isinstance(o, Put) and o.valueless]
+        doubtful = []
+        for position, operation in enumerate(operations):
+            if isinstance(operation, Put) and operation.valueless:
+                doubtful.append((position, operation))
         blobs = self._upstream.UPSERT_CHECKPOINT_BLOBS_SQL
         single = one_statement(sets[0], blobs) if len(sets) == 1 and not doubtful else None
         needed = [single] if single else [s for batches in sets for s in statements(batches.values())]
         inserted, existing = [], []
-        with self._stats.postgres_store.timed():
+        started = time.perf_counter()
+        try:
             async with self._connections.implicit_transaction(statements=len(needed) + len(doubtful)) as conn:
                 for statement in needed:
                     inserted.append((statement, await execute(conn, statement.sql, statement.parameters)))
                 for position, put in doubtful:
                     existing.append((position, await execute(conn, FIND_VALUES, _valueless(put))))
-        unsure = {position for position, cur in existing if cur.rowcount > 0}
+        finally:
+            self._stats.postgres_store.record(time.perf_counter() - started)
+        known = [True] * len(operations)
+        for position, cur in existing:
+            known[position] = cur.rowcount == 0
         for statement, cur in inserted:
             if statement.batch.sql == blobs and cur.rowcount != statement.rows:
-                unsure |= statement.batch.positions
-        return [position not in unsure for position in range(len(operations))]
+                for position in statement.batch.positions:
+                    known[position] = False
+        return known
 
     async def _replay(self, replays: Sequence[Replay], stale_threads: Collection[str]) -> set[str]:
         with self._stats.postgres_replay.timed():

@@ -24,21 +24,28 @@ def is_storable(operation: Put | PutWrites) -> bool:
     where = operation.namespace
     key = (where.thread_id, where.checkpoint_ns, operation.checkpoint_id)
     if isinstance(operation, PutWrites):
-        others = [text for w in operation.writes for text in (w.channel, w.type, w.task_path)]
+        others: list[str] = []
+        for write in operation.writes:
+            others += (write.channel, write.type, write.task_path)
         return _are_texts(*key, operation.writes[0].task_id) and _are_texts(*others, bytes_max=None)
     if not operation.is_new or _is_doubtful(operation.checkpoint_json) or _is_doubtful(operation.metadata_json):
         return False
-    others = [text for value in operation.values for text in (value.channel, value.type)]
-    if not _are_texts(operation.parent_id or "", *others, bytes_max=None):
-        return False
-    longest = max((value.channel for value in operation.values), key=lambda c: len(c.encode()), default="")
-    return _are_texts(*key, longest)
+    others, longest = [operation.parent_id or ""], ""
+    for value in operation.values:
+        others += (value.channel, value.type)
+        if 4 * len(value.channel) > len(longest):  # a character has up to four bytes in UTF-8
+            longest = max(longest, value.channel, key=_size_bytes)
+    return _are_texts(*others, bytes_max=None) and _are_texts(*key, longest)
 
 
 def _are_texts(*texts: str, bytes_max: int | None = KEY_BYTES_MAX) -> bool:
     """Tell whether Postgres accepts these as text columns, and they are together no longer than that."""
     size = text_bytes("".join(texts))
     return size is not None and (bytes_max is None or size <= bytes_max)
+
+
+def _size_bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
 
 
 def _is_doubtful(json: str) -> bool:

@@ -23,7 +23,7 @@ from langgraph_checkpoint_cached.stores.redis.entry_format import (
     writes_arguments,
 )
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
-from langgraph_checkpoint_cached.stores.redis.fences import FENCE_MS, Fence, Fences
+from langgraph_checkpoint_cached.stores.redis.fences import Fence, Fences
 from langgraph_checkpoint_cached.stores.redis.health import RedisFull, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
 from langgraph_checkpoint_cached.stores.redis.keys import entry_keys, thread_key
@@ -264,7 +264,7 @@ class RedisEntries:
 
     async def begin_thread(self, thread_id: str, token: str) -> LeasePosition | None:
         """BEGIN over all namespaces of a thread. Return its lease."""
-        arguments = self._keyspace.thread_arguments(token, self.fences.owner, str(FENCE_MS))
+        arguments = self._keyspace.thread_arguments(token, self.fences.owner, self.fences.ttl_text)
         key = thread_key(self._keyspace.prefix, thread_id)
         return parse_position(await self._executor.submit(BEGIN_THREAD, [key], arguments))
 

@@ -107,7 +107,10 @@ def put_arguments(put: Put, integrity: Integrity = CHECKSUMS) -> Fields | None:
             return None
         if not isinstance(version, str) or not UNIQUE_VERSION.fullmatch(version):
             return None
-    scope, stored = integrity.scoped(*put.namespace), [value.channel for value in put.values]
+    scope, stored, valueless = integrity.scoped(*put.namespace), [], dict(put.new_versions)
+    for value in put.values:
+        stored.append(value.channel)
+        valueless.pop(value.channel, None)
     json_texts = (put.checkpoint_json.encode(), put.metadata_json.encode())
     head = (*put.namespace, put.checkpoint_id, put.parent_id, *json_texts, [*stored, *put.kept])
     arguments: Fields = [
@@ -115,7 +118,7 @@ def put_arguments(put: Put, integrity: Integrity = CHECKSUMS) -> Fields | None:
         put.parent_id or "",
         pack(scope, head, HEAD),
         _pack_versions(put.versions),
-        msgpack.packb([channel for channel in put.new_versions if channel not in stored]),
+        msgpack.packb(list(valueless)),
         msgpack.packb(put.inline),
     ]
     for channel, kind, blob in put.values:
@@ -129,10 +132,12 @@ def writes_arguments(put: PutWrites, integrity: Integrity = CHECKSUMS) -> Fields
     if any(map(_only_postgres_can_read, put.writes)):
         return None
     scope = integrity.scoped(*put.namespace)
-    channels = list({write.channel: None for write in put.writes})
-    arguments: Fields = [put.checkpoint_id, "1" if put.replace else "0", msgpack.packb(channels)]
+    channels: dict[str, None] = {}
+    fields: Fields = []
     for write in put.writes:
-        arguments += (write.task_path, *encode_write(scope, write))
+        channels[write.channel] = None
+        fields += (write.task_path, *encode_write(scope, write))
+    arguments: Fields = [put.checkpoint_id, "1" if put.replace else "0", msgpack.packb(list(channels)), *fields]
     return arguments if sum(map(len, arguments)) <= ENTRY_BYTES_MAX else None
 
 
@@ -280,7 +285,10 @@ def unpack(scope: Scope, envelope: bytes, part: bytes) -> list[Any]:
 
 def _pack_versions(versions: Mapping[str, Any]) -> bytes:
     """Pack the versions of channels as scripts read them, as text."""
-    texts = {c: v if isinstance(v, str) else json.dumps(v) for c, v in versions.items()}
+    texts = dict(versions)
+    for channel, version in versions.items():
+        if not isinstance(version, str):
+            texts[channel] = json.dumps(version)
     return cast("bytes", msgpack.packb(texts))
 
 

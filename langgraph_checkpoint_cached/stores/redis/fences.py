@@ -84,6 +84,11 @@ class Fences:
         self._changed = asyncio.Event()
         self.owner = new_token()
 
+    @property
+    def ttl_text(self) -> str:
+        """Time to the deadline of a fence, in milliseconds."""
+        return str(FENCE_MS)
+
     def take(self, namespace: Namespace) -> Fence:
         """Return the fence for a write: an active one, or a new one. BEGIN is queued when this returns."""
         if self._openings != self._health.openings:
@@ -198,8 +203,8 @@ class Fences:
 
     def _begin(self, namespace: Namespace, token: str) -> asyncio.Future[bytes]:
         keys, name = entry_keys(self._keyspace.prefix, namespace)
-        ttl, fence_ms = self._keyspace.ttl_text, str(FENCE_MS)
-        return self._executor.submit(BEGIN, keys, (name, new_token(), ttl, token, self.owner, fence_ms))
+        arguments = (name, new_token(), self._keyspace.ttl_text, token, self.owner, str(FENCE_MS))
+        return self._executor.submit(BEGIN, keys, arguments)
 
     def _on_opening(self) -> None:
         """Retire all fences, as Redis was unusable meanwhile: it may have lost them."""

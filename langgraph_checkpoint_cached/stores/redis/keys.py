@@ -55,6 +55,7 @@ def entry_keys(prefix: str, namespace: Namespace) -> tuple[tuple[str, str, str],
     return keys, of_namespace.rpartition(":")[2]
 
 
+@lru_cache(maxsize=ENTRIES_CACHED_MAX)
 def journal_key(prefix: str, thread_id: str) -> str:
     """Key of the stream of what is acknowledged and perhaps not yet in Postgres, in the slot of its thread's."""
     return f"{prefix}:{_tag(thread_id)}:journal"
