@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import ResponseError
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import free_port
 from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.stores.redis import transport
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.keys import names_key, namespace_key, thread_key
-from langgraph_checkpoint_cached.stores.redis.script_call import ScriptCall
+from langgraph_checkpoint_cached.stores.redis.script_call import ScriptCall, Unconfirmed, confirmation_for
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from langgraph_checkpoint_cached.stores.redis.transport import transport_for
 from tests.support.agreement import PATIENT_SECONDS
@@ -62,10 +64,22 @@ async def open_saver(postgres_url: str, cluster: Cluster, **options: Any) -> Asy
         yield saver
 
 
-@pytest.mark.parametrize("kind", ["url", "client", "decoding client"])
+def missing_in_cluster(client: Any) -> list[str]:
+    """Stand in for the check of a Cluster client, of a future redis-py that has become another."""
+    return ["ClusterNode.acquire_connection"]
+
+
+@pytest.mark.parametrize("kind", ["url", "client", "decoding client", "client without nodes"])
 async def test_hits_come_from_every_node(
-    migrated_database_url: str, cluster: Cluster, prefix: str, kind: str
+    migrated_database_url: str,
+    cluster: Cluster,
+    prefix: str,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    if kind == "client without nodes":
+        monkeypatch.setattr(transport, "missing_in_cluster", missing_in_cluster)
     async with AsyncExitStack() as stack:
         if kind == "url":
             saver = await stack.enter_async_context(open_saver(migrated_database_url, cluster, prefix=prefix))
@@ -94,6 +108,30 @@ async def test_hits_come_from_every_node(
             await conversation.check()
         assert saver.stats()["loads"] == loads + THREADS - 1
         await saver.aclose()
+    assert caplog.text.count("lacks ClusterNode.acquire_connection") == (kind == "client without nodes")
+
+
+async def test_public_methods_keep_order_errors_and_doubts(
+    cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(script: Script, thread: str, number: int, *, durable: bool = False) -> ScriptCall:
+        done = asyncio.get_running_loop().create_future()
+        return ScriptCall(script, [f"{prefix}:{{{thread}}}"], [number], done, True, durable)
+
+    monkeypatch.setattr(transport, "missing_in_cluster", missing_in_cluster)
+    async with RedisCluster(host="127.0.0.1", port=cluster.servers[0].port) as client:
+        public = transport_for(client, confirmation_for("replica", PATIENT_SECONDS))
+        for turn in range(2):
+            assert await public.run([call(APPEND, thread, n) for n in range(3) for thread in IDS]) == [
+                3 * turn + n for n in (1, 2, 3) for _ in IDS
+            ]
+            lose_scripts(cluster, prefix)
+        assert await public.run([call(APPEND, "t0", 7, durable=True)]) == [Unconfirmed(7)]
+        broken, appended = await public.run([call(BROKEN, "t0", 0, durable=True), call(APPEND, "t0", 8)])
+        assert isinstance(broken, ResponseError)
+        assert appended == 8
+        assert public.send([call(APPEND, "t0", 9)], print) is None
+        await public.probe(f"{prefix}:probe", 1000)
 
 
 async def test_keys_of_oddly_named_thread_are_in_one_slot(cluster: Cluster, prefix: str) -> None:
@@ -159,6 +197,7 @@ async def test_missing_cluster_costs_speed_and_nothing_else(migrated_database_ur
 
 
 APPEND = Script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
+BROKEN = Script("error(KEYS[1])")
 
 
 async def test_calls_to_a_node_share_a_round_trip_after_slot_moved(cluster: Cluster, prefix: str) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import LOCALHOST
+from langgraph_checkpoint_cached.stores.redis.sentinel_quorum import AGREEMENT_SECONDS, NoQuorum
+from langgraph_checkpoint_cached.stores.redis.transport import transport_for
 from tests.support.agreement import PATIENT_SECONDS
 from tests.support.conversations import Conversation, until_hit
+from tests.support.inspect import connections_in_use
 from tests.support.load import Player, all_served, playing
 from tests.support.sentinel import SERVICE, Service
 
@@ -22,7 +26,14 @@ pytestmark = pytest.mark.integration
 IDS = [f"t{number}" for number in range(12)]
 
 
-@pytest.mark.parametrize("kind", ["url", "client", "decoding client"])
+class WithOwnSending(SentinelManagedConnection):
+    """Connection that sends in its own way."""
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        await super().send_packed_command(*args, **options)
+
+
+@pytest.mark.parametrize("kind", ["url", "client", "decoding client", "own connections"])
 async def test_hits_come_from_the_primary(
     migrated_database_url: str, service: Service, prefix: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -34,7 +45,8 @@ async def test_hits_come_from_the_primary(
             sentinel = Sentinel([(LOCALHOST, each.port) for each in service.sentinels])
             for each in sentinel.sentinels:  # redis-py before 8 has no `Sentinel.aclose`
                 stack.push_async_callback(each.aclose)
-            client = sentinel.master_for(SERVICE, decode_responses=kind == "decoding client")
+            own = {"connection_class": WithOwnSending} if kind == "own connections" else {}
+            client = sentinel.master_for(SERVICE, decode_responses=kind == "decoding client", **own)
             await stack.enter_async_context(client)
             upstream = await stack.enter_async_context(AsyncPostgresSaver.from_conn_string(migrated_database_url))
             saver = CachedPostgresSaver(client, upstream, prefix=prefix, redis_timeout=PATIENT_SECONDS)
@@ -44,9 +56,37 @@ async def test_hits_come_from_the_primary(
         await saver.adelete_thread(IDS[0])
         assert await saver.aget_tuple(conversations[0].config) is None
         assert (saver.stats()["redis_errors"], saver.stats()["hits"]) == (0, 2 * len(IDS))
-        assert "lacks" not in caplog.text  # else nobody asks all Sentinels
+        assert (
+            caplog.text.count("lacks send_packed_command")
+            == caplog.text.count("lacks")
+            == (kind == "own connections")
+        )
         assert list(service.clients[service.primary].scan_iter(match=f"{prefix}:*"))
         await saver.aclose()
+
+
+@pytest.mark.parametrize("connection_class", [SentinelManagedConnection, WithOwnSending])
+async def test_other_server_than_sentinels_agree_on_is_not_asked(
+    service: Service, connection_class: type[SentinelManagedConnection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentinel = Sentinel([(LOCALHOST, each.port) for each in service.sentinels])
+    async with AsyncExitStack() as stack:
+        for each in sentinel.sentinels:
+            stack.push_async_callback(each.aclose)
+        client = await stack.enter_async_context(sentinel.master_for(SERVICE, connection_class=connection_class))
+        transport = transport_for(client)
+        await transport.probe("probe", 1000)
+
+        async def elsewhere(name: str) -> tuple[str, int]:
+            return LOCALHOST, 1
+
+        for each in sentinel.sentinels:
+            monkeypatch.setattr(each, "sentinel_get_master_addr_by_name", elsewhere)
+        await asyncio.sleep(AGREEMENT_SECONDS)
+        for _ in range(2):
+            with pytest.raises(NoQuorum, match="another server"):
+                await transport.probe("probe", 1000)
+        assert not connections_in_use(client)
 
 
 async def test_without_most_of_the_sentinels_redis_is_left_alone(

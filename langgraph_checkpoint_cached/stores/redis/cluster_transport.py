@@ -1,4 +1,4 @@
-"""Transport of script calls to a Redis Cluster: those for one node share a round trip."""
+"""Transport of script calls to a Redis Cluster: those for one node share a round trip, or each takes its own."""
 
 from __future__ import annotations
 
@@ -66,15 +66,9 @@ class ClusterTransport:
     async def probe(self, key: str, ttl_ms: int) -> None:
         try:
             await self._refresh_if_outdated()
-            nodes: dict[str, tuple[ClusterNode, str]] = {}  # by name: redis-py before 8 cannot hash nodes
-            primaries, number = self._client.get_primaries(), 0
-            while len(nodes) < len(primaries):
-                if number > PROBE_KEYS_MAX:
-                    raise RedisError("not every primary has slots")
-                node = self._node_for(name := f"{key}:{number}")
-                nodes.setdefault(node.name, (node, name))
-                number += 1
-            commands = [(node, [("SET", name, b"1", "PX", ttl_ms)]) for node, name in nodes.values()]
+            commands = [
+                (node, [("SET", name, b"1", "PX", ttl_ms)]) for node, name in _key_by_node(self._client, key)
+            ]
             for [reply] in await _all(exchange_with_node(node, command) for node, command in commands):
                 if isinstance(reply, ResponseError):
                     raise reply
@@ -100,7 +94,8 @@ class ClusterTransport:
                 refused.append(i)
         for i in reversed(refused):
             reply = await self._retry(calls[i], replies[i])
-            replies[i] = Unconfirmed(reply) if calls[i].durable and self._confirmation else reply
+            must_confirm = calls[i].durable and self._confirmation and not isinstance(reply, ResponseError)
+            replies[i] = Unconfirmed(reply) if must_confirm else reply
 
     async def _refresh_if_outdated(self) -> None:
         """Have the client ask who has which slots, the first time and after every failure."""
@@ -112,7 +107,7 @@ class ClusterTransport:
     async def _run_by_node(self, calls: Sequence[ScriptCall]) -> list[Any]:
         nodes: dict[str, tuple[ClusterNode, list[int]]] = {}
         for i, call in enumerate(calls):
-            node = self._node_for(call.keys[0])
+            node = _node_for(self._client, call.keys[0])
             nodes.setdefault(node.name, (node, []))[1].append(i)
         replies: list[Any] = [None] * len(calls)
         by_node = await _all(self._run_on(node, [calls[i] for i in indexes]) for node, indexes in nodes.values())
@@ -152,11 +147,75 @@ class ClusterTransport:
             return where
         return (await exchange_with_node(node, [("ASKING",), eval_whole(call)]))[1]
 
-    def _node_for(self, key: str) -> ClusterNode:
-        node = self._client.get_node_from_key(key)
-        if node is None:
-            raise SlotNotCoveredError(f"no node has the slot of {key!r}")
-        return node
+
+class ClusterClientTransport:
+    """Transport to a Cluster through the client's public methods only: a round trip for each call.
+
+    Nothing is confirmed: a WAIT of the client's need not go over the connection that the writes went over.
+    """
+
+    def __init__(self, client: RedisCluster, confirmation: Confirmation | None = None) -> None:
+        self._client, self._confirmation = client, confirmation
+
+    def can_send(self, calls: Iterable[ScriptCall]) -> bool:
+        return False
+
+    def send(self, calls: Sequence[ScriptCall], on_replies: OnReplies) -> Callable[[Exception], None] | None:
+        return None
+
+    async def run(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        threads: dict[str, list[int]] = {}
+        for i, call in enumerate(calls):
+            threads.setdefault(call.keys[0], []).append(i)
+        replies: list[Any] = [None] * len(calls)
+        by_thread = await _all(self._run_in_order([calls[i] for i in indexes]) for indexes in threads.values())
+        for indexes, thread_replies in zip(threads.values(), by_thread, strict=True):
+            for i, reply in zip(indexes, thread_replies, strict=True):
+                replies[i] = reply
+        return replies
+
+    async def retry_after_noscript(
+        self, calls: Sequence[ScriptCall], replies: list[Any], *, overtaken: bool = False
+    ) -> None:
+        """Do nothing: `run` sends a script whole that the node lacks."""
+
+    async def probe(self, key: str, ttl_ms: int) -> None:
+        await self._client.initialize()
+        for _, name in _key_by_node(self._client, key):
+            await self._client.set(name, b"1", px=ttl_ms)
+
+    async def close(self) -> None:
+        """Do nothing: no connection is held."""
+
+    async def _run_in_order(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        replies: list[Any] = []
+        for call in calls:
+            try:
+                reply = await call.script.run(self._client, call.keys, call.arguments)
+                replies.append(Unconfirmed(reply) if call.durable and self._confirmation else reply)
+            except ResponseError as exc:
+                replies.append(exc)
+        return replies
+
+
+def _key_by_node(client: RedisCluster, key: str) -> list[tuple[ClusterNode, str]]:
+    """Return primaries with a key of each that starts with `key`. Raises `RedisError` if one has no slots."""
+    nodes: dict[str, tuple[ClusterNode, str]] = {}  # by name: redis-py before 8 cannot hash nodes
+    primaries, number = client.get_primaries(), 0
+    while len(nodes) < len(primaries):
+        if number > PROBE_KEYS_MAX:
+            raise RedisError("not every primary has slots")
+        node = _node_for(client, name := f"{key}:{number}")
+        nodes.setdefault(node.name, (node, name))
+        number += 1
+    return list(nodes.values())
+
+
+def _node_for(client: RedisCluster, key: str) -> ClusterNode:
+    node = client.get_node_from_key(key)
+    if node is None:
+        raise SlotNotCoveredError(f"no node has the slot of {key!r}")
+    return node
 
 
 async def _all(work: Iterable[Awaitable[list[Any]]]) -> list[list[Any]]:

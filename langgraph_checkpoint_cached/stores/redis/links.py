@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import ResponseError
 
-from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
 from langgraph_checkpoint_cached.stores.redis.redis_internals import exchange
 from langgraph_checkpoint_cached.stores.redis.script_call import Command
 from langgraph_checkpoint_cached.stores.redis.scripts import UNDECODED
@@ -41,15 +41,23 @@ class PooledLink:
 
 
 class ClientLink:
-    """Link through the client's public methods only: for fake clients, other versions and single connections."""
+    """Link through the client's public methods only: for fake clients, other versions and single connections.
 
-    def __init__(self, client: AnyRedis) -> None:
-        self._client = client
+    The client may be set to repeat commands whose connection was lost: then a script may run twice.
+    """
+
+    def __init__(self, client: Redis, quorum: SentinelQuorum | None = None) -> None:
+        self._client, self._quorum = client, quorum
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        if getattr(self._client, "single_connection_client", False):  # its pipeline would take another connection
+        if self._client.single_connection_client:  # its pipeline would take another connection
             return [await self._execute(command) for command in commands]
+        if self._quorum is not None:
+            await self._quorum.find()
         async with self._client.pipeline(transaction=False) as pipeline:
+            if self._quorum is not None:
+                pipeline.connection = await self._client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+                await self._quorum.check(pipeline.connection)
             for command in commands:
                 pipeline.execute_command(*command, **UNDECODED)
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
@@ -60,6 +68,6 @@ class ClientLink:
 
     async def _execute(self, command: Command) -> Any:
         try:
-            return await self._client.execute_command(*command, **UNDECODED)
+            return await self._client.execute_command(*command, **UNDECODED)  # type: ignore[no-untyped-call]
         except ResponseError as exc:
             return exc

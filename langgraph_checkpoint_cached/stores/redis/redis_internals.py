@@ -101,9 +101,10 @@ async def exchange(connection: AbstractConnection, commands: Sequence[Command]) 
 
 def missing_in_cluster(client: RedisCluster) -> list[str]:
     """Return what a Cluster client lacks of what the functions below need."""
-    found = [name for name in ("_initialize",) if not hasattr(client, name)]
-    if not hasattr(ClusterNode, "acquire_connection"):
-        found.append("ClusterNode.acquire_connection")
+    found = [] if hasattr(client, "_initialize") else ["_initialize"]
+    for names in (("acquire_connection",), ("release", "_free")):
+        if not any(hasattr(ClusterNode, name) for name in names):
+            found.append(f"ClusterNode.{names[0]}")
     return found
 
 
@@ -116,13 +117,15 @@ async def exchange_with_node(node: ClusterNode, commands: Sequence[Command]) -> 
     """Exchange commands over a connection of a node, as `exchange`."""
     connection = node.acquire_connection()
     try:
-        can_read = getattr(connection, "can_read", connection.can_read_destructive)  # its name until redis-py 8
-        if connection.is_connected and await can_read():
+        can_read = "can_read" if hasattr(connection, "can_read") else "can_read_destructive"  # until redis-py 8
+        if connection.is_connected and await getattr(connection, can_read)():
             await connection.disconnect(nowait=True)  # closed by the node, while it was idle
         return await exchange(connection, commands)
     finally:
-        release = getattr(node, "release", node._free.append)  # redis-py before 7 has no such method
-        release(connection)
+        if hasattr(node, "release"):
+            node.release(connection)
+        else:  # redis-py before 7
+            node._free.append(connection)
 
 
 def sentinels(pool: SentinelConnectionPool) -> list[Redis]:

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
 
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
-from langgraph_checkpoint_cached.stores.redis.cluster_transport import ClusterTransport
+from langgraph_checkpoint_cached.stores.redis.cluster_transport import ClusterClientTransport, ClusterTransport
 from langgraph_checkpoint_cached.stores.redis.links import ClientLink, Link, PooledLink
 from langgraph_checkpoint_cached.stores.redis.pipelined_connection import (
     NotSupported,
@@ -32,7 +33,7 @@ from langgraph_checkpoint_cached.stores.redis.sentinel_quorum import SentinelQuo
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
-FALLBACK = "this Redis client lacks %s: calls go through its own pipeline, which takes longer"
+FALLBACK = "this Redis client lacks %s: calls go through its public methods, which takes longer"
 
 
 class Transport(Protocol):
@@ -76,7 +77,8 @@ def transport_for(client: AnyRedis, confirmation: Confirmation | None = None) ->
     """Return the fastest transport that a client allows."""
     if isinstance(client, RedisCluster):
         if missing := missing_in_cluster(client):
-            raise NotSupported(", ".join(missing))
+            logger.warning(FALLBACK, ", ".join(missing))
+            return ClusterClientTransport(client, confirmation)
         return ClusterTransport(client, confirmation)
     return ServerTransport(client, confirmation)
 
@@ -88,20 +90,19 @@ class ServerTransport:
     call that is refused for that while a later one of its thread runs cannot be repeated.
     """
 
-    def __init__(self, client: AnyRedis, confirmation: Confirmation | None = None) -> None:
+    def __init__(self, client: Redis, confirmation: Confirmation | None = None) -> None:
         self._client, self._confirmation = client, confirmation
         self._known: set[Script] = set()
         self._pipelined: PipelinedConnection | None = None
         self._link: Link
-        pool = client.connection_pool  # type: ignore[union-attr]
-        if client.single_connection_client:  # type: ignore[union-attr]
+        pool = client.connection_pool
+        self._quorum = SentinelQuorum(pool) if isinstance(pool, SentinelConnectionPool) else None
+        if client.single_connection_client:
             self._link = ClientLink(client)
         elif missing := missing_in_pool(pool):
             self._fall_back(missing)
         else:
-            self._link = PooledLink(
-                pool, SentinelQuorum(pool) if isinstance(pool, SentinelConnectionPool) else None
-            )
+            self._link = PooledLink(pool, self._quorum)
             self._pipelined = PipelinedConnection.for_pool(pool, self)
 
     def can_send(self, calls: Iterable[ScriptCall]) -> bool:
@@ -170,10 +171,11 @@ class ServerTransport:
             try:
                 return await self._pipelined.exchange(commands)
             except NotSupported as exc:
-                self._pipelined = None
-                self._fall_back([str(exc)])
+                if self._pipelined is not None:  # the first of the exchanges that find out at the same time
+                    self._pipelined = None
+                    self._fall_back([str(exc)])
         return await self._link.exchange(commands)
 
     def _fall_back(self, missing: Sequence[str]) -> None:
         logger.warning(FALLBACK, ", ".join(missing))
-        self._link = ClientLink(self._client)
+        self._link = ClientLink(self._client, self._quorum)
