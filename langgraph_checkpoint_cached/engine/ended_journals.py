@@ -44,7 +44,7 @@ class EndedJournals:
             raise
 
     async def remove(self, thread_ids: Collection[str]) -> None:
-        """Remove journals of leases that have ended, by a process that may have died before it could tell Redis.
+        """Remove journals of leases that have ended, by a process that may have died before it reached Redis.
 
         The lease of a journal's entries had its row before them: if there is another one now, or none, it has
         ended. Raises `RedisUnavailable`, and psycopg's errors.

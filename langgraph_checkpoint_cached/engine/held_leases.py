@@ -79,7 +79,7 @@ class HeldLeases:
     # -- appends ---------------------------------------------------------------------------------------------
 
     async def acquire(self, thread_id: str) -> Lease | None:
-        """Return a new lease on a thread; None if there is none to be had in a moment."""
+        """Return a new lease on a thread; None if none can be acquired soon."""
         acquiring = self._acquiring.get(thread_id)
         if acquiring is None:
             if self._closing or len(self.leases) >= LEASES_HELD_MAX or not self._acquirer.may_acquire(thread_id):
@@ -165,9 +165,7 @@ class HeldLeases:
             await asyncio.sleep(GATHER_SECONDS if succeeded else RETRY_SECONDS)
 
     async def _flush_all(self) -> None:
-        """Flush with a transaction, or some if these are full; what comes meanwhile gathers. Raises psycopg's
-        errors.
-        """
+        """Flush in one transaction, or in several if these are full. Raises psycopg's errors."""
         for _ in range(TRANSACTIONS_PER_ROUND_MAX):
             if due := self._take_due(list(self._dirty)):
                 await self._flush(due)

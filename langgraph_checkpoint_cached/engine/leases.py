@@ -99,7 +99,7 @@ class LeaseAcquirer:
         return self._clock() >= self._refused.get(thread_id, 0)
 
     async def acquire(self, thread_id: str) -> Lease | None:
-        """Return a lease on the thread; None if there is none to be had.
+        """Return a lease on the thread; None if none can be acquired.
 
         The row comes first: from then on everybody who looks there waits. Then it is opened in Redis, unless the
         thread was invalidated meanwhile.

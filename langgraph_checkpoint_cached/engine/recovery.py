@@ -25,7 +25,7 @@ logger = logging.getLogger("langgraph_checkpoint_cached")
 POLL_SECONDS = 1.0
 """Longest time that a write by a process that alone cannot reach Redis is unknown to the others."""
 FRESH_SECONDS_MAX = 3.0
-"""A process that has not polled for this long, as it has just started or stood still, polls before it serves."""
+"""A process that has not polled for this long, as at its start or after a suspension, polls before it serves."""
 POLL_WAIT_SECONDS_MAX = 1.0
 
 

@@ -98,7 +98,7 @@ class WriteThrough:
         self._tasks = BackgroundTasks()
 
     def write(self, operation: Operation, update: EntryUpdate | None = None) -> asyncio.Future[None]:
-        """Store an operation; done when Postgres has committed it and Redis knows of it.
+        """Store an operation; done when Postgres has committed it and Redis has confirmed it.
 
         It is queued when this returns, and a caller that is cancelled does not stop it. What waits at the same
         time shares a transaction, in the order of these calls.

@@ -206,23 +206,23 @@ async def test_calls_to_a_node_share_a_round_trip_after_slot_moved(cluster: Clus
         return ScriptCall(APPEND, [f"{prefix}:{{{thread}}}"], [number], done, True)
 
     async with RedisCluster(host="127.0.0.1", port=cluster.servers[0].port) as client:
-        steps = transport_for(client)
+        transport = transport_for(client)
         for turn in range(2):
-            answers = await steps.run([step(thread, n) for n in range(3) for thread in IDS])
+            answers = await transport.run([step(thread, n) for n in range(3) for thread in IDS])
             assert answers == [3 * turn + n for n in (1, 2, 3) for _ in IDS]
         for node in client.get_primaries():
             assert len(node_connections(node)) <= 2  # this one's, and the client's own
         old = cluster.primary_of(f"{prefix}:{{t0}}")
         new = await asyncio.to_thread(cluster.fail_over, old)
-        answers = await steps.run([step(thread, n) for n in range(3) for thread in IDS])
+        answers = await transport.run([step(thread, n) for n in range(3) for thread in IDS])
         assert answers == [6 + n for n in (1, 2, 3) for _ in IDS]
         slot, target = cluster.slot_of(f"{prefix}:{{t0}}"), next(n for n in cluster.primaries if n != new)
         cluster.begin_to_move(slot, new, target)
-        assert await steps.run([step("t0", 0)]) == [10]
+        assert await transport.run([step("t0", 0)]) == [10]
         cluster.move_keys(slot, new, target)
-        assert await steps.run([step("t0", 0), step("t0", 0)]) == [11, 12]
+        assert await transport.run([step("t0", 0), step("t0", 0)]) == [11, 12]
         cluster.end_move(slot, new, target)
-        assert await steps.run([step("t0", 0), step("t1", 0)]) == [13, 10]
+        assert await transport.run([step("t0", 0), step("t1", 0)]) == [13, 10]
         cluster.begin_to_move(slot, target, new)
         cluster.end_move(slot, target, new)
     await asyncio.to_thread(cluster.wait_until_well)

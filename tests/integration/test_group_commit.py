@@ -246,7 +246,7 @@ async def test_write_beyond_queue_limit_is_refused_and_not_stored(
     assert not await fences_left(inspect(saver).redis, "")
 
 
-# -- steps to Redis ------------------------------------------------------------------------------------------
+# -- calls to Redis ------------------------------------------------------------------------------------------
 
 
 APPEND = Script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
@@ -264,9 +264,9 @@ async def test_script_calls_keep_order_and_errors_are_their_own(
 ) -> None:
     key = f"{redis_prefix}list"
     async with Redis.from_url(redis_url, **options) as redis:
-        steps = ServerTransport(redis)
+        transport = ServerTransport(redis)
         for _ in range(2):
-            answers = await steps.run([step(APPEND, key, 1), step(GET, key), step(APPEND, key, b"\xff")])
+            answers = await transport.run([step(APPEND, key, 1), step(GET, key), step(APPEND, key, b"\xff")])
             assert "WRONGTYPE" in str(answers.pop(1))
         assert answers == [3, 4]
         assert [step_answer async for step_answer in _items(redis_url, key)] == [b"1", b"\xff"] * 2
@@ -274,19 +274,19 @@ async def test_script_calls_keep_order_and_errors_are_their_own(
 
 async def test_lost_scripts_are_loaded_again_unless_call_is_late(redis_url: str, redis_prefix: str) -> None:
     async with Redis.from_url(redis_url) as redis:
-        steps = ServerTransport(redis)
+        transport = ServerTransport(redis)
         one, other = f"{redis_prefix}one", f"{redis_prefix}other"
-        assert await steps.run([step(APPEND, one, number, in_order=True) for number in (1, 2)]) == [1, 2]
+        assert await transport.run([step(APPEND, one, number, in_order=True) for number in (1, 2)]) == [1, 2]
         await redis.script_flush()
         group = [
             step(APPEND, one, 3, in_order=True),
             step(APPEND, other, 1, in_order=True),
             step(COUNT, one),
         ]
-        answers = await steps.run(group)
+        answers = await transport.run(group)
         assert isinstance(answers[0], NoScriptError)  # COUNT, of the same thread, has been done
         assert answers[1:] == [1, 2]
-        assert await steps.run([step(APPEND, one, number, in_order=True) for number in (3, 4)]) == [3, 4]
+        assert await transport.run([step(APPEND, one, number, in_order=True) for number in (3, 4)]) == [3, 4]
 
 
 async def _items(url: str, key: str) -> AsyncIterator[Any]:

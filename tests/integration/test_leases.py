@@ -312,10 +312,10 @@ async def test_empty_journal_is_removed_if_next_lease_fails(
         conversation = Conversation(writer)
         await writer.aget_tuple(conversation.config)
 
-        async def void() -> None:
+        async def invalidate() -> None:
             await inspect(other).invalidation.invalidate_threads({"t": ()})
 
-        have_leases_wait(monkeypatch, writer, void)
+        have_leases_wait(monkeypatch, writer, invalidate)
         await conversation.turn()
         assert writer.stats()["appends"] == 0
         await eventually(lambda: _is_gone(redis, journal))

@@ -243,15 +243,15 @@ async def test_closed_connection_returns_to_pool(redis_url: str) -> None:
 async def test_call_that_outlasts_saver_keeps_no_connection(redis_url: str, redis_prefix: str) -> None:
     """The call had taken another connection, which was never returned."""
     async with Redis.from_url(redis_url) as client:
-        steps = ServerTransport(client)
+        transport = ServerTransport(client)
         step = ScriptCall(EXISTS, (f"{redis_prefix}:key",), (), asyncio.get_running_loop().create_future())
-        assert await steps.run([step]) == [0]
+        assert await transport.run([step]) == [0]
         assert len(connections_in_use(client)) == 1
-        late = [asyncio.ensure_future(steps.run([step])) for _ in range(3)]
-        closing = asyncio.ensure_future(steps.close())
-        late += [asyncio.ensure_future(steps.run([step])) for _ in range(3)]
+        late = [asyncio.ensure_future(transport.run([step])) for _ in range(3)]
+        closing = asyncio.ensure_future(transport.close())
+        late += [asyncio.ensure_future(transport.run([step])) for _ in range(3)]
         await closing
-        assert await steps.run([step]) == [0]
+        assert await transport.run([step]) == [0]
         reply = await asyncio.gather(*late, return_exceptions=True)
         assert all(each == [0] or isinstance(each, RedisConnectionError) for each in reply), reply
         assert not connections_in_use(client)
@@ -269,10 +269,10 @@ async def test_call_that_outlasts_saver_keeps_no_connection(redis_url: str, redi
 )
 async def test_which_clients_spare_a_connection(redis_url: str, options: dict[str, Any], is_held: bool) -> None:
     async with Redis.from_url(redis_url, **options) as client:
-        steps = ServerTransport(client)
+        transport = ServerTransport(client)
         asked = ScriptCall(EXISTS, ["k"], [], asyncio.get_running_loop().create_future())
-        await steps.run([asked])
-        assert steps.can_send([asked]) is is_held
+        await transport.run([asked])
+        assert transport.can_send([asked]) is is_held
 
 
 @pytest.mark.parametrize("connections", [POOL_MIN, POOL_MIN - 1])

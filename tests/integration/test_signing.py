@@ -156,8 +156,8 @@ async def test_nothing_that_a_stranger_wrote_is_decoded(tiers: Tiers, forger: In
     forged = type(record)(**{**_fields(record), "values": values, "writes": writes})
     fields = entry_format.entry_fields(namespace, Latest(forged), forger)
     parts = {k if isinstance(k, bytes) else k.encode(): v for k, v in zip(fields[::2], fields[1::2], strict=True)}
-    sealed = [field for field in parts if field[:1] in b"hcw"]
-    for replaced in ([field] for field in sealed):
+    protected = [field for field in parts if field[:1] in b"hcw"]
+    for replaced in ([field] for field in protected):
         await _put_there(tiers, {field: parts[field] for field in replaced})
         await assert_refused(saver, tiers)
         await saver.aget_tuple(on_thread(CACHED))

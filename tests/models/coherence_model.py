@@ -118,7 +118,7 @@ class Redis:
 
     def read(self, fill_token: int, fresh: int, over: int = 0) -> tuple[str, State | tuple[int, int] | None]:
         self.fences.pop(over, None)
-        self._look_at_fences(0, fresh)
+        self._check_fences(0, fresh)
         if self.fences:
             return "fenced", None
         generation = self._current_generation(fresh)
@@ -134,7 +134,7 @@ class Redis:
         return "load", generation
 
     def fill(self, fill_token: int, generation: tuple[int, int], state: State, fresh: int) -> bool:
-        self._look_at_fences(0, fresh)
+        self._check_fences(0, fresh)
         if self.fences or (self.on("fill_token") and self.fill_token != (fill_token, generation)):
             return False
         if self._current_generation(fresh) != generation:
@@ -146,7 +146,7 @@ class Redis:
 
     def read_root(self, fill_token: int, fresh: int) -> tuple[str, tuple[int, int] | None]:
         """READ of the root, which has no entry."""
-        self._look_at_fences(0, fresh, root=True)
+        self._check_fences(0, fresh, root=True)
         if any(fence.owner == 0 for fence in self.fences.values()):
             return "fenced", None
         self.root_fill_lease = fill_token
@@ -156,7 +156,7 @@ class Redis:
 
     def fill_root(self, fill_token: int, generation: tuple[int, int], fresh: int) -> None:
         """FILL of the root, with "the thread has no checkpoints and no writes"."""
-        self._look_at_fences(0, fresh, root=True)
+        self._check_fences(0, fresh, root=True)
         if self.root_fill_lease != fill_token or any(fence.owner == 0 for fence in self.fences.values()):
             return
         if self._current_generation(fresh) == generation and (self.watch == fill_token or not self.on("watch")):
@@ -220,7 +220,7 @@ class Redis:
             self.generation = (self._server_epoch(), fresh)
         return self.generation
 
-    def _look_at_fences(self, owner: int, fresh: int, *, root: bool = False) -> bool:
+    def _check_fences(self, owner: int, fresh: int, *, root: bool = False) -> bool:
         """Purges fences past their deadline; whether others than `owner` hold a live one.
 
         From the root only those over the whole thread are seen.
@@ -243,7 +243,7 @@ class Redis:
         if not fenced and self.on("names"):
             self.watch = self.was_empty = None
         generation = self._current_generation(fresh)
-        others = self._look_at_fences(owner, fresh) and self.on("others")
+        others = self._check_fences(owner, fresh) and self.on("others")
         if self.entry and self.entry.generation == generation and not others and fenced:
             return self.entry.state, False
         self._drop()

@@ -47,11 +47,11 @@ def test_other_keys_tell_nothing(key: str) -> None:
     assert parse_key("p", key) is None
 
 
-@pytest.mark.parametrize("seal", [CHECKSUMS, integrity_for([b"a key of more than 16 bytes"])])
-def test_an_entry_says_whose_it_is_and_garbage_does_not(seal: Any) -> None:
+@pytest.mark.parametrize("integrity", [CHECKSUMS, integrity_for([b"a key of more than 16 bytes"])])
+def test_an_entry_says_whose_it_is_and_garbage_does_not(integrity: Any) -> None:
     namespace = Namespace("x" * 300, "sub")
     record = Record(namespace, "id", None, b'{"v": 4, "channel_versions": {}}', b"{}", (), ())
-    fields = entry_format.entry_fields(namespace, Latest(record), seal)
+    fields = entry_format.entry_fields(namespace, Latest(record), integrity)
     head = dict(zip(fields[::2], fields[1::2], strict=True))["h" if "h" in fields else b"h"]
     assert isinstance(head, bytes)
     assert entry_format.claimed_namespace(head) == namespace

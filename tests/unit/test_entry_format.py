@@ -29,7 +29,7 @@ NAMESPACE = Namespace("thread", "ns")
 VERSION = f"{1:032}.0.1234567890123456"
 
 
-SEALS = (CHECKSUMS, integrity_for([b"a key of 16 bytes and more"]))
+INTEGRITIES = (CHECKSUMS, integrity_for([b"a key of 16 bytes and more"]))
 
 
 def record(**changes: Any) -> Record:
@@ -108,15 +108,15 @@ def test_another_threads_entry_is_not_taken() -> None:
             decode_entry(other, fields)
 
 
-@given(st.data(), st.sampled_from(SEALS))
-def test_any_damaged_byte_is_noticed(data: st.DataObject, seal: Integrity) -> None:
-    fields = stored(entry_fields(NAMESPACE, Latest(record()), seal))
+@given(st.data(), st.sampled_from(INTEGRITIES))
+def test_any_damaged_byte_is_noticed(data: st.DataObject, integrity: Integrity) -> None:
+    fields = stored(entry_fields(NAMESPACE, Latest(record()), integrity))
     field = data.draw(st.sampled_from(sorted(f for f in fields if f not in (b"i", b"v"))))
     position = data.draw(st.integers(0, len(fields[field]) - 1))
     damaged = bytearray(fields[field])
     damaged[position] ^= data.draw(st.integers(1, 255))
     with pytest.raises(DamagedEntry):
-        decode_entry(NAMESPACE, {**fields, field: bytes(damaged)}, seal)
+        decode_entry(NAMESPACE, {**fields, field: bytes(damaged)}, integrity)
 
 
 names = st.text(st.characters(exclude_characters="\0\\", codec="utf-8"), max_size=8)
@@ -144,30 +144,30 @@ def entries(draw: st.DrawFn) -> tuple[Namespace, Record]:
     )
 
 
-@given(entries(), st.sampled_from(SEALS))
-def test_every_entry_comes_back_as_it_was(entry: tuple[Namespace, Record], seal: Integrity) -> None:
+@given(entries(), st.sampled_from(INTEGRITIES))
+def test_every_entry_comes_back_as_it_was(entry: tuple[Namespace, Record], integrity: Integrity) -> None:
     namespace, held = entry
-    found = decode_entry(namespace, stored(entry_fields(namespace, Latest(held), seal)), seal)
+    found = decode_entry(namespace, stored(entry_fields(namespace, Latest(held), integrity)), integrity)
     assert found == Latest(held)
     assert found is not None
     assert found.record is not None
     assert found.record.checkpoint == json.loads(held.checkpoint_json)
 
 
-@given(entries(), entries(), st.sampled_from(SEALS), st.data())
+@given(entries(), entries(), st.sampled_from(INTEGRITIES), st.data())
 def test_no_part_is_taken_from_another_place_or_time(
-    entry: tuple[Namespace, Record], another: tuple[Namespace, Record], seal: Integrity, data: st.DataObject
+    entry: tuple[Namespace, Record], another: tuple[Namespace, Record], integrity: Integrity, data: st.DataObject
 ) -> None:
     """A part put in place of another either does not open or is just what was there."""
     namespace, held = entry
-    fields = stored(entry_fields(namespace, Latest(held), seal))
-    others = stored(entry_fields(another[0], Latest(another[1]), seal))
-    sealed = sorted(f for f in fields if f not in (b"i", b"v"))
+    fields = stored(entry_fields(namespace, Latest(held), integrity))
+    others = stored(entry_fields(another[0], Latest(another[1]), integrity))
+    protected = sorted(f for f in fields if f not in (b"i", b"v"))
     source = data.draw(st.sampled_from(sorted({**others, **fields})))
-    target = data.draw(st.sampled_from(sealed))
+    target = data.draw(st.sampled_from(protected))
     swapped = {**fields, target: data.draw(st.sampled_from([others, fields])).get(source, b"")}
     try:
-        found = decode_entry(namespace, swapped, seal)
+        found = decode_entry(namespace, swapped, integrity)
     except DamagedEntry:
         return
     assert found is not None
@@ -184,31 +184,31 @@ def test_no_part_is_taken_from_another_place_or_time(
             assert version_text(ours) == version_text(theirs)
 
 
-@pytest.mark.parametrize("seal", SEALS)
-def test_parts_of_another_place_or_version_are_refused(seal: Integrity) -> None:
+@pytest.mark.parametrize("integrity", INTEGRITIES)
+def test_parts_of_another_place_or_version_are_refused(integrity: Integrity) -> None:
     """Each alone, so that nothing else can be what was noticed."""
-    fields = stored(entry_fields(NAMESPACE, Latest(record()), seal))
+    fields = stored(entry_fields(NAMESPACE, Latest(record()), integrity))
     write = next(f for f in fields if f.startswith(b"w:"))
     parts = (b"h", b"c:messages", b"c:gone", write)
     for other in (Namespace("other", "ns"), Namespace("thread", "other"), Namespace("ns", "thread")):
-        theirs = stored(entry_fields(other, Latest(record(namespace=other)), seal))
+        theirs = stored(entry_fields(other, Latest(record(namespace=other)), integrity))
         for part in parts:
             with pytest.raises(DamagedEntry):
-                decode_entry(NAMESPACE, {**fields, part: theirs[part]}, seal)
+                decode_entry(NAMESPACE, {**fields, part: theirs[part]}, integrity)
     for part in parts:
         for source in set(parts) - {part}:
             with pytest.raises(DamagedEntry):
-                decode_entry(NAMESPACE, {**fields, part: fields[source]}, seal)
+                decode_entry(NAMESPACE, {**fields, part: fields[source]}, integrity)
     versions = {"messages": VERSION.replace("1", "2"), "gone": "7.0"}
     older = record(checkpoint_json=json.dumps({"v": 4, "channel_versions": versions}).encode())
-    theirs = stored(entry_fields(NAMESPACE, Latest(older), seal))
+    theirs = stored(entry_fields(NAMESPACE, Latest(older), integrity))
     for part in parts[1:3]:
         with pytest.raises(DamagedEntry, match="an envelope is damaged"):
-            decode_entry(NAMESPACE, {**fields, part: theirs[part]}, seal)
+            decode_entry(NAMESPACE, {**fields, part: theirs[part]}, integrity)
     with pytest.raises(DamagedEntry, match="an envelope is damaged"):
-        decode_entry(NAMESPACE, {**fields, write.replace(b"c1", b"c9"): fields[write]}, seal)
+        decode_entry(NAMESPACE, {**fields, write.replace(b"c1", b"c9"): fields[write]}, integrity)
     with pytest.raises(DamagedEntry, match="another checkpoint"):
-        decode_entry(NAMESPACE, {**fields, b"i": b"c0"}, seal)
+        decode_entry(NAMESPACE, {**fields, b"i": b"c0"}, integrity)
 
 
 @pytest.mark.parametrize("channel", [b"c:messages", b"c:gone"])
@@ -308,8 +308,8 @@ def test_the_script_finds_the_task_path_where_it_looks() -> None:
     assert bytes(arguments[5]).startswith(b"the path\0")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("seal", SEALS)
-def test_checkpoint_rows_are_rebuilt_from_its_update(seal: Integrity) -> None:
+@pytest.mark.parametrize("integrity", INTEGRITIES)
+def test_checkpoint_rows_are_rebuilt_from_its_update(integrity: Integrity) -> None:
     """That is all that a journal holds of it."""
     given = put(
         checkpoint_json='{"v": 4, "id": "c2", "b": 1, "a": -0.0}',
@@ -317,9 +317,9 @@ def test_checkpoint_rows_are_rebuilt_from_its_update(seal: Integrity) -> None:
         values=(Value("messages", "msgpack", b"\x90"),),
         inline=("n",),
     )
-    arguments = put_arguments(given, seal)
+    arguments = put_arguments(given, integrity)
     assert arguments is not None
-    made = decode_put(NAMESPACE, [a.encode() if isinstance(a, str) else a for a in arguments], seal)
+    made = decode_put(NAMESPACE, [a.encode() if isinstance(a, str) else a for a in arguments], integrity)
     assert (made.namespace, made.checkpoint_id, made.parent_id) == (NAMESPACE, "c2", "c1")
     assert made.values == given.values
     assert made.new_versions == {"messages": VERSION}
@@ -327,36 +327,38 @@ def test_checkpoint_rows_are_rebuilt_from_its_update(seal: Integrity) -> None:
     assert json.loads(made.metadata_json) == {"step": 100}
 
 
-@pytest.mark.parametrize("seal", SEALS)
+@pytest.mark.parametrize("integrity", INTEGRITIES)
 @pytest.mark.parametrize("replace", [True, False])
-def test_pending_writes_are_rebuilt_from_their_update(seal: Integrity, replace: bool) -> None:
+def test_pending_writes_are_rebuilt_from_their_update(integrity: Integrity, replace: bool) -> None:
     writes = tuple(Write("c1", "task", i, f"channel {i}", "msgpack", b"\xc0", "a/path") for i in range(3))
     given = PutWrites(NAMESPACE, "c1", replace, writes)
-    arguments = writes_arguments(given, seal)
+    arguments = writes_arguments(given, integrity)
     assert arguments is not None
-    assert decode_writes(NAMESPACE, [a.encode() if isinstance(a, str) else a for a in arguments], seal) == given
+    assert (
+        decode_writes(NAMESPACE, [a.encode() if isinstance(a, str) else a for a in arguments], integrity) == given
+    )
 
 
-@pytest.mark.parametrize("seal", SEALS)
-def test_a_journal_of_another_place_or_damaged_is_not_replayed(seal: Integrity) -> None:
+@pytest.mark.parametrize("integrity", INTEGRITIES)
+def test_a_journal_of_another_place_or_damaged_is_not_replayed(integrity: Integrity) -> None:
     of_put, of_writes = (
-        put_arguments(put(), seal),
+        put_arguments(put(), integrity),
         writes_arguments(
-            PutWrites(NAMESPACE, "c1", False, (Write("c1", "t", 0, "c", "msgpack", b"\xc0", ""),)), seal
+            PutWrites(NAMESPACE, "c1", False, (Write("c1", "t", 0, "c", "msgpack", b"\xc0", ""),)), integrity
         ),
     )
     assert of_put is not None
     assert of_writes is not None
     for other in (Namespace("another", "ns"), Namespace("thread", "other")):
         with pytest.raises(DamagedEntry):
-            decode_put(other, of_put, seal)
+            decode_put(other, of_put, integrity)
         with pytest.raises(DamagedEntry):
-            decode_writes(other, of_writes, seal)
+            decode_writes(other, of_writes, integrity)
     for arguments, decode in ((of_put, decode_put), (of_writes, decode_writes)):
         for i, argument in enumerate(arguments):
             if isinstance(argument, bytes) and len(argument) > 20 and not argument.startswith(b"\x82"):
                 damaged = [*arguments[:i], argument[:-1] + bytes([argument[-1] ^ 1]), *arguments[i + 1 :]]
                 with pytest.raises(DamagedEntry):
-                    decode(NAMESPACE, damaged, seal)
+                    decode(NAMESPACE, damaged, integrity)
         with pytest.raises(DamagedEntry):
-            decode(NAMESPACE, arguments[:2], seal)
+            decode(NAMESPACE, arguments[:2], integrity)

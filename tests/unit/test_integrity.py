@@ -1,4 +1,4 @@
-"""A seal is good for one body, one part of one place, and one kind or key."""
+"""A protected body is valid for one part of one place, and for one kind or key."""
 
 from __future__ import annotations
 
@@ -24,50 +24,54 @@ def signed(*keys: bytes | str) -> Integrity:
     return integrity_for(check_signing_keys(keys))
 
 
-SEALS = [CHECKSUMS, signed(OLD), signed(NEW, OLD)]
+INTEGRITIES = [CHECKSUMS, signed(OLD), signed(NEW, OLD)]
 
-seals = st.sampled_from(SEALS)
+integrities = st.sampled_from(INTEGRITIES)
 names = st.text(max_size=6)
 parts = st.binary(max_size=6)
 
 
-@given(seals, names, names, parts, st.binary(max_size=200))
-def test_signed_part_opens(seal: Integrity, name: str, within: str, part: bytes, body: bytes) -> None:
-    opened = seal.scoped(name, within).verify(seal.scoped(name, within).protect(body, part), part)
+@given(integrities, names, names, parts, st.binary(max_size=200))
+def test_signed_part_opens(integrity: Integrity, name: str, within: str, part: bytes, body: bytes) -> None:
+    opened = integrity.scoped(name, within).verify(integrity.scoped(name, within).protect(body, part), part)
     assert opened is not None
     assert opened == body
 
 
-@given(seals, st.data(), st.tuples(names, names, parts), st.binary(max_size=200))
+@given(integrities, st.data(), st.tuples(names, names, parts), st.binary(max_size=200))
 def test_no_other_part_of_no_other_place_and_no_other_bytes_open(
-    seal: Integrity, data: st.DataObject, where: tuple[str, str, bytes], body: bytes
+    integrity: Integrity, data: st.DataObject, where: tuple[str, str, bytes], body: bytes
 ) -> None:
-    sealed = seal.scoped(*where[:2]).protect(body, where[2])
+    protected = integrity.scoped(*where[:2]).protect(body, where[2])
     name, within, part = data.draw(st.tuples(names, names, parts).filter(lambda other: other != where))
-    if seal is not CHECKSUMS:  # 32 bits may collide
-        assert seal.scoped(name, within).verify(sealed, part) is None
-    position = data.draw(st.integers(0, len(sealed) - 1))
-    damaged = bytearray(sealed)
+    if integrity is not CHECKSUMS:  # 32 bits may collide
+        assert integrity.scoped(name, within).verify(protected, part) is None
+    position = data.draw(st.integers(0, len(protected) - 1))
+    damaged = bytearray(protected)
     damaged[position] ^= data.draw(st.integers(1, 255))
-    for junk in (bytes(damaged), sealed[:position]):
-        if seal is not CHECKSUMS or len(junk) == len(sealed):  # a changed byte always changes a CRC
-            assert seal.scoped(*where[:2]).verify(junk, where[2]) is None
+    for junk in (bytes(damaged), protected[:position]):
+        if integrity is not CHECKSUMS or len(junk) == len(protected):  # a changed byte always changes a CRC
+            assert integrity.scoped(*where[:2]).verify(junk, where[2]) is None
 
 
-@pytest.mark.parametrize("seal", SEALS)
-def test_names_that_run_into_each_other_are_different_places(seal: Integrity) -> None:
-    sealed = seal.scoped("a", "bc").protect(b"body", b"p")
+@pytest.mark.parametrize("integrity", INTEGRITIES)
+def test_names_that_run_into_each_other_are_different_places(integrity: Integrity) -> None:
+    protected = integrity.scoped("a", "bc").protect(b"body", b"p")
     for name, within, part in (("ab", "c", b"p"), ("abc", "", b"p"), ("", "abc", b"p"), ("bc", "a", b"p")):
-        assert seal.scoped(name, within).verify(sealed, part) is None
-    longer = seal.scoped("a", "bc").protect(b"y", b"p")
-    assert seal.scoped("a", "bc").verify(longer[: len(longer) - 1] + b"py", b"") is None
+        assert integrity.scoped(name, within).verify(protected, part) is None
+    longer = integrity.scoped("a", "bc").protect(b"y", b"p")
+    assert integrity.scoped("a", "bc").verify(longer[: len(longer) - 1] + b"py", b"") is None
 
 
 def test_each_key_and_kind_has_signatures_of_its_own() -> None:
     old, new, both = (signed(*keys) for keys in ([OLD], [NEW], [NEW, OLD]))
-    sealed = {seal: seal.scoped("n").protect(b"body", b"p") for seal in (CHECKSUMS, old, new, both)}
-    opens = {(by, of) for by in sealed for of in sealed if by.scoped("n").verify(sealed[of], b"p") is not None}
-    pairs = {(seal, seal) for seal in sealed}
+    protected = {
+        integrity: integrity.scoped("n").protect(b"body", b"p") for integrity in (CHECKSUMS, old, new, both)
+    }
+    opens = {
+        (by, of) for by in protected for of in protected if by.scoped("n").verify(protected[of], b"p") is not None
+    }
+    pairs = {(integrity, integrity) for integrity in protected}
     assert opens == pairs | {(new, both), (both, new), (both, old)}
 
 
@@ -80,10 +84,10 @@ def test_keys_are_rotated_without_a_miss() -> None:
 
 
 def test_a_signature_is_not_made_of_public_things_alone() -> None:
-    sealed = signed(OLD).scoped("n").protect(b"body", b"p")
-    assert sealed[4:] != b"body"
-    assert zlib.crc32(b"body") != int.from_bytes(sealed[:4], "big")
-    assert OLD not in sealed
+    protected = signed(OLD).scoped("n").protect(b"body", b"p")
+    assert protected[4:] != b"body"
+    assert zlib.crc32(b"body") != int.from_bytes(protected[:4], "big")
+    assert OLD not in protected
 
 
 @pytest.mark.parametrize(
@@ -138,11 +142,11 @@ def test_keys_of_allowed_lengths_are_taken(keys: Sequence[bytes | str]) -> None:
 
 def test_keys_do_not_show() -> None:
     key = b"canary canary canary"
-    seal = signed(key)
-    place = seal.scoped("n")
-    shown = [repr(seal), repr(vars(seal)), repr(place), str(seal)]
+    integrity = signed(key)
+    place = integrity.scoped("n")
+    shown = [repr(integrity), repr(vars(integrity)), repr(place), str(integrity)]
     assert not [text for text in shown if "canary" in text]
-    for secret in (seal, place):
+    for secret in (integrity, place):
         for way in (pickle.dumps, copy.deepcopy):
             with pytest.raises(TypeError, match="pickle"):
                 way(secret)

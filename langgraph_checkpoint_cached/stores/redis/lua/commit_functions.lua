@@ -1,7 +1,7 @@
 -- COMMIT, for every kind of write. Returns 1 if the entry was updated, 0 if not; below 0, the number of fences
 -- that had expired; nil if its own fence was not there any more.
 --
--- ARGV: 4 token, 5 owner, or "<owner> keeps" if the fence stays active for other writes of its process
+-- ARGV: 4 token, 5 owner, or "<owner> retain" if the fence stays active for other writes of its process
 
 local token, owner = ARGV[4], string.match(ARGV[5], '^%S+')
 local retain = owner ~= ARGV[5]
