@@ -56,7 +56,7 @@ class CacheStore(LockStore, Protocol):
 class CacheAside(Generic[T]):
     """Cache in front of loaders that are slow or cost money.
 
-    - One loader runs per key at a time: `SingleFlight` sees to it in this process, a lease in the store between
+    - One loader runs per key at a time: `SingleFlight` ensures it in this process, a lease in the store between
       processes. A process that waits too long for another's lease loads by itself, and then stores nothing.
     - When `invalidate` or `refresh` returns, values that were loaded before the call are not in the store, are not
       stored later, and are not returned to a later `get` in this process. In another process a later `get` may

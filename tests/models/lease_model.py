@@ -19,7 +19,7 @@ A write may be lost by one thing only: Redis loses it and its process dies befor
     python -m tests.models.lease_model                 # every rule on: no violation
     python -m tests.models.lease_model --drop RULE     # without one rule: a violation
 
-How entries are kept in step with Postgres by fences, fill leases and generations is `coherence_model.py`'s, of
+How entries stay coherent with Postgres by fences, fill leases and generations is `coherence_model.py`'s, of
 which only what matters here is repeated.
 """
 
@@ -429,7 +429,7 @@ class World:
                     self.postgres.state = pending.op.on(self.postgres.state)
                     pending.stored = True
                     self.happened(pending.op)  # in the order in which they were sent: what nobody knew of too
-            self.redis.invalidate(self.fresh())  # which the table of stale threads sees to
+            self.redis.invalidate(self.fresh())  # as the table of stale threads has it done
             if self.on("end"):
                 self.end_row(in_doubt=True)
         process.token, process.memory = None, []
@@ -550,7 +550,7 @@ class World:
             self.postgres.state = op.on(self.postgres.state)
             self.happened(op)
             if not process.reaches_redis:
-                self.redis.invalidate(self.fresh())  # which the table of stale threads sees to
+                self.redis.invalidate(self.fresh())  # as the table of stale threads has it done
                 return True
             yield
             if process.reaches_redis:

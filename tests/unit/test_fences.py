@@ -138,7 +138,7 @@ async def test_retained_fence_is_released_while_others_are_used() -> None:
     await asyncio.wait_for(released(), 10)
     world.end(busy)
     world.fences.release_all()
-    world.end(world.take())  # goes on all the same
+    world.end(world.take())  # goes on nevertheless
     world.now += RETAIN_SECONDS
     await asyncio.wait_for(released(), 10)
     world.fences.release_all()
