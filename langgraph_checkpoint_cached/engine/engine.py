@@ -17,6 +17,7 @@ from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidat
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.engine.read_path import ReadPath
 from langgraph_checkpoint_cached.engine.recovery import Recovery
+from langgraph_checkpoint_cached.engine.reopener import Reopener
 from langgraph_checkpoint_cached.engine.stats_publisher import StatsPublisher
 from langgraph_checkpoint_cached.engine.thread_changes import ThreadChanges
 from langgraph_checkpoint_cached.engine.thread_operations import ThreadOperations
@@ -86,8 +87,9 @@ class Engine:
             runtime, self.health, self.invalidation, self.store.stale_threads, ended_journals
         )
         self.held = HeldLeases(runtime, self.journal, self.store, self.invalidator, ended_journals)
-        self.replayer = JournalReplayer(runtime, self.journal, self.store, self.held, ended_journals)
-        self.recovery = Recovery(runtime, self.executor, self.fences, self.invalidator, self.replayer)
+        self.reopener = Reopener(self.executor, self.fences, self.invalidator)
+        self.replayer = JournalReplayer(runtime, self.journal, self.store, self.held, self.reopener)
+        self.recovery = Recovery(runtime, self.health, self.reopener, self.invalidator, self.replayer)
 
     def _open_calls(self, runtime: Runtime, settings: Settings) -> None:
         self.flushed = FlushedStore(self.store, self.replayer)
@@ -105,7 +107,7 @@ class Engine:
                 runtime, self.entries, self.journal, self.held, self.write_through
             )
             self.write = self.write_behind.write
-        changes = ThreadChanges(self.entries, self.journal, self.store, self.replayer, self.invalidator)
+        changes = ThreadChanges(self.entries, self.journal, self.store, self.replayer, self.recovery)
         self.threads = ThreadOperations(changes, self.store, self.replayer, self.tasks)
 
     async def setup(self) -> None:
@@ -134,5 +136,6 @@ class Engine:
         await self.read_path.drain()
         await self.histories.drain()
         await self.write_through.drain()
+        await self.reopener.drain()
         await self.stats_publisher.close()
         await self.executor.close()

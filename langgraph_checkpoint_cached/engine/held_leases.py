@@ -63,7 +63,7 @@ class HeldLeases:
         ended_journals: EndedJournals,
     ) -> None:
         self._stats, self._clock, self._journal, self._store = runtime.stats, runtime.clock, journal, store
-        self._invalidator, self._ended_journals = invalidator, ended_journals
+        self._invalidator, self.ended_journals = invalidator, ended_journals
         self._health, self._openings = journal.health, journal.health.openings
         self._acquirer = LeaseAcquirer(runtime, journal, store)
         self._acquiring: dict[str, asyncio.Task[Lease | None]] = {}
@@ -237,7 +237,7 @@ class HeldLeases:
     def _drop(self, lease: Lease) -> None:
         """Forget a lease that has ended: by another process that has replayed it, by a delete, or lost."""
         lease.usable = False
-        self._ended_journals.schedule(lease.thread_id, lease.token)
+        self.ended_journals.schedule(lease.thread_id, lease.token)
         self._dirty.pop(lease, None)
         for write in list(lease.pending):
             self._forget(lease, write)

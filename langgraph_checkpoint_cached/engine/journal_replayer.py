@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import psycopg
 
-from langgraph_checkpoint_cached.engine.ended_journals import EndedJournals
 from langgraph_checkpoint_cached.engine.held_leases import HeldLeases
+from langgraph_checkpoint_cached.engine.reopener import Reopener
 from langgraph_checkpoint_cached.errors import BehindError
 from langgraph_checkpoint_cached.records import LeaseRow
 from langgraph_checkpoint_cached.runtime import Runtime
@@ -60,10 +60,10 @@ class JournalReplayer:
         journal: Journal,
         store: PostgresStore,
         held: HeldLeases,
-        ended_journals: EndedJournals,
+        reopener: Reopener,
     ) -> None:
         self._clock, self._stats, self._journal, self._store = runtime.clock, runtime.stats, journal, store
-        self._held, self._ended_journals = held, ended_journals
+        self._held, self._ended_journals, self._reopener = held, held.ended_journals, reopener
         self._seen: dict[str, _Observation] = {}
         self._polled_at = self._log_again_at = -math.inf
 
@@ -110,12 +110,14 @@ class JournalReplayer:
             self._note_poll()
             if row is None:
                 return None
-            with contextlib.suppress(RedisUnavailable):
+            try:
                 flushed = await self._replay(thread_id, row)
                 if flushed is not None:
                     return flushed
                 if await self._end_lost(thread_id, row):
                     continue
+            except RedisUnavailable:
+                self._reopener.reopen()
             if self._clock() > deadline:
                 raise BehindError(
                     f"the latest writes of thread {thread_id!r} are not in Postgres, and Redis cannot be asked "

@@ -14,10 +14,9 @@ from psycopg_pool import PoolClosed
 from langgraph_checkpoint_cached.engine.background import quietly
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
+from langgraph_checkpoint_cached.engine.reopener import Reopener
 from langgraph_checkpoint_cached.runtime import Runtime
-from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
-from langgraph_checkpoint_cached.stores.redis.fences import Fences
-from langgraph_checkpoint_cached.stores.redis.health import RedisFull, RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.health import RedisHealth, RedisUnavailable
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
@@ -38,13 +37,13 @@ class Recovery:
     def __init__(
         self,
         runtime: Runtime,
-        executor: ScriptExecutor,
-        fences: Fences,
+        health: RedisHealth,
+        reopener: Reopener,
         invalidator: StaleThreadInvalidator,
         replayer: JournalReplayer,
     ) -> None:
-        self._loop, self._executor, self._health = runtime.loop, executor, executor.health
-        self._fences, self.invalidator, self._replayer = fences, invalidator, replayer
+        self._loop, self._health, self._reopener = runtime.loop, health, reopener
+        self.invalidator, self._replayer = invalidator, replayer
         self._timer: asyncio.TimerHandle | None = None
         self._polling: asyncio.Task[None] | None = None
         self._replaying: asyncio.Task[bool] | None = None
@@ -74,8 +73,7 @@ class Recovery:
 
     def reopen(self) -> None:
         """Probe Redis in the background, if it is unusable and the last probe was long enough ago."""
-        if self._health.take_probe():
-            self._tasks.start(self._reopen())
+        self._reopener.reopen()
 
     async def close(self) -> None:
         """Stop polling."""
@@ -100,26 +98,6 @@ class Recovery:
         self._polled_at = self._loop.time()
         # Keeps neither this object nor the loop alive: a saver may be forgotten without being closed.
         self._timer = self._loop.call_later(POLL_SECONDS, _poll, weakref.ref(self))
-
-    async def _reopen(self) -> None:
-        """Invalidate what Redis may hold of stale threads, then let calls through again."""
-        succeeded = False
-        try:
-            # A write that needs memory, so that a replica or a loading server does not pass. A full one does: it
-            # takes what frees memory, and that is enough to be coherent.
-            with contextlib.suppress(RedisFull):
-                await self._executor.probe()
-            while True:
-                for thread_id, token in self._fences.take_abandoned():
-                    self.invalidator.note_unconfirmed(thread_id, token)
-                await self.invalidator.invalidate_stale()
-                if not self._fences.has_abandoned:  # no wait from here until calls are let through
-                    break
-            succeeded = True
-        except RedisUnavailable:
-            pass
-        finally:
-            self._health.end_probe(succeeded=succeeded)
 
 
 def _poll(reference: weakref.ref[Recovery]) -> None:

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
-from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
+from langgraph_checkpoint_cached.engine.recovery import Recovery
 from langgraph_checkpoint_cached.stores.postgres.errors import outcome_unknown, retrying
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.redis.entries import RedisEntries
@@ -34,10 +34,10 @@ class ThreadChanges:
         journal: Journal,
         store: PostgresStore,
         replayer: JournalReplayer,
-        invalidator: StaleThreadInvalidator,
+        recovery: Recovery,
     ) -> None:
         self._entries, self._journal, self._store = entries, journal, store
-        self._replayer, self._invalidator = replayer, invalidator
+        self._replayer, self._recovery = replayer, recovery
 
     async def run(
         self,
@@ -105,7 +105,7 @@ class ThreadChanges:
             with contextlib.suppress(RedisUnavailable):
                 await self._entries.end_thread(thread_id, token)
                 return
-        await self._invalidator.report_unconfirmed(thread_id, token, recorded=recorded)
+        await self._recovery.invalidator.report_unconfirmed(thread_id, token, recorded=recorded)
 
     async def _on_threads(
         self, thread_ids: Sequence[str], step: Callable[[str], Awaitable[None]]
@@ -117,6 +117,7 @@ class ThreadChanges:
             results = await asyncio.gather(*(step(thread_id) for thread_id in batch), return_exceptions=True)
             for thread_id, error in zip(batch, results, strict=True):
                 if isinstance(error, RedisUnavailable):
+                    self._recovery.reopen()
                     refused.add(thread_id)
                 elif isinstance(error, BaseException):
                     raise error

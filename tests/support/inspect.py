@@ -93,6 +93,11 @@ class Inside:
         return self._engine.health._breaker  # type: ignore[no-any-return]
 
     @property
+    def is_probing(self) -> bool:
+        """Return whether a probe of Redis is under way."""
+        return self.breaker._probing
+
+    @property
     def entries(self) -> RedisEntries:
         return self._engine.entries  # type: ignore[no-any-return]
 
@@ -234,7 +239,7 @@ class Inside:
 
     async def probe_redis(self) -> None:
         self.breaker.take_probe()
-        await self._engine.recovery._reopen()
+        await self._engine.reopener._reopen()
 
     def serve_at_once(self) -> None:
         """Skip the wait after Redis has come back."""

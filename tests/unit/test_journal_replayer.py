@@ -87,10 +87,20 @@ def servers() -> Servers:
     return Servers()
 
 
+@dataclass
 class NoLeases:
     """Leases of a process that holds none."""
 
+    ended_journals: EndedJournals
+
     async def flush_on_request(self, thread_id: str, *, lost: bool = False) -> None:
+        return None
+
+
+class NoOutage:
+    """Reopener of a Redis that is always usable."""
+
+    def reopen(self) -> None:
         return None
 
 
@@ -108,7 +118,7 @@ def ended_journals(servers: Servers, runtime: Runtime) -> EndedJournals:
 
 @pytest.fixture
 def replayer(servers: Servers, runtime: Runtime, ended_journals: EndedJournals) -> JournalReplayer:
-    return JournalReplayer(runtime, servers, servers, NoLeases(), ended_journals)  # type: ignore[arg-type]
+    return JournalReplayer(runtime, servers, servers, NoLeases(ended_journals), NoOutage())  # type: ignore[arg-type]
 
 
 def test_unmoved_lease_lost_by_redis_is_ended(servers: Servers, replayer: JournalReplayer) -> None:
