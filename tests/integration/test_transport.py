@@ -12,6 +12,8 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Connection, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ResponseError
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
@@ -196,3 +198,31 @@ async def test_cancelled_exchange_leaves_no_reply_behind(
         for number in range(3):
             assert await link.exchange([("ECHO", str(number))]) == [str(number).encode()]
         assert not connections_in_use(redis) or options
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_scripts_that_client_repeats_change_no_answer(
+    migrated_database_url: str, redis_url: str, redis_prefix: str, proxies: Callable[[str], Proxy], mode: Any
+) -> None:
+    """Some clients send commands again whose connection was lost: then those have run already."""
+    proxy = proxies(redis_url)
+    retry = Retry(NoBackoff(), 3)  # type: ignore[no-untyped-call]
+    async with (
+        AsyncPostgresSaver.from_conn_string(migrated_database_url) as upstream,
+        client_with(WithOwnSending, proxy.url, retry=retry) as redis,
+    ):
+        saver = CachedPostgresSaver(redis, upstream, mode=mode, prefix=redis_prefix, redis_timeout=PATIENT_SECONDS)
+        await saver.setup()
+        conversation = Conversation(saver)
+        await conversation.turns(2)
+        for _ in range(6):
+            proxy.mute()
+            turn = asyncio.ensure_future(conversation.turn())
+            await asyncio.sleep(0.05)
+            proxy.cut()
+            proxy.hear()
+            await turn
+            await conversation.check()
+        assert saver.stats()["redis_errors"] == 0
+        await saver.aclose()
+        assert await upstream.aget_tuple(conversation.config) == await saver.aget_tuple(conversation.config)
