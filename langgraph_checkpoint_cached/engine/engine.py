@@ -129,8 +129,7 @@ class Engine:
         """Wait for what is under way; with write-behind, flush to Postgres first."""
         await self.recovery.close()
         if self.write_behind is not None:
-            await self.held.close()
-            await self.write_behind.drain()
+            await self.write_behind.close()
         await self.tasks.drain()
         await self.executor.drain()  # reads that have a reply may go on to Postgres, and fill the entry
         await self.read_path.drain()

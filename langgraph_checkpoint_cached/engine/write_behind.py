@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
+from langgraph_checkpoint_cached.engine import held_leases
 from langgraph_checkpoint_cached.engine.held_leases import HeldLeases
 from langgraph_checkpoint_cached.engine.leases import Lease, PendingWrite
 from langgraph_checkpoint_cached.engine.write_through import Operation, WriteThrough
@@ -70,9 +71,10 @@ class WriteBehindQueue:
             self._append(lease, operation, update, done)
         return done
 
-    async def drain(self) -> None:
-        """Wait until no write is under way here."""
-        await self._tasks.drain()
+    async def close(self) -> None:
+        """End all leases, then wait until no write is under way here; not for good, if Postgres hangs."""
+        await self._held.close()
+        await self._tasks.drain(held_leases.CLOSE_SECONDS_MAX)
 
     async def _write_with_new_lease(
         self, operation: Operation, update: EntryUpdate, done: asyncio.Future[None]

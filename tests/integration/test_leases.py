@@ -351,6 +351,38 @@ async def test_close_does_not_wait_for_late_writes(
         assert connection.execute("select count(*) from checkpoints").fetchone() == (1,)
 
 
+async def test_close_waits_not_for_good_for_a_hung_postgres(
+    migrated_database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write whose append nobody confirmed goes to Postgres, which may never answer."""
+    monkeypatch.setattr(held_leases, "CLOSE_SECONDS_MAX", 0.5)
+    answers = asyncio.Event()
+    async with open_saver(migrated_database_url, redis_url, redis_prefix) as saver:
+        conversation = await begun(saver)
+        await saver.aflush()
+
+        def lost(*_: object) -> asyncio.Future[Any]:
+            appending: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            appending.set_exception(RedisUnavailable("no answer"))
+            return appending
+
+        replay = inspect(saver).store.replay
+
+        async def late_replay(*arguments: Any) -> Any:
+            await answers.wait()
+            return await replay(*arguments)
+
+        monkeypatch.setattr(inspect(saver).journal, "append", lost)
+        monkeypatch.setattr(inspect(saver).store, "replay", late_replay)
+        writing = asyncio.ensure_future(conversation.turn())
+        await asyncio.sleep(0.1)
+        try:
+            await asyncio.wait_for(saver.aclose(), 10)
+        finally:
+            answers.set()
+        await asyncio.wait_for(writing, 10)
+
+
 @pytest.mark.parametrize("mode", ["write_through", "write_behind"])
 async def test_a_name_that_is_no_text_fails_alone(
     migrated_database_url: str, redis_url: str, redis_prefix: str, mode: str
