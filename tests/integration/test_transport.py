@@ -14,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Connection, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
@@ -206,10 +207,10 @@ async def test_scripts_that_client_repeats_change_no_answer(
 ) -> None:
     """Some clients send commands again whose connection was lost: then those have run already."""
     proxy = proxies(redis_url)
-    retry = Retry(NoBackoff(), 3)  # type: ignore[no-untyped-call]
+    options = {"retry": Retry(NoBackoff(), 3), "retry_on_error": [RedisConnectionError]}
     async with (
         AsyncPostgresSaver.from_conn_string(migrated_database_url) as upstream,
-        client_with(WithOwnSending, proxy.url, retry=retry) as redis,
+        client_with(WithOwnSending, proxy.url, **options) as redis,
     ):
         saver = CachedPostgresSaver(redis, upstream, mode=mode, prefix=redis_prefix, redis_timeout=PATIENT_SECONDS)
         await saver.setup()
