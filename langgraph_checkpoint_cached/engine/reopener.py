@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
@@ -22,7 +23,7 @@ class Reopener:
     def reopen(self) -> None:
         """Probe Redis in the background, if it is unusable and the last probe was long enough ago."""
         if self._health.take_probe():
-            self._tasks.start(self._reopen())
+            self._tasks.start(self._reopen()).add_done_callback(self._on_ended)
 
     async def drain(self) -> None:
         """Wait until no probe is under way."""
@@ -47,3 +48,7 @@ class Reopener:
             pass
         finally:
             self._health.end_probe(succeeded=succeeded)
+
+    def _on_ended(self, probe: asyncio.Task[None]) -> None:
+        if probe.cancelled():  # perhaps before its first step, so that none of its code has run
+            self._health.end_probe(succeeded=False)

@@ -65,3 +65,25 @@ async def test_closed_saver_has_no_probe_under_way(
         await writing
         assert probes
         assert not inside.is_probing
+
+
+async def test_probe_cancelled_before_it_began_is_not_the_last(
+    migrated_database_url: str, redis_url: str, redis_prefix: str
+) -> None:
+    """A task that is cancelled before its first step runs none of its code, so that the probe never ended."""
+    async with open_saver(migrated_database_url, redis_url, prefix=redis_prefix) as saver:
+        inside = inspect(saver)
+        inside.fail_redis(OUTAGE)
+        await asyncio.sleep(0.3)  # a probe is due
+        others = asyncio.all_tasks()
+        inside.reopener.reopen()
+        assert inside.is_probing
+        for task in asyncio.all_tasks() - others:
+            task.cancel()
+        conversation = Conversation(saver)
+
+        async def back() -> bool:
+            await conversation.turn()
+            return saver.stats()["redis_usable"] == 1
+
+        await eventually(back)

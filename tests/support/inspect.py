@@ -25,6 +25,7 @@ from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidat
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.engine.read_path import ReadPath
 from langgraph_checkpoint_cached.engine.recovery import Recovery
+from langgraph_checkpoint_cached.engine.reopener import Reopener
 from langgraph_checkpoint_cached.engine.stats_publisher import StatsPublisher
 from langgraph_checkpoint_cached.engine.write_behind import WriteBehindQueue
 from langgraph_checkpoint_cached.engine.write_through import WriteThrough
@@ -91,6 +92,10 @@ class Inside:
     @property
     def breaker(self) -> CircuitBreaker:
         return self._engine.health._breaker  # type: ignore[no-any-return]
+
+    @property
+    def reopener(self) -> Reopener:
+        return self._engine.reopener  # type: ignore[no-any-return]
 
     @property
     def is_probing(self) -> bool:
