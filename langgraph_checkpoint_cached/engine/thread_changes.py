@@ -56,8 +56,7 @@ class ThreadChanges:
             thread_ids: Threads to change.
             change: Does it, on the upstream saver that it is given.
             in_transaction: Whether that may be inside a transaction. If not, it must leave every latest
-            checkpoint as
-                it is.
+                checkpoint as it is.
             deletes: Whether it deletes all there is of them, so that their leases go too.
         """
         token = new_token()

@@ -45,14 +45,12 @@ class BatchQueue(Generic[Op]):
 
     Args:
         run: Runs a batch and sets each operation's `done`, now or later. An error that it raises becomes the
-        result
-            of all that have none yet.
+            result of all that have none yet.
         rows_max, bytes_max: Largest batch, unless a single operation is larger.
         waiting_max: Number of operations that may wait.
         at_once: Number of batches that may run at the same time.
         key: Operations with equal keys never run in two batches at once; those that wait together are in one
-        batch, in
-            their order.
+            batch, in their order.
         share_min: With `key`: with this many operations, waiting or running, each batch takes an even share of
             them, and the next one is made while it runs. With fewer, one batch runs at a time.
         before: Awaited with the first operation before its batch is put together: what arrives meanwhile joins it.

@@ -36,8 +36,7 @@ class PipelineQueue(Generic[C]):
 
     Args:
         send: Sends a batch at once, sets each call's `done` when the replies come, and then calls what it is
-        given;
-            or returns False if it cannot send now.
+            given; or returns False if it cannot send now.
         run: Runs a batch in a task, where `send` cannot.
         can_send: Says whether `send` could send these calls.
         calls_max, bytes_max: Largest batch, unless a single call is larger.

@@ -14,6 +14,7 @@ from redis.exceptions import NoScriptError, RedisClusterException, RedisError, R
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis, reason
 from langgraph_checkpoint_cached.stores.redis.health import NotDone, RedisFull, RedisHealth, RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.scan import scan_steps
 from langgraph_checkpoint_cached.stores.redis.script_call import Argument, Confirmation, ScriptCall
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from langgraph_checkpoint_cached.stores.redis.transport import transport_for
@@ -34,7 +35,8 @@ PROBE_TTL_MS = 1000
 FULL = "command not allowed when used memory > 'maxmemory'"
 NOT_HERE = "attempted to access a non local key"
 """Answer to a script that makes a key anew which it has removed, while the key's slot is being moved."""
-SCAN_COUNT = 1000
+FAILURES = (asyncio.TimeoutError, RedisError, RedisClusterException, OSError)
+"""Errors of an exchange with Redis."""
 BATCH_CALLS_MAX = 256
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 CALLS_WAITING_MAX = 20_000
@@ -138,14 +140,25 @@ class ScriptExecutor:
         await self._attempt(self._transport.probe(self.probe_key, PROBE_TTL_MS))
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
-        """Yield keys that match a glob, found by a scan of every node. Raises `RedisUnavailable`."""
-        found = self._client.scan_iter(match=pattern, count=SCAN_COUNT)
+        """Yield keys that match a glob, found by a scan of every node: some perhaps twice.
+
+        Each step has the time-out. One that fails says little of how scripts fare: the breaker stays as it is.
+
+        Raises:
+            RedisUnavailable: a step failed.
+        """
+        steps = scan_steps(self._client, pattern)
         while True:
             try:
-                key = await self._attempt(anext(found))
+                async with timeout(self._timeout_seconds):
+                    found = await anext(steps)
             except StopAsyncIteration:
                 return
-            yield key.decode() if isinstance(key, bytes) else key
+            except FAILURES as exc:
+                self._stats.redis_errors += 1
+                raise self._describe(exc) from exc
+            for key in found:
+                yield key.decode() if isinstance(key, bytes) else key
 
     def note_memory_available(self) -> None:
         """Note that Redis has stored something that takes memory."""
@@ -237,18 +250,20 @@ class ScriptExecutor:
                 return await call
         except ResponseError as exc:
             raise self._translate(exc) from exc
-        except (asyncio.TimeoutError, RedisError, RedisClusterException, OSError) as exc:
+        except FAILURES as exc:
             raise self._unavailable(exc) from exc
 
     def _unavailable(self, error: Exception) -> RedisUnavailable:
         """Open the breaker for an exchange that failed; return the error for its callers."""
         self._stats.redis_errors += 1
-        if isinstance(error, asyncio.TimeoutError):
-            failure = RedisUnavailable(f"no answer in {self._timeout_seconds} seconds")
-        else:
-            failure = RedisUnavailable(f"{type(error).__name__}: {reason(error)}")
+        failure = self._describe(error)
         self.health.fail(failure)
         return failure
+
+    def _describe(self, error: BaseException) -> RedisUnavailable:
+        if isinstance(error, asyncio.TimeoutError):
+            return RedisUnavailable(f"no answer in {self._timeout_seconds} seconds")
+        return RedisUnavailable(f"{type(error).__name__}: {reason(error)}")
 
     def _translate(self, reply: ResponseError) -> RedisUnavailable:
         """Return the error for the caller of one call that Redis refused."""

@@ -33,7 +33,7 @@ class RedisHealth:
     Attributes:
         usable: Whether calls are let through.
         openings: How often the breaker has opened: who remembers the number can tell that Redis may have lost
-        data.
+            data.
     """
 
     def __init__(self, runtime: Runtime) -> None:
