@@ -97,12 +97,14 @@ class PipelineQueue(Generic[C]):
             self._flush_soon = asyncio.get_running_loop().call_soon(self._flush)
 
     async def drain(self) -> None:
-        """Wait until nothing is queued, in flight or running."""
-        await self._tasks.drain()
-        while self._in_flight or self._worker is not None or self._waiting:
+        """Wait until nothing is queued, in flight or running, and the callbacks of all calls have run."""
+        while True:
+            await self._tasks.drain()
+            await asyncio.sleep(0)  # for the callbacks of calls that were answered in this iteration
+            if not self._in_flight and self._worker is None and not self._waiting:
+                return
             self._idle = self._idle or asyncio.get_running_loop().create_future()
             await asyncio.wait([self._idle])
-            await self._tasks.drain()
 
     def _flush(self) -> None:
         if self._flush_soon is not None:

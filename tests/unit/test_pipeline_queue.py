@@ -222,3 +222,14 @@ async def test_drain_waits_and_its_cancellation_cancels_nothing() -> None:
     begin.end()
     await asyncio.wait_for(drains[1], 1)
     assert await done == "A"
+
+
+async def test_drain_returns_after_callbacks_of_answered_calls() -> None:
+    """What a callback leaves to be done on closing was missed: a fence stayed active."""
+    beginner = Beginner()
+    queue = queue_of(Runner(), beginner)
+    seen: list[str] = []
+    add(queue, "a", now=True).add_done_callback(lambda done: seen.append(done.result()))
+    beginner.end()
+    await queue.drain()
+    assert seen == ["A"]
