@@ -160,7 +160,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Events:
     return Events(monkeypatch)
 
 
-@pytest.mark.parametrize("gone", [False, True], ids=["", "redis gone"])
+@pytest.mark.parametrize("gone", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "redis gone"])
 @pytest.mark.parametrize("kind", ["pool", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_call_is_cancelled(
@@ -281,6 +281,7 @@ async def test_a_classification_is_cancelled(
         await moments(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", [False, True], ids=["", "redis gone"])
 @pytest.mark.parametrize("kind", ["pool", "single"])
 def test_the_loop_ends(

@@ -307,6 +307,7 @@ def wait_for_writes(cluster: Cluster, node: int) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [

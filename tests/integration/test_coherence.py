@@ -136,6 +136,7 @@ async def until_steady(read: Callable[[], Awaitable[int]]) -> int:
     return last
 
 
+@pytest.mark.slow
 async def test_cold_threads_load_once_across_processes(
     migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:
@@ -155,6 +156,7 @@ async def test_cold_threads_load_once_across_processes(
     assert after - before == THREADS + 2 * connected  # of which it also asks for other namespaces
 
 
+@pytest.mark.slow
 async def test_no_process_reads_older_than_acknowledged(
     migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:

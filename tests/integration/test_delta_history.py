@@ -94,6 +94,7 @@ async def compare(tiers: Tiers, config: Any, channels: list[str]) -> Any:
     return expected
 
 
+@pytest.mark.slow
 async def test_snapshots_interrupts_overwrites_updates_match(tiers: Tiers) -> None:
     graph = graph_of(tiers.saver)
     for number in range(14):
@@ -105,6 +106,7 @@ async def test_snapshots_interrupts_overwrites_updates_match(tiers: Tiers) -> No
     await tiers.assert_agree()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 async def test_history_of_random_writes_is_upstream_s(tiers: Tiers, seed: int) -> None:
     """By two processes: children, forks, late checkpoints, late writes, snapshots, other values, deletes."""

@@ -18,6 +18,7 @@ async def _nothing() -> None:
     return None
 
 
+@pytest.mark.slow
 async def test_writes_acknowledged_by_emptied_redis_are_read_by_all(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

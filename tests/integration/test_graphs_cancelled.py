@@ -183,6 +183,7 @@ async def test_cancelled_reads_leave_fill_lease_to_others(tiers: Tiers) -> None:
     await tiers.assert_agree()
 
 
+@pytest.mark.slow
 async def test_runs_cancelled_at_any_moment_leave_tiers_equal(tiers: Tiers) -> None:
     """Each run is cancelled a little later than the one before, until one ends before that."""
     runs, turns_of_the_loop_more = 80, 20

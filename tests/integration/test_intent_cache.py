@@ -210,6 +210,7 @@ def ask_in_this_process(url: str, prefix: str) -> None:
     asyncio.run(ask())
 
 
+@pytest.mark.slow
 async def test_processes_that_ask_at_once_make_one_classification(
     redis: Redis, redis_url: str, redis_prefix: str
 ) -> None:
@@ -241,6 +242,7 @@ def never_finish(url: str, prefix: str, lease_seconds: float) -> None:
     asyncio.run(ask())
 
 
+@pytest.mark.slow
 async def test_killed_classifier_process_is_succeeded_by_one(
     new_cache: Callable[..., IntentCache[Any]],
     redis: Redis,

@@ -275,6 +275,7 @@ async def test_which_clients_spare_a_connection(redis_url: str, options: dict[st
         assert transport.can_send([asked]) is is_held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connections", [POOL_MIN, POOL_MIN - 1])
 async def test_a_primary_that_became_a_replica_is_left_for_the_new_one(
     migrated_database_url: str,

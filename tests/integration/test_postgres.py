@@ -148,6 +148,7 @@ async def test_connection_dead_while_idle_is_replaced_before_use(
         assert len(dead) in (1, 2), "of five"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("committed", [True, False])
 async def test_write_of_unknown_outcome_keeps_its_fence(
     migrated_database_url: str,

@@ -168,6 +168,7 @@ async def test_connections_to_what_is_a_standby_now_are_replaced(
             assert await place.threads() == [f"t{i}" for i in range(6)]
 
 
+@pytest.mark.slow
 async def test_after_a_long_outage_postgres_is_back_soon(
     migrated_database_url: str,
     redis_url: str,

@@ -79,6 +79,7 @@ def values(state: Any) -> Any:
     return {key: value for key, value in state.items() if key != "has parent"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
 async def test_pruned_and_unpruned_twin_stay_equal(tiers: Tiers, durability: str) -> None:
     graph = graph_of(tiers.saver)

@@ -68,6 +68,7 @@ async def test_redis_stops_in_mid_conversation_and_comes_back(
     assert states() == ["is unusable", "is usable"]
 
 
+@pytest.mark.slow
 async def test_redis_accepts_connections_and_never_answers(
     migrated_database_url: str,
     redis_servers: Callable[..., RedisServer],
@@ -88,6 +89,7 @@ async def test_redis_accepts_connections_and_never_answers(
     assert states() == ["is unusable", "is usable"]
 
 
+@pytest.mark.slow
 async def test_an_entry_from_before_an_outage_is_not_served_after_it(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer], proxies: Callable[[str], Proxy]
 ) -> None:
@@ -160,6 +162,7 @@ async def test_redis_is_full(
     assert sorted(states()) == ["has memory"] * 2 + ["is full"] * 2  # of each saver
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refresh_on_read", [True, False])
 @pytest.mark.parametrize("fault", ["read-only", "wants replicas"])
 async def test_a_redis_that_refuses_writes_is_not_read_from_either(

@@ -183,6 +183,7 @@ async def test_the_documented_rights_are_enough(
     assert min(stats["hits"], stats["entry_updates"], stats["fills"]) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 async def test_each_of_the_documented_rights_is_needed(
     command: str, redis_admin: redis_py.Redis, as_user: Redis, redis_prefix: str, migrated_database_url: str

@@ -89,6 +89,7 @@ async def test_other_server_than_sentinels_agree_on_is_not_asked(
         assert not connections_in_use(client)
 
 
+@pytest.mark.slow
 async def test_without_most_of_the_sentinels_redis_is_left_alone(
     migrated_database_url: str, service: Service, prefix: str
 ) -> None:
@@ -108,6 +109,7 @@ async def test_without_most_of_the_sentinels_redis_is_left_alone(
         await until_hit(conversation)
 
 
+@pytest.mark.slow
 async def test_a_former_primary_that_still_takes_writes_is_not_used(
     migrated_database_url: str, service: Service, prefix: str
 ) -> None:
@@ -132,6 +134,7 @@ async def test_a_former_primary_that_still_takes_writes_is_not_used(
     assert (reader.report.violations, report.violations) == ([], [])
 
 
+@pytest.mark.slow
 async def test_the_primary_crashes_in_the_middle_of_a_load(
     migrated_database_url: str, service: Service, prefix: str
 ) -> None:
