@@ -31,7 +31,7 @@ LEVELS = ("unit", "models", "contract", "conformance", "chaos", "equivalence", "
 LONG_FILES = ("test_cancellation", "test_graphs", "test_snippets")
 WORKERS = 2
 TIMES = {
-    "not slow": 'the fast tests, on two cores about 4 minutes; all of them: make test-all, or pytest -m ""',
+    "not slow": 'the fast tests, on two cores about 5 minutes; all of them: make test-all, or pytest -m ""',
     "": "all tests, on two cores about 15 minutes; the fast ones: make test, or pytest",
 }
 MEMORY, MEMORY_BYTES_MIN = "/dev/shm", 2 * 1024**3
