@@ -225,7 +225,7 @@ async def test_drain_waits_and_its_cancellation_cancels_nothing() -> None:
 
 
 async def test_drain_returns_after_callbacks_of_answered_calls() -> None:
-    """What a callback leaves to be done on closing was missed: a fence stayed active."""
+    """Closing missed what such a callback leaves to be done: a fence stayed active."""
     beginner = Beginner()
     queue = queue_of(Runner(), beginner)
     seen: list[str] = []
