@@ -60,7 +60,7 @@ class Result:
     violations: list[Violation]
 
     def fired(self) -> dict[str, int]:
-        """How many violations each checker has found."""
+        """Return the number of violations that each checker has found."""
         return dict(Counter(v.checker for v in self.violations))
 
     def first(self, checker: str) -> float | None:

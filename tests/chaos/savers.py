@@ -27,7 +27,7 @@ ABANDONED_SECONDS = 6.0
 LAG_SECONDS_MAX = 3.0
 """After which the journal of a lease that has ended is removed once more; 60 outside of tests."""
 LINGER_SECONDS = 1.0
-"""How long a lease outlasts its last write, 5 outside of tests: so threads change hands more often."""
+"""Time for which a lease outlasts its last write, 5 outside of tests: so threads change hands more often."""
 NAMES = ("ours", "textbook", *(f"broken-{name}" for name in mutants.MUTANTS))
 
 

@@ -36,7 +36,7 @@ JOIN_SECONDS_MAX = 20.0
 POSTGRES = {"fsync": "off", "max_connections": "200"}
 REDIS = ("--repl-diskless-sync-delay", "0")
 MODES = ("write_through", "write_behind", "mixed")
-"""How workers write; mixed: every other one behind, the rest through."""
+"""Ways in which workers write; mixed: every other one behind, the rest through."""
 REDIS_ARGUMENTS = {
     "memory": (),
     "disk": ("--appendonly", "yes", "--appendfsync", "always"),
@@ -49,7 +49,7 @@ nothing, but workers do."""
 
 @dataclass(frozen=True)
 class Setup:
-    """How workers write, and what an acknowledgement of their Redis is worth."""
+    """Way in which workers write, and what an acknowledgement of their Redis is worth."""
 
     saver: str = "ours"
     mode: str = "write_through"
@@ -218,7 +218,7 @@ class World:
         self.postgres_gates = [Gate(self.postgres.port) for _ in range(workers)]
         self.workers = [WorkerProcess(slot, self._start_worker) for slot in range(workers)]
         self.disturbed = 0
-        """How many faults now keep some workers from their Redis, and leave what it holds."""
+        """Number of faults that now keep some workers from their Redis, and leave what it holds."""
         self.killing = asyncio.Lock()
         """Held while a worker is killed, or such a fault begins."""
 

@@ -47,7 +47,7 @@ class Put:
     pod: int
     changes: tuple[Change, ...]
     parent: int | None = 0
-    """How many puts before the latest; None for no parent."""
+    """Number of puts before the latest; None for no parent."""
     slot: str = "new"
     """Id: one of `SLOTS` (an early write's, one older than the latest, the last again), or that text."""
     format: int = 4
@@ -66,7 +66,7 @@ class PutWrites:
     pod: int
     writes: tuple[tuple[str, str], ...]
     target: int | str = 0
-    """How many puts before the latest; "early" for a checkpoint whose put is still to come; or an id."""
+    """Number of puts before the latest; "early" for a checkpoint whose put is still to come; or an id."""
     task: int = 0
     path: str = ""
     look: bool = True

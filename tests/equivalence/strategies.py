@@ -1,4 +1,4 @@
-"""How histories are drawn: long well-formed chains for the most part, with an oddity here and there."""
+"""Strategies that draw histories: long well-formed chains for the most part, with an oddity here and there."""
 
 from __future__ import annotations
 

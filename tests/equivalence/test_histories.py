@@ -91,7 +91,7 @@ def bench(
 
 
 def summary(sides: worlds.Sides, seconds: float) -> list[str]:
-    """How much was compared: a suite that compares nothing finds nothing."""
+    """Return lines that say how much was compared: a suite that compares nothing finds nothing."""
     counts = sides.counts
     return [
         f"equivalence: seed {SEED}, {counts['histories']} histories of {counts['steps']} steps in {seconds:.0f} s "

@@ -117,7 +117,7 @@ async def run_processes(count: int, job: str, *arguments: str) -> list[Any]:
 
 
 async def scans_of_checkpoints(url: str) -> int:
-    """How often Postgres has looked into the table, by its own count."""
+    """Return how often Postgres has looked into the table, by its own count."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
         rows = await conn.execute(
             "select seq_scan + coalesce(idx_scan, 0) from pg_stat_user_tables where relname = 'checkpoints'"

@@ -88,7 +88,7 @@ async def saver(
 
 
 async def transactions(url: str, thread_ids: list[str]) -> int:
-    """How many transactions stored the rows of these threads."""
+    """Return the number of transactions that stored the rows of these threads."""
     rows = " union all ".join(
         f"select xmin::text as stored_by from {table} where thread_id = any(%(ids)s)"
         for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")

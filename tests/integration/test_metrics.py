@@ -24,7 +24,7 @@ READS = ("hit", "load", "bypass", "degraded")
 
 
 def times(saver: Any) -> dict[str, int]:
-    """How many of each there were; those with none are left out."""
+    """Return the number of each that was timed; those with none are left out."""
     counts = {n.removesuffix("_count"): v for n, v in saver.stats().items() if n.endswith("_count") and v}
     assert all(saver.stats()[f"{name}_seconds"] > 0 for name in counts)
     return counts

@@ -47,7 +47,7 @@ class Proxy:
 
     @property
     def open(self) -> int:
-        """How many connections of clients there are now."""
+        """Number of clients' connections that there are now."""
         return len(self._connections)
 
     def start(self) -> None:

@@ -26,7 +26,7 @@ async def rows_of(tiers: Tiers, thread_id: str) -> dict[str, list[tuple[Any, ...
 
 
 async def count_of(tiers: Tiers, thread_id: str) -> list[int]:
-    """How many in each table."""
+    """Return the number of rows in each table."""
     return [len(rows) for rows in (await rows_of(tiers, thread_id)).values()]
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.wording import RELATIVE_OPENING
+
 TESTS = Path(__file__).parents[1]
 FILES = sorted(TESTS.rglob("*.py"))
 INSIDE = TESTS / "support" / "inspect.py"
@@ -86,11 +88,8 @@ def test_names_of_tests_have_at_most_60_characters() -> None:
     assert [name for name in names if len(name) > NAME_MAX] == []
 
 
-RELATIVE = {"what", "whether", "which", "who", "whoever", "whatever", "of", "it", "nobody", "somebody"}
-
-
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(TESTS)))
 def test_docstring_begins_with_verb_or_noun(file: Path) -> None:
     constants = [node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Expr)]
     texts = [node.value for node in constants if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    assert [text for text in texts if text.split() and text.split()[0].lower() in RELATIVE] == []
+    assert [text for text in texts if RELATIVE_OPENING.match(text.lstrip())] == []

@@ -240,7 +240,7 @@ def in_order(payload: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def stock_count(monkeypatch: pytest.MonkeyPatch, data: tuple[str, Any]) -> int:
-    """How many of a value's objects are left to the upstream hook."""
+    """Return the number of a value's objects that are left to the upstream hook."""
     serde, calls = JsonPlusSerializer(), []
     hook = serde._unpack_ext_hook
     monkeypatch.setattr(*UPSTREAM_HOOK, lambda _: lambda *args: (calls.append(args), hook(*args))[1])

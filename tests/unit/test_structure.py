@@ -6,7 +6,6 @@ Each check takes parsed sources and returns its offenders, and is itself tested 
 from __future__ import annotations
 
 import ast
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -19,6 +18,7 @@ import pytest
 
 import benchmarks
 import langgraph_checkpoint_cached
+from tests.support.wording import RELATIVE_OPENING
 
 Sources: TypeAlias = "dict[str, str]"
 """Text of each file, by its path inside the package."""
@@ -33,7 +33,6 @@ SETTING_TYPES = frozenset(
 )
 """Names that the annotation of a plain setting is made of."""
 ADDING_METHODS = frozenset({"append", "appendleft", "add", "insert", "extend", "setdefault", "update"})
-RELATIVE_OPENING = re.compile(r"(What|Whether|Which|Who|Whose|Of|Nobody|Somebody|How|It)\b")
 
 
 def long_files(sources: Sources) -> list[str]:
