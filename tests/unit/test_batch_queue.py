@@ -9,50 +9,24 @@ import pytest
 
 from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, QueueFull, answer
 from tests.support.inspect import revive, running_tasks
+from tests.support.queued import Item, Runner
 
 
-class Operation:
-    def __init__(self, name: str, size_bytes: int = 0, rows: int = 1) -> None:
-        self.name, self.size_bytes, self.rows = name, size_bytes, rows
-        self.done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-
-class Runner:
-    """Records the groups it is given; each waits until it is let go."""
-
-    def __init__(self, *, let_go: bool = False) -> None:
-        self.groups: list[list[str]] = []
-        self.gate = asyncio.Event()
-        if let_go:
-            self.gate.set()
-
-    async def __call__(self, operations: Sequence[Operation]) -> None:
-        self.groups.append([operation.name for operation in operations])
-        await self.gate.wait()
-        for o in operations:
-            answer(o.done, ValueError(o.name) if o.name.startswith("bad") else o.name.upper())
-
-
-def groups_of(runner: Any, rows_max: int = 100, bytes_max: int = 1000, **more: Any) -> BatchQueue[Operation]:
+def groups_of(runner: Any, rows_max: int = 100, bytes_max: int = 1000, **more: Any) -> BatchQueue[Item]:
     return BatchQueue(runner, rows_max=rows_max, bytes_max=bytes_max, **{"waiting_max": 100, **more})
 
 
-def add(groups: BatchQueue[Operation], name: str, size_bytes: int = 0, rows: int = 1) -> asyncio.Future[str]:
-    operation = Operation(name, size_bytes, rows)
+def add(groups: BatchQueue[Item], name: str, size_bytes: int = 0, rows: int = 1) -> asyncio.Future[str]:
+    operation = Item(name, size_bytes, rows)
     groups.add(operation)
     return operation.done
-
-
-async def until_running(runner: Runner, groups: int) -> None:
-    while len(runner.groups) < groups:
-        await asyncio.sleep(0)
 
 
 async def test_items_added_during_a_batch_form_the_next_in_order() -> None:
     runner = Runner()
     groups = groups_of(runner)
     first = add(groups, "a")
-    await until_running(runner, 1)
+    await runner.until_running(1)
     rest = [add(groups, name) for name in "bcd"]
     runner.gate.set()
     assert await asyncio.gather(first, *rest) == ["A", "B", "C", "D"]
@@ -80,9 +54,9 @@ async def test_full_queue_refuses_and_keeps_running() -> None:
     runner = Runner()
     groups = groups_of(runner, waiting_max=2)
     first = add(groups, "a")
-    await until_running(runner, 1)
+    await runner.until_running(1)
     waiting = [add(groups, "b"), add(groups, "c")]
-    refused = Operation("d")
+    refused = Item("d")
     with pytest.raises(QueueFull, match="2 operations"):
         groups.add(refused)
     runner.gate.set()
@@ -95,7 +69,7 @@ async def test_full_queue_refuses_and_keeps_running() -> None:
 async def test_items_added_during_preparation_join_the_batch() -> None:
     runner, prepared = Runner(let_go=True), asyncio.Event()
 
-    async def before(operation: Operation) -> None:
+    async def before(operation: Item) -> None:
         assert operation.name == "a"
         await prepared.wait()
 
@@ -108,7 +82,7 @@ async def test_items_added_during_preparation_join_the_batch() -> None:
     assert runner.groups == [["a", "b"]]
 
 
-def shared(runner: Any, share_min: int = 4, **more: Any) -> BatchQueue[Operation]:
+def shared(runner: Any, share_min: int = 4, **more: Any) -> BatchQueue[Item]:
     """Two groups at once; the key of an operation is the first letter of its name."""
     return groups_of(runner, at_once=2, key=lambda o: o.name[0], share_min=share_min, **more)
 
@@ -118,7 +92,7 @@ async def test_items_are_spread_evenly_over_batches_by_key() -> None:
     groups = shared(runner)
     names = ["a1", "b1", "c1", "d1", "a2", "c2"]
     answers = [add(groups, name) for name in names]
-    await until_running(runner, 2)
+    await runner.until_running(2)
     assert runner.groups == [["a1", "b1", "c1", "a2", "c2"], ["d1"]]  # those of a key that wait are in one group
     answers += [add(groups, name) for name in ["a3", "e1", "d2"]]
     runner.gate.set()
@@ -130,7 +104,7 @@ async def test_few_items_form_one_batch_at_a_time() -> None:
     runner = Runner()
     groups = shared(runner)
     first = add(groups, "a1")
-    await until_running(runner, 1)
+    await runner.until_running(1)
     rest = [add(groups, name) for name in ("b1", "c1")]
     await asyncio.sleep(0.01)
     assert runner.groups == [["a1"]]
@@ -143,9 +117,9 @@ async def test_what_waits_for_its_key_goes_on_when_that_is_free() -> None:
     runner = Runner()
     groups = shared(runner, share_min=1)
     answers = [add(groups, "a1")]
-    await until_running(runner, 1)
+    await runner.until_running(1)
     answers += [add(groups, name) for name in ("a2", "a3", "b1", "a4")]
-    await until_running(runner, 2)
+    await runner.until_running(2)
     assert runner.groups == [["a1"], ["b1"]]
     runner.gate.set()
     await asyncio.wait_for(asyncio.gather(*answers), 5)
@@ -159,7 +133,7 @@ async def test_key_is_in_one_running_batch_and_keeps_its_order() -> None:
     stored: dict[str, list[int]] = {}
     at_once = 0
 
-    async def run(operations: Sequence[Operation]) -> None:
+    async def run(operations: Sequence[Item]) -> None:
         nonlocal at_once
         keys = {o.name[0] for o in operations}
         assert not keys & under_way
@@ -193,7 +167,7 @@ async def test_loop_end_with_two_batches_leaves_no_waiter() -> None:
     runner = Runner()
     groups = shared(runner)
     answers = [add(groups, f"{key}1") for key in "abcdef"]
-    await until_running(runner, 2)
+    await runner.until_running(2)
     answers.append(add(groups, "a2"))
     ours = asyncio.current_task()
     for task in asyncio.all_tasks():
@@ -214,7 +188,7 @@ async def test_one_answer_may_be_an_error_and_the_others_are_not() -> None:
 async def test_batch_error_answers_the_unanswered_and_next_batch_runs() -> None:
     calls = []
 
-    async def run(operations: Sequence[Operation]) -> None:
+    async def run(operations: Sequence[Item]) -> None:
         calls.append(operations)
         answer(operations[0].done, "first")
         if len(calls) == 1:
@@ -231,7 +205,7 @@ async def test_a_cancelled_caller_neither_undoes_nor_stops_anything() -> None:
     groups = groups_of(runner)
     first, second, third = (add(groups, name) for name in "abc")
     second.cancel()
-    await until_running(runner, 1)
+    await runner.until_running(1)
     first.cancel()
     runner.gate.set()
     assert await third == "C"
@@ -242,7 +216,7 @@ async def test_loop_end_leaves_no_waiter() -> None:
     runner = Runner()
     groups = groups_of(runner, rows_max=1)
     waiting = [add(groups, name) for name in "ab"]
-    await until_running(runner, 1)
+    await runner.until_running(1)
     [worker] = running_tasks(groups)
     worker.cancel()
     for done in waiting:
@@ -275,7 +249,7 @@ async def test_no_task_starts_right_after_tasks_were_cancelled(
     runner = Runner()
     groups = groups_of(runner)
     add(groups, "a")
-    await until_running(runner, 1)
+    await runner.until_running(1)
     [worker] = running_tasks(groups)
     worker.cancel()
     await asyncio.wait((worker,))
@@ -292,7 +266,7 @@ async def test_drain_waits_for_what_is_queued() -> None:
     groups = groups_of(runner, rows_max=1)
     waiting = [add(groups, name) for name in "abc"]
     draining = asyncio.ensure_future(groups.drain())
-    await until_running(runner, 1)
+    await runner.until_running(1)
     assert not draining.done()
     runner.gate.set()
     await draining

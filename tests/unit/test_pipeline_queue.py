@@ -10,45 +10,19 @@ import pytest
 
 from langgraph_checkpoint_cached.utils.batch_queue import answer
 from langgraph_checkpoint_cached.utils.pipeline_queue import PipelineQueue
+from tests.support.queued import Item, Runner
 
 
-class Call:
-    def __init__(self, name: str, size_bytes: int = 0) -> None:
-        self.name, self.size_bytes = name, size_bytes
-        self.done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-
-class Runner:
-    """Records the batches it is given; each waits until it is let go."""
-
-    def __init__(self, *, let_go: bool = False) -> None:
-        self.groups: list[list[str]] = []
-        self.gate = asyncio.Event()
-        if let_go:
-            self.gate.set()
-
-    async def __call__(self, calls: Sequence[Call]) -> None:
-        self.groups.append([call.name for call in calls])
-        await self.gate.wait()
-        for call in calls:
-            answer(call.done, call.name.upper())
-
-
-def queue_of(run: Any, begin: Any, **more: Any) -> PipelineQueue[Call]:
+def queue_of(run: Any, begin: Any, **more: Any) -> PipelineQueue[Item]:
     limits = {"calls_max": 100, "bytes_max": 1000, "waiting_max": 100, "in_flight_max": 1, "overlap_min": 1000}
     can_send = more.pop("can_send", lambda calls: not begin.refuses())
     return PipelineQueue(begin, run, can_send, **{**limits, **more})
 
 
-def add(queue: PipelineQueue[Call], name: str, size_bytes: int = 0, *, now: bool = False) -> asyncio.Future[str]:
-    call = Call(name, size_bytes)
+def add(queue: PipelineQueue[Item], name: str, size_bytes: int = 0, *, now: bool = False) -> asyncio.Future[str]:
+    call = Item(name, size_bytes)
     queue.add(call, now=now)
     return call.done
-
-
-async def until_running(runner: Runner, groups: int) -> None:
-    while len(runner.groups) < groups:
-        await asyncio.sleep(0)
 
 
 class Beginner:
@@ -63,7 +37,7 @@ class Beginner:
         """Ends the first of those that are under way."""
         self.ends.pop(0)()
 
-    def __call__(self, calls: Sequence[Call], over: Any) -> bool:
+    def __call__(self, calls: Sequence[Item], over: Any) -> bool:
         names = [call.name for call in calls]
         if "raise" in names:
             raise ValueError("raise")
@@ -108,20 +82,20 @@ async def test_immediate_batches_take_no_task_and_one_loop_iteration() -> None:
 async def test_now_starts_batch_at_once_unless_another_runs() -> None:
     begin = Beginner()
     groups = queue_of(Runner(), begin)
-    groups.add(Call("a"), now=True)
+    groups.add(Item("a"), now=True)
     assert begin.groups == [["a"]]
-    groups.add(Call("b"), now=True)
+    groups.add(Item("b"), now=True)
     assert begin.groups == [["a"]]
     begin.end()
     await asyncio.sleep(0)
     assert begin.groups == [["a"], ["b"]]
-    groups.add(Call("c"))
+    groups.add(Item("c"))
     begin.end()
-    groups.add(Call("d"))
+    groups.add(Item("d"))
     await asyncio.sleep(0)
     begin.end()
-    groups.add(Call("e"), now=True)  # where two came at once, more may
-    groups.add(Call("f"), now=True)
+    groups.add(Item("e"), now=True)  # where two came at once, more may
+    groups.add(Item("f"), now=True)
     assert begin.groups[2:] == [["c", "d"]]
     await asyncio.sleep(0)
     assert begin.groups[3:] == [["e", "f"]]
@@ -178,7 +152,7 @@ async def test_nothing_is_sent_before_running_task_has_sent() -> None:
     begin, runner = Beginner(), Runner()
     groups = queue_of(runner, begin, in_flight_max=3, overlap_min=2)
     done = [add(groups, "later")]
-    await until_running(runner, 1)
+    await runner.until_running(1)
     done += [add(groups, name) for name in "abcd"]
     await asyncio.sleep(0)
     assert begin.groups == []
@@ -199,7 +173,7 @@ async def test_idle_queue_starts_a_task_that_takes_later_items() -> None:
         await asyncio.sleep(0)
         assert runner.groups == []
         begin.end()  # whose place e cannot take as long as c and d are under way
-    await until_running(runner, 1)
+    await runner.until_running(1)
     can = True
     done += [add(groups, name) for name in "fgh"]
     assert begin.groups == [["a", "b"], ["c", "d"]]
