@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -281,15 +282,14 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 
 def test_scripts_do_what_the_model_does(client: redis.Redis, redis_prefix: str) -> None:
-    totals: dict[str, int] = {}
+    totals: Counter[str] = Counter()
     for seed in range(SEEDS):
         try:
             both = BothRedis(client, redis_prefix)
             counts = {**model.explore(seed, redis=both), "expired": both.expired}
         except AssertionError as exc:
             raise AssertionError(f"seed {seed}: {exc}") from exc
-        for what, count in counts.items():
-            totals[what] = totals.get(what, 0) + count
+        totals.update(counts)
     # The comparison means something only if all of it happened.
     assert all(totals.values()), totals
 

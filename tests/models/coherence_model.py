@@ -28,7 +28,6 @@ model.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import itertools
@@ -36,6 +35,8 @@ import random
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from tests.models import command
 
 RULES = {
     "fence": "a write takes a fence before Postgres commits",
@@ -743,20 +744,5 @@ def interleave(world: World, rng: random.Random, running: list[Iterator[None]]) 
                 running.remove(process)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--drop", choices=RULES)
-    parser.add_argument("--runs", type=int, default=40_000)
-    args = parser.parse_args()
-    for seed in range(args.runs):
-        try:
-            explore(seed, args.drop)
-        except AssertionError as violation:
-            print(f"seed {seed}: {violation}")
-            return 1
-    print(f"{args.runs} runs, no violation")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command.run(__doc__.splitlines()[0], RULES, explore))

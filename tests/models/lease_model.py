@@ -25,7 +25,6 @@ which only what matters here is repeated.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import itertools
@@ -33,6 +32,8 @@ import random
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from tests.models import command
 
 RULES = {
     "row": "a load is right only if no lease's row is there, or the journal of that lease is replayed to its end",
@@ -790,22 +791,5 @@ def interleave(world: World, rng: random.Random, running: list[tuple[Process | N
             world.remove_ended_journals()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--drop", choices=RULES)
-    parser.add_argument("--runs", type=int, default=40_000)
-    args = parser.parse_args()
-    totals: dict[str, int] = {}
-    for seed in range(args.runs):
-        try:
-            for what, count in explore(seed, args.drop).items():
-                totals[what] = totals.get(what, 0) + count
-        except AssertionError as exc:
-            print(f"seed {seed}: {exc}")
-            return 1
-    print(f"{args.runs} runs, no violation: {totals}")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command.run(__doc__.splitlines()[0], RULES, explore))
