@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
-from langgraph_checkpoint_cached.stores.redis.cluster_transport import PROBE_KEYS_MAX
+from langgraph_checkpoint_cached.stores.redis.cluster_transport import keys_by_node
 from langgraph_checkpoint_cached.stores.redis.scripts import UNDECODED, Script
 
 CLOCK = Script("local time = redis.call('TIME') return { time[1], time[2] }")
@@ -66,13 +66,4 @@ async def list_nodes(client: AnyRedis, prefix: str) -> list[Node]:
     if not isinstance(client, RedisCluster):
         return [Node("", client, f"{prefix}:probe:doctor")]
     await client.initialize()
-    primaries = client.get_primaries()
-    found: dict[str, Node] = {}
-    for number in range(PROBE_KEYS_MAX):
-        key = f"{prefix}:probe:doctor:{number}"
-        node = client.get_node_from_key(key)
-        if node is not None and node.name not in found:
-            found[node.name] = Node(node.name, client, key, node)
-        if len(found) == len(primaries):
-            return list(found.values())
-    raise RedisError("not every primary has slots")
+    return [Node(node.name, client, key, node) for node, key in keys_by_node(client, f"{prefix}:probe:doctor")]

@@ -11,7 +11,8 @@ from langgraph_checkpoint_cached.cli.components import Components
 from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
 from langgraph_checkpoint_cached.cli.lease_view import count_unflushed
 from langgraph_checkpoint_cached.cli.output import Output, Progress
-from langgraph_checkpoint_cached.errors import ArgumentError, BehindError
+from langgraph_checkpoint_cached.cli.thread_choice import add_thread_choice, chosen_threads
+from langgraph_checkpoint_cached.errors import BehindError
 from langgraph_checkpoint_cached.records import LeaseRow
 from langgraph_checkpoint_cached.stores.postgres.leases import LEASES_AT_ONCE_MAX, pages
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
@@ -55,20 +56,18 @@ class FlushResult:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("thread", nargs="*", metavar="THREAD", help="these threads")
-    parser.add_argument("--all", action="store_true", help="all threads of the prefix")
+    add_thread_choice(parser, all_help="all threads of the prefix")
 
 
 async def run(options: argparse.Namespace, out: Output) -> int:
     """Return 1 if a thread cannot be flushed, or something was lost."""
-    if bool(options.thread) == options.all:
-        raise ArgumentError("name threads, or pass --all")
+    thread_ids = chosen_threads(options)
     async with Components.open(ConnectionOptions.from_options(options)) as components:
         result = FlushResult()
-        with out.progress("flushed", len(set(options.thread)) or None) as progress:
-            leases = _find_leases(components, None if options.all else list(dict.fromkeys(options.thread)))
+        with out.progress("flushed", None if thread_ids is None else len(thread_ids)) as progress:
+            leases = _find_leases(components, thread_ids)
             await for_each(leases, lambda lease: _flush(components, *lease, result, progress), CONCURRENCY)
-        if options.all:
+        if thread_ids is None:
             await _remove_ended_journals(components)
         result.lost = components.stats.leases_lost
     out.report(asdict(result), _lines(result))

@@ -7,7 +7,8 @@ import argparse
 from langgraph_checkpoint_cached.cli.components import Components
 from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
 from langgraph_checkpoint_cached.cli.output import Output
-from langgraph_checkpoint_cached.errors import ArgumentError, BehindError
+from langgraph_checkpoint_cached.cli.thread_choice import add_thread_choice, chosen_threads
+from langgraph_checkpoint_cached.errors import BehindError
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 
 NAME = "invalidate"
@@ -21,30 +22,24 @@ unflushed writes are flushed to Postgres first.
 Without Redis, named threads become stale threads in Postgres, and savers that can reach Redis invalidate them
 within a second.
 """
-BATCH_SIZE = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("thread", nargs="*", metavar="THREAD", help="these threads")
-    parser.add_argument("--all", action="store_true", help="all threads of the prefix, found by a scan")
+    add_thread_choice(parser, all_help="all threads of the prefix, found by a scan")
 
 
 async def run(options: argparse.Namespace, out: Output) -> int:
     """Return 0; or 1 if Redis cannot be reached and the threads were marked stale instead."""
-    if bool(options.thread) == options.all:
-        raise ArgumentError("name threads, or pass --all")
+    threads = chosen_threads(options)
     async with Components.open(ConnectionOptions.from_options(options)) as components:
-        if options.all:
+        if threads is None:
             invalidated = await _invalidate_all(components, out)
             out.report({"invalidated": invalidated}, [f"{invalidated:,} threads invalidated"])
             return 0
-        threads = list(dict.fromkeys(options.thread))
         try:
             await _flush(components, threads)
-            for start in range(0, len(threads), BATCH_SIZE):
-                batch = threads[start : start + BATCH_SIZE]
-                await components.invalidation.invalidate_threads(dict.fromkeys(batch, ()))
+            await components.invalidation.invalidate_threads(dict.fromkeys(threads, ()))
         except RedisUnavailable as exc:
             await components.store.stale_threads.add(threads)
             if not components.store.stale_threads.usable:

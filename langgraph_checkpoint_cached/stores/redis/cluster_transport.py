@@ -67,7 +67,7 @@ class ClusterTransport:
         try:
             await self._refresh_if_outdated()
             commands = [
-                (node, [("SET", name, b"1", "PX", ttl_ms)]) for node, name in _key_by_node(self._client, key)
+                (node, [("SET", name, b"1", "PX", ttl_ms)]) for node, name in keys_by_node(self._client, key)
             ]
             for [reply] in await _all(exchange_with_node(node, command) for node, command in commands):
                 if isinstance(reply, ResponseError):
@@ -181,7 +181,7 @@ class ClusterClientTransport:
 
     async def probe(self, key: str, ttl_ms: int) -> None:
         await self._client.initialize()
-        for _, name in _key_by_node(self._client, key):
+        for _, name in keys_by_node(self._client, key):
             await self._client.set(name, b"1", px=ttl_ms)
 
     async def close(self) -> None:
@@ -198,8 +198,12 @@ class ClusterClientTransport:
         return replies
 
 
-def _key_by_node(client: RedisCluster, key: str) -> list[tuple[ClusterNode, str]]:
-    """Return primaries with a key of each that starts with `key`. Raises `RedisError` if one has no slots."""
+def keys_by_node(client: RedisCluster, key: str) -> list[tuple[ClusterNode, str]]:
+    """Return each primary with a key that it would hold, which begins with `key`.
+
+    Raises:
+        RedisError, RedisClusterException: one has no slots, or a slot has no node.
+    """
     nodes: dict[str, tuple[ClusterNode, str]] = {}  # by name: redis-py before 8 cannot hash nodes
     primaries, number = client.get_primaries(), 0
     while len(nodes) < len(primaries):
