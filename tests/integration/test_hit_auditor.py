@@ -19,7 +19,8 @@ from langgraph_checkpoint_cached.engine.hit_auditor import CHECKS_AT_ONCE_MAX
 from langgraph_checkpoint_cached.records import Latest, Namespace, Record, Value, Write
 from langgraph_checkpoint_cached.stores.redis import entry_format
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
-from tests.support.agreement import PATIENT_SECONDS, Tiers, new_checkpoint, on_thread
+from langgraph_checkpoint_cached.stores.redis.positions import LeasePosition
+from tests.support.agreement import PATIENT_SECONDS, Tiers, eventually, new_checkpoint, on_thread
 from tests.support.conversations import Conversation, open_saver
 from tests.support.inspect import background_tasks, inspect
 from tests.support.proxy import Proxy
@@ -184,13 +185,19 @@ class Held:
         self.error: Exception | None = None
         inspect(saver).auditor_store.set(self)
 
-    async def latest(self, namespace: Namespace) -> Latest:
-        found = await self.store.latest(namespace)
+    async def latest(self, namespace: Namespace, position: LeasePosition | None) -> Latest:
+        found = await self.store.latest(namespace, position)
         self.asked.append(namespace)
         await self.go.wait()
         if self.error:
             raise self.error
         return found
+
+    async def until_asked(self, times: int) -> None:
+        async def asked() -> bool:
+            return len(self.asked) >= times
+
+        await eventually(asked)
 
 
 @pytest.mark.parametrize("what", ["put", "put_writes", "delete", "discard"])
@@ -201,8 +208,7 @@ async def test_audit_reports_nothing_if_thread_changed_meanwhile(
     await conversation.turns(2)
     held = Held(checking)
     await conversation.check(checking)
-    while not held.asked:
-        await asyncio.sleep(0)
+    await held.until_asked(1)
     if what == "put":
         await conversation.turn()
     elif what == "put_writes":
@@ -223,8 +229,7 @@ async def test_a_check_says_nothing_while_a_write_is_under_way(
     await tiers.upstream.aput_writes(conversation.latest, [("messages", 9)], "a task whose COMMIT is on its way")
     held = Held(checking)
     await checking.aget_tuple(conversation.config)
-    while not held.asked:
-        await asyncio.sleep(0)
+    await held.until_asked(1)
     await inspect(tiers.saver).begin(Namespace("t"), "token")
     held.go.set()
     assert await checked(checking) == (0, 0)
@@ -297,8 +302,7 @@ async def test_audits_are_bounded_and_reads_do_not_wait(tiers: Tiers, checking: 
     held = Held(checking)
     for _ in range(10):
         await conversation.check(checking)
-    while len(held.asked) < CHECKS_AT_ONCE_MAX:
-        await asyncio.sleep(0)
+    await held.until_asked(CHECKS_AT_ONCE_MAX)
     await asyncio.gather(*(conversation.check(checking) for _ in range(20)))
     assert len(held.asked) == CHECKS_AT_ONCE_MAX == len(background_tasks(inspect(checking).auditor))
     assert checking.stats()["hits"] == 30
