@@ -191,13 +191,15 @@ class JournalReplayer:
                 return None
 
     async def _end_lost(self, thread_id: str, row: LeaseRow) -> bool:
-        """End a lease that Redis does not know, once its holder has had the time to flush; return whether it
-        ended.
+        """End a lease that Redis does not know, once its holder has had the time to flush.
+
+        Return whether its row is to be read again.
         """
         if not self._is_abandoned(thread_id, row):
             return False
         row = (await self._store.leases.find([thread_id])).get(thread_id) or row
-        await self._store.end_unconfirmed({thread_id: (row.token, row.position)})
+        if not await self._store.end_unconfirmed({thread_id: (row.token, row.position)}):
+            return True  # another call or process has ended it, or its holder has moved it
         with contextlib.suppress(RedisUnavailable):  # not before: readers take a closed lease for complete
             await self._journal.close(thread_id, row.token, JOURNAL_END)
         self._ended_journals.schedule(thread_id, row.token)

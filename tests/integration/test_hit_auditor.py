@@ -27,7 +27,7 @@ from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.integration
 
-THREADS, WORKERS, OPERATIONS = 3, 6, 120
+THREADS, WORKERS, OPERATIONS = 3, 6, 300
 
 
 @pytest.fixture

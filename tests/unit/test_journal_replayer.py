@@ -48,11 +48,14 @@ class Servers:
 
     async def end(self, leases: Any) -> None:
         for thread_id in leases:
-            del self.rows[thread_id]
+            self.rows.pop(thread_id, None)
 
-    async def end_unconfirmed(self, leases: Any) -> None:
+    async def end_unconfirmed(self, leases: Any) -> set[str]:
+        await asyncio.sleep(0)
+        ended = self.rows.keys() & leases
         self.in_doubt |= set(leases)
         await self.end(leases)
+        return ended
 
     async def newest(self, thread_ids: Any) -> dict[str, str]:
         return {thread_id: self.journals.get(thread_id, "") for thread_id in thread_ids}
@@ -126,6 +129,18 @@ def test_unmoved_lease_lost_by_redis_is_ended(servers: Servers, replayer: Journa
     assert servers.rows
     servers.recover(replayer, 2 * STEP_SECONDS)
     assert not servers.rows
+
+
+def test_a_lease_lost_under_many_reads_is_counted_once(
+    servers: Servers, replayer: JournalReplayer, runtime: Runtime
+) -> None:
+    async def read() -> None:
+        await asyncio.gather(*(replayer.flush("t") for _ in range(3)))
+
+    servers.recover(replayer, ABANDONED_SECONDS)
+    servers.now += 2 * STEP_SECONDS
+    asyncio.run(read())
+    assert runtime.stats.leases_lost == 1
 
 
 def test_a_lost_lease_leaves_no_journal_in_redis(servers: Servers, replayer: JournalReplayer) -> None:

@@ -142,12 +142,13 @@ class PostgresStore:
         """
         return await self._attempt(self._replay, replays, stale_threads)
 
-    async def end_unconfirmed(self, leases: Mapping[str, tuple[str, int | None]]) -> None:
+    async def end_unconfirmed(self, leases: Mapping[str, tuple[str, int | None]]) -> set[str]:
         """End leases of which Redis may still hold something, thread -> token and position; None for any position.
 
-        Their threads become stale, so that a process that reaches Redis invalidates them.
+        Their threads become stale, so that a process that reaches Redis invalidates them. Return the threads whose
+        lease ended here: another process may have ended or moved it before.
         """
-        await self._attempt(self._end_unconfirmed, leases, leases)
+        return await self._attempt(self._end_unconfirmed, leases, leases)
 
     async def _attempt(
         self,
@@ -224,12 +225,17 @@ class PostgresStore:
 
     async def _end_unconfirmed(
         self, leases: Mapping[str, tuple[str, int | None]], stale_threads: Collection[str]
-    ) -> None:
+    ) -> set[str]:
         async with self._connections.transaction() as cur:
-            await self.leases.lock(cur, leases)
+            found = await self.leases.lock(cur, leases)
             if stale_threads:
                 await self.stale_threads.insert(cur, stale_threads)
             await self.leases.end_in(cur, leases)
+        return {
+            thread_id
+            for thread_id, row in found.items()
+            if leases[thread_id] in ((row.token, row.position), (row.token, None))
+        }
 
 
 def _valueless(put: Put) -> Sequence[Any]:
