@@ -37,7 +37,7 @@ ODD_IDS = ["", "{", "}", "{}", "{a}b", "a{b", "}{", "ü\u0000\ud800", "x" * 500,
 COMMANDS = {
     *("eval", "evalsha", "set", "scan", "asking"),
     *("hdel", "hget", "hgetall", "hkeys", "hmget", "hset", "hsetnx", "del", "pexpire", "pttl"),
-    *("sadd", "scard", "sismember", "time", "info"),
+    *("zadd", "zcard", "zscore", "zrange", "zremrangebyscore", "unlink", "time", "info"),
     *("cluster|slots", "command", "client|setinfo"),  # redis-py's own
 }
 """All that is sent, by scripts and by the client."""

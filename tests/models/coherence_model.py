@@ -112,8 +112,8 @@ class Redis:
     root_fill_lease: int | None = None
     watch: int | None = None  # fill lease of the read of the root that may find the thread empty
     was_empty: tuple[int, int] | None = None  # of this generation: what nobody has written to since is still empty
-    noted: bool = False  # whether somebody has begun to write to the namespace since
-    names_lost: bool = False  # that note was evicted, which shows
+    noted: bool = False  # whether it is among the names of the namespaces that may have an entry
+    names_lost: bool = False  # such a name was evicted since, which shows
 
     # -- scripts ---------------------------------------------------------------------------------------------
 
@@ -124,6 +124,7 @@ class Redis:
             return "fenced", None
         generation = self._current_generation(fresh)
         if self.entry and (self.entry.generation == generation or not self.on("generation")):
+            self.noted |= self.entry.state.id != NOTHING
             return "hit", self.entry.state
         if self.was_empty == generation and not self.noted and not self.names_lost:
             self.fill_token, self.entry = None, Entry(generation, State(NOTHING, (0, 0), {}))
@@ -142,7 +143,7 @@ class Redis:
             return False
         if not self.on("early"):
             state = state._replace(writes={k: w for k, w in state.writes.items() if k == state.id})
-        self.fill_token, self.entry = None, Entry(generation, state)
+        self.fill_token, self.entry, self.noted = None, Entry(generation, state), True
         return True
 
     def read_root(self, fill_token: int, fresh: int) -> tuple[str, tuple[int, int] | None]:
@@ -161,12 +162,12 @@ class Redis:
         if self.root_fill_lease != fill_token or any(fence.owner == 0 for fence in self.fences.values()):
             return
         if self._current_generation(fresh) == generation and (self.watch == fill_token or not self.on("watch")):
-            self.was_empty, self.noted, self.names_lost = generation, False, False
+            self.was_empty, self.names_lost = generation, False
 
     def begin(self, token: int, owner: int, fresh: int) -> None:
         self._current_generation(fresh)
         self.watch = None
-        if self.was_empty and self.on("names"):
+        if self.on("names"):
             self.noted = True
         if self.on("fill_token"):
             self.fill_token = None
@@ -269,6 +270,7 @@ class Redis:
 
     def evict_names(self) -> None:
         self.names_lost |= self.noted
+        self.noted = False
 
     def snapshot(self) -> Redis:
         return copy.deepcopy(self)

@@ -7,7 +7,7 @@ import pytest
 from tests.models import coherence_model as model
 
 VIOLATED_AT = {
-    "fence": 2,
+    "fence": 122,
     "fill_token": 111,
     "generation": 174,
     "restart": 646,
@@ -21,8 +21,8 @@ VIOLATED_AT = {
     "stale_threads": 3038,
     "invalidate-first": 40985,
     "marks": 39640,
-    "watch": 2,
-    "names": 43,
+    "watch": 1236,
+    "names": 192,
     "shared": 2526,
     "given-up": 90,
     "gone": 2999,

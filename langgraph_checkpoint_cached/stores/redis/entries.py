@@ -26,6 +26,7 @@ from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.fences import Fence, Fences
 from langgraph_checkpoint_cached.stores.redis.health import RedisFull, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
+from langgraph_checkpoint_cached.stores.redis.invalidation import unlink_entries
 from langgraph_checkpoint_cached.stores.redis.keys import entry_keys, thread_key
 from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
 from langgraph_checkpoint_cached.stores.redis.positions import LeasePosition, parse_position
@@ -263,15 +264,26 @@ class RedisEntries:
         return self._executor.submit(update.script, keys, arguments, in_order=True, now=now)
 
     async def begin_thread(self, thread_id: str, token: str) -> LeasePosition | None:
-        """BEGIN over all namespaces of a thread. Return its lease."""
+        """BEGIN over all namespaces of a thread, and remove their entries. Return its lease.
+
+        Under the fence nothing is stored anew: should this process die as soon as Postgres has deleted something,
+        no text of it stays in Redis.
+        """
         arguments = self._keyspace.thread_arguments(token, self.fences.owner, self.fences.ttl_text)
         key = thread_key(self._keyspace.prefix, thread_id)
-        return parse_position(await self._executor.submit(BEGIN_THREAD, [key], arguments))
+        lease = parse_position(await self._executor.submit(BEGIN_THREAD, [key], arguments))
+        await unlink_entries(self._executor, [key])
+        return lease
 
     async def end_thread(self, thread_id: str, *tokens: str) -> None:
-        """COMMIT over all namespaces of a thread: invalidate every entry and the lease, release these fences."""
+        """COMMIT over all namespaces of a thread: invalidate every entry and the lease, release these fences.
+
+        Where a fence did not hold to the end, what was stored meanwhile is removed too.
+        """
         key = thread_key(self._keyspace.prefix, thread_id)
-        await self._executor.submit(END_THREAD, [key], self._keyspace.thread_arguments(*tokens))
+        removed = await self._executor.submit(END_THREAD, [key], self._keyspace.thread_arguments(*tokens))
+        if removed < len(tokens):
+            await unlink_entries(self._executor, [key])
 
     async def discard(self, namespace: Namespace) -> None:
         """Remove the entry and the fill lease, as an eviction would."""

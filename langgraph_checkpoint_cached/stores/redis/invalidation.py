@@ -1,14 +1,14 @@
-"""Invalidation of whole threads in Redis, whatever the state of the breaker."""
+"""Invalidation of whole threads in Redis, and removal of what is invalid, whatever the state of the breaker."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from glob import escape as glob_escape
 
 from langgraph_checkpoint_cached.stores.redis.executor import BATCH_CALLS_MAX, ScriptExecutor
-from langgraph_checkpoint_cached.stores.redis.keys import thread_key
+from langgraph_checkpoint_cached.stores.redis.keys import entry_key_beside, names_key_beside, thread_key
 from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
-from langgraph_checkpoint_cached.stores.redis.scripts import END_THREAD
+from langgraph_checkpoint_cached.stores.redis.scripts import END_THREAD, NAMES, UNLINK
 
 
 class ThreadInvalidation:
@@ -45,3 +45,19 @@ class ThreadInvalidation:
     async def _invalidate(self, fences: Mapping[str, Iterable[str]]) -> None:
         arguments = self._keyspace.thread_arguments
         await self._executor.run_all([(END_THREAD, [key], arguments(*tokens)) for key, tokens in fences.items()])
+        await unlink_entries(self._executor, fences)
+
+
+async def unlink_entries(executor: ScriptExecutor, thread_keys: Collection[str]) -> None:
+    """Remove the entries of threads, so that nothing of what was deleted in Postgres stays in Redis.
+
+    It does no harm at any time, as the server may evict entries too: they are loaded again. Raises
+    `RedisUnavailable`.
+    """
+    found = await executor.run_all([(NAMES, [names_key_beside(key)], ()) for key in thread_keys])
+    entries = [
+        entry_key_beside(key, name)
+        for key, names in zip(thread_keys, found, strict=True)
+        for name in ("", *(name.decode() for name in names))
+    ]
+    await executor.run_all([(UNLINK, [entry], ()) for entry in entries])

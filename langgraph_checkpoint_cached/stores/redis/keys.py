@@ -43,8 +43,18 @@ def namespace_key(prefix: str, namespace: Namespace) -> str:
 
 
 def names_key(prefix: str, thread_id: str) -> str:
-    """Key of the set of the thread's namespaces, which exists while all of them are known."""
+    """Key of the names of the thread's namespaces that may have an entry."""
     return f"{prefix}:{_tag(thread_id)}:names"
+
+
+def names_key_beside(of_thread: str) -> str:
+    """Return `names_key` of the thread with this key."""
+    return of_thread.removesuffix(":thread") + ":names"
+
+
+def entry_key_beside(of_thread: str, name: str) -> str:
+    """Return the `namespace_key` of a namespace's name, "" for the root's, in the thread with this key."""
+    return f"{of_thread.removesuffix(':thread')}:ns:{name}"
 
 
 @lru_cache(maxsize=ENTRIES_CACHED_MAX)

@@ -67,6 +67,8 @@ COMMIT_WRITES = Script(*_COMMIT, lua("commit_writes"))
 COMMIT_DROP = Script(*_COMMIT, lua("commit_drop"))
 BEGIN_THREAD = Script(*SHARED, lua("begin_thread"))
 END_THREAD = Script(*SHARED, lua("end_thread"))
+NAMES = Script(lua("names"))
+UNLINK = Script(lua("unlink"))
 
 APPEND_PUT = Script(*_APPEND, lua("commit_put"))
 APPEND_WRITES = Script(*_APPEND, lua("commit_writes"))

@@ -3,10 +3,11 @@
 -- The generation changes once more, in case a fence did not hold to the end. The thread's key is never without a
 -- field in between: while a Cluster moves its slot, the key could not be created again. The lease is removed too,
 -- as when the thread's key is evicted: its row may have been deleted, or its holder may be cut off with an APPEND
--- still on the way.
+-- still on the way. Returns how many of the fences were still there: entries may have been stored over the others.
 
 redis.call('HDEL', thread, EMPTY_FILL_LEASE, KNOWN_EMPTY)
 redis.call('HDEL', thread, LEASE)
-for i = 4, #ARGV do redis.call('HDEL', thread, FENCE .. ARGV[i]) end
+local removed = 0
+for i = 4, #ARGV do removed = removed + redis.call('HDEL', thread, FENCE .. ARGV[i]) end
 new_generation()
-return 1
+return removed

@@ -8,7 +8,7 @@ local GENERATION = 'g' -- "<server epoch>:<random>"; the namespace's hash has th
 local FENCE = 'f:' -- and a token: a fence, "<deadline ms> <owner> <namespace, or * for all of them>"
 local EMPTY_FILL_LEASE = 'w' -- the fill lease of the reader of the root that may find the thread empty
 local KNOWN_EMPTY = 'k' -- "<count> <generation>": the thread was empty in Postgres then, and every namespace but the
--- root and the <count> in KEYS[3] still is
+-- root and those in KEYS[3] still is, if these are <count>: none of them was lost
 local LEASE = 'l' -- the lease of the process that may write behind, "<server epoch> <token> <last number in the journal>"
 local LEASE_NONCE = 'lo' -- nonce of the last process that prepared a lease
 local CLOSED_LEASE = 'c' -- token of the last lease that was closed

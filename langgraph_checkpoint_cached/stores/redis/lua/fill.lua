@@ -18,11 +18,11 @@ redis.call('HSET', namespace, GENERATION, generation)
 for i = 7, #ARGV, 2 do redis.call('HSET', namespace, ARGV[i], ARGV[i + 1]) end
 redis.call('PEXPIRE', namespace, ttl_ms)
 extend(thread, ttl_ms)
+note_entry(ttl_ms)
 if redis.call('HGET', thread, EMPTY_FILL_LEASE) == fill_token then
   redis.call('HDEL', thread, EMPTY_FILL_LEASE)
   if ARGV[6] == '1' then -- and no write to any of its namespaces has begun since
-    redis.call('DEL', names)
-    redis.call('HSET', thread, KNOWN_EMPTY, '0 ' .. generation)
+    redis.call('HSET', thread, KNOWN_EMPTY, string.format('%d %s', redis.call('ZCARD', names), generation))
   end
 end
 return 1

@@ -5,6 +5,6 @@
 
 return {
   now_ms(), server_epoch(),
-  redis.call('HGETALL', KEYS[1]), redis.call('PTTL', KEYS[1]), redis.call('SCARD', KEYS[3]),
+  redis.call('HGETALL', KEYS[1]), redis.call('PTTL', KEYS[1]), redis.call('ZCARD', KEYS[3]),
   redis.call('HGETALL', KEYS[2]), redis.call('PTTL', KEYS[2]),
 }

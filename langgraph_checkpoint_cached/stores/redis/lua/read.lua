@@ -31,14 +31,15 @@ if entry[1] == generation and entry[2] then
   if refresh and entry[2] ~= '' then
     extend(namespace, ttl_ms)
     extend(thread, ttl_ms)
+    note_entry(ttl_ms)
   end
   return { 'hit', redis.call('HGETALL', namespace) }
 end
 local known = name ~= '' and redis.call('HGET', thread, KNOWN_EMPTY)
 if known then
   local count, of = string.match(known, '^(%d+) (.*)$')
-  local all_noted = of == generation and redis.call('SCARD', names) == tonumber(count)
-  if all_noted and redis.call('SISMEMBER', names, name) == 0 then
+  local all_noted = of == generation and redis.call('ZCARD', names) == tonumber(count)
+  if all_noted and not redis.call('ZSCORE', names, name) then
     drop_entry()
     redis.call('HSET', namespace, GENERATION, generation, CHECKPOINT_ID, '', VERSIONS, '\128') -- an empty map
     redis.call('PEXPIRE', namespace, math.min(ttl_ms, EMPTY_MS))

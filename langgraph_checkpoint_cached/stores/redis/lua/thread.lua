@@ -1,7 +1,7 @@
 -- Shared by the scripts of the coherence protocol.
 --
--- KEYS: 1 the thread's hash, 2 the namespace's hash (see `fields.lua`), 3 names: a set of namespaces that a process has
--- begun to write to since the thread was known to be empty.
+-- KEYS: 1 the thread's hash, 2 the namespace's hash (see `fields.lua`), 3 names: the namespaces but the root that have an
+-- entry or are about to be written to, each with the time in ms at which that has expired.
 --
 -- The journal, where a script takes it, is a stream of what was acknowledged and is perhaps not yet in Postgres,
 -- numbered from 1. It is the one key that never expires. Each of its entries has the token of its lease.
@@ -69,20 +69,22 @@ local function knows_all(journal, token, number)
   return held == token and last <= tonumber(number)
 end
 
--- Record that a process writes to this namespace: neither it nor its thread may be taken for empty.
-local NAMES_MAX = 200 -- names of a thread; beyond that, no namespace of it is known to be empty
+-- Note that the namespace may have an entry for so long, so that a delete finds it. The root's is found without.
+local function note_entry(ms)
+  if name == '' then return end
+  local now = now_ms()
+  local is_new = redis.call('ZADD', names, 'GT', now + ms, name) == 1
+  extend(names, ms)
+  if not is_new then return end
+  redis.call('ZREMRANGEBYSCORE', names, '-inf', now)
+  local count, of = string.match(redis.call('HGET', thread, KNOWN_EMPTY) or '', '^(%d+) (.*)$')
+  if count then redis.call('HSET', thread, KNOWN_EMPTY, string.format('%d %s', count + 1, of)) end
+end
+
+-- Note that a process writes to this namespace: neither it nor its thread may be taken for empty.
 local function note_name(ms)
   redis.call('HDEL', thread, EMPTY_FILL_LEASE)
-  local known = name ~= '' and redis.call('HGET', thread, KNOWN_EMPTY)
-  if not known or redis.call('SADD', names, name) == 0 then return end
-  local count, of = string.match(known, '^(%d+) (.*)$')
-  if count and tonumber(count) < NAMES_MAX then
-    redis.call('HSET', thread, KNOWN_EMPTY, string.format('%d %s', count + 1, of))
-    redis.call('PEXPIRE', names, ms)
-  else
-    redis.call('HDEL', thread, KNOWN_EMPTY)
-    redis.call('DEL', names)
-  end
+  note_entry(ms)
 end
 
 local function drop_entry()
