@@ -67,8 +67,9 @@ class CachedPostgresSaver(SyncMethodsMixin):
             primary has the write; `"replica"`, one of its replicas has it too (`WAIT`); `"disk"`, it is in the
             primary's append-only file (`WAITAOF`, Redis 7.2). Where that is not confirmed within half of
             `redis_timeout`, Postgres has the write before the call returns.
-        redis_timeout: Longest time for one call to Redis, in seconds or as a `timedelta`, before the saver goes on
-            with Postgres. By default 0.5.
+        redis_timeout: Longest time without any part of a reply of Redis, in seconds or as a `timedelta`, before
+            the saver goes on with Postgres. By default 0.5. Only time in which the event loop runs is counted; a
+            new connection may take four times as long.
         signing_keys: Secrets of 16 to 64 bytes, or text. Every part of an entry is signed with the first, and
             read if it is signed with any of them for its place; everything else is a miss. By default None: parts
             carry checksums.

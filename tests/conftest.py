@@ -251,10 +251,10 @@ def service() -> Iterator[Service]:
 
 
 @pytest.fixture
-def proxies() -> Iterator[Callable[[str], Proxy]]:
+def proxies() -> Iterator[Callable[..., Proxy]]:
     """Starts a proxy in front of the server of a URL, for the test to break: `proxies(redis_url)`."""
     with ExitStack() as stack:
-        yield lambda url: stack.enter_context(Proxy(url))
+        yield lambda url, **network: stack.enter_context(Proxy(url, **network))
 
 
 @pytest.fixture

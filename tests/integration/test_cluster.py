@@ -120,7 +120,7 @@ async def test_public_methods_keep_order_errors_and_doubts(
 
     monkeypatch.setattr(transport, "missing_in_cluster", missing_in_cluster)
     async with RedisCluster(host="127.0.0.1", port=cluster.servers[0].port) as client:
-        public = transport_for(client, confirmation_for("replica", PATIENT_SECONDS))
+        public = transport_for(client, PATIENT_SECONDS, confirmation_for("replica", PATIENT_SECONDS))
         for turn in range(2):
             assert await public.run([call(APPEND, thread, n) for n in range(3) for thread in IDS]) == [
                 3 * turn + n for n in (1, 2, 3) for _ in IDS
@@ -130,7 +130,7 @@ async def test_public_methods_keep_order_errors_and_doubts(
         broken, appended = await public.run([call(BROKEN, "t0", 0, durable=True), call(APPEND, "t0", 8)])
         assert isinstance(broken, ResponseError)
         assert appended == 8
-        assert public.send([call(APPEND, "t0", 9)], print) is None
+        assert not public.send([call(APPEND, "t0", 9)], print)
         await public.probe(f"{prefix}:probe", 1000)
 
 
@@ -206,7 +206,7 @@ async def test_calls_to_a_node_share_a_round_trip_after_slot_moved(cluster: Clus
         return ScriptCall(APPEND, [f"{prefix}:{{{thread}}}"], [number], done, True)
 
     async with RedisCluster(host="127.0.0.1", port=cluster.servers[0].port) as client:
-        transport = transport_for(client)
+        transport = transport_for(client, PATIENT_SECONDS)
         for turn in range(2):
             answers = await transport.run([step(thread, n) for n in range(3) for thread in IDS])
             assert answers == [3 * turn + n for n in (1, 2, 3) for _ in IDS]

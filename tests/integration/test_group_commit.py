@@ -264,7 +264,7 @@ async def test_script_calls_keep_order_and_errors_are_their_own(
 ) -> None:
     key = f"{redis_prefix}list"
     async with Redis.from_url(redis_url, **options) as redis:
-        transport = ServerTransport(redis)
+        transport = ServerTransport(redis, PATIENT_SECONDS)
         for _ in range(2):
             answers = await transport.run([step(APPEND, key, 1), step(GET, key), step(APPEND, key, b"\xff")])
             assert "WRONGTYPE" in str(answers.pop(1))
@@ -274,7 +274,7 @@ async def test_script_calls_keep_order_and_errors_are_their_own(
 
 async def test_lost_scripts_are_loaded_again_unless_call_is_late(redis_url: str, redis_prefix: str) -> None:
     async with Redis.from_url(redis_url) as redis:
-        transport = ServerTransport(redis)
+        transport = ServerTransport(redis, PATIENT_SECONDS)
         one, other = f"{redis_prefix}one", f"{redis_prefix}other"
         assert await transport.run([step(APPEND, one, number, in_order=True) for number in (1, 2)]) == [1, 2]
         await redis.script_flush()

@@ -74,7 +74,7 @@ async def test_other_server_than_sentinels_agree_on_is_not_asked(
         for each in sentinel.sentinels:
             stack.push_async_callback(each.aclose)
         client = await stack.enter_async_context(sentinel.master_for(SERVICE, connection_class=connection_class))
-        transport = transport_for(client)
+        transport = transport_for(client, PATIENT_SECONDS)
         await transport.probe("probe", 1000)
 
         async def elsewhere(name: str) -> tuple[str, int]:

@@ -127,7 +127,7 @@ async def test_exchanges_that_fall_back_together_log_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with client_with(connection_class, redis_url) as redis:
-        transport = transport_for(redis)
+        transport = transport_for(redis, PATIENT_SECONDS)
         work = [transport.run([call(APPEND, f"{redis_prefix}{number}", 1)]) for number in range(5)]
         assert await asyncio.gather(*work) == [[1]] * 5
         assert not transport.can_send([call(APPEND, redis_prefix, 1)])
@@ -147,7 +147,7 @@ async def test_client_link_has_bytes_and_errors_of_each(
 ) -> None:
     key = f"{redis_prefix}key"
     async with Redis.from_url(redis_url, **options) as redis:
-        link = ClientLink(redis)
+        link = ClientLink(redis, None, PATIENT_SECONDS)
         commands = [
             ("SET", key, b"\xff"),
             ("EVAL", GET.text, 1, key),
@@ -171,7 +171,7 @@ async def test_client_link_has_bytes_and_errors_of_each(
 async def test_fallback_sends_lost_scripts_again(redis_url: str, redis_prefix: str) -> None:
     one, other = f"{redis_prefix}one", f"{redis_prefix}other"
     async with client_with(WithOwnSending, redis_url) as redis:
-        transport = transport_for(redis)
+        transport = transport_for(redis, PATIENT_SECONDS)
         assert await transport.run([call(APPEND, one, 1), call(APPEND, one, 2)]) == [1, 2]
         await redis.script_flush()
         assert await transport.run([call(APPEND, one, 3), call(APPEND, other, 1)]) == [3, 1]
@@ -187,7 +187,7 @@ async def test_cancelled_exchange_leaves_no_reply_behind(
 ) -> None:
     proxy = proxies(redis_url)
     async with Redis.from_url(proxy.url, max_connections=1, **options) as redis:
-        link = ClientLink(redis)
+        link = ClientLink(redis, None, PATIENT_SECONDS)
         assert await link.exchange([("ECHO", "before")]) == [b"before"]
         proxy.mute()
         work = asyncio.ensure_future(link.exchange([("ECHO", "lost"), ("ECHO", "lost too")]))

@@ -23,9 +23,9 @@ from redis.backoff import NoBackoff
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import free_port
 from langgraph_checkpoint_cached.stores.redis.keys import thread_key
+from langgraph_checkpoint_cached.stores.redis.reply_reader import ReplyReader
 from tests.support.agreement import PATIENT_SECONDS, new_checkpoint, new_saver, on_thread
 from tests.support.inspect import (
-    ReplyReader,
     connections_in_use,
     free_connections,
     idle_postgres_connections,

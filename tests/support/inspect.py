@@ -34,7 +34,7 @@ from langgraph_checkpoint_cached.serde import fast_dumps, fast_loads, messages
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres import thread_maintenance
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
-from langgraph_checkpoint_cached.stores.redis import entry_format, pipelined_connection, server_check
+from langgraph_checkpoint_cached.stores.redis import entry_format, server_check
 from langgraph_checkpoint_cached.stores.redis.entries import RedisEntries
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.fences import Fences
@@ -295,7 +295,6 @@ def version_text(version: Any) -> bytes:
 tail_header = tail._header
 tail_line = tail._line
 wheel = embedded._wheel
-ReplyReader = pipelined_connection._ReplyReader
 
 
 # -- of single components --------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ BACK_WITHIN_SECONDS = 20
 
 @asynccontextmanager
 async def playing(
-    postgres_url: str, redis_url: str, prefix: str, ids: list[str]
+    postgres_url: str, redis_url: str, prefix: str, ids: list[str], **options: Any
 ) -> AsyncIterator[tuple[list[Player], Report]]:
     """Several savers take turns in conversations during the block, which begins and ends with all of them being
     served from Redis. The report is complete after the block.
@@ -138,7 +138,7 @@ async def playing(
         lengths, on, report = [0] * len(ids), True, Report()
         players = []
         for number in range(SAVERS):
-            opening = CachedPostgresSaver.from_conn_string(postgres_url, redis_url, prefix=prefix)
+            opening = CachedPostgresSaver.from_conn_string(postgres_url, redis_url, prefix=prefix, **options)
             players.append(Player(await stack.enter_async_context(opening), number, SAVERS, lengths, ids))
         games = asyncio.gather(*(player.play(lambda: on) for player in players))
         try:

@@ -6,6 +6,7 @@ The idea is psycopg's `tests/fix_proxy.py`.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Coroutine
 from types import TracebackType
@@ -32,15 +33,22 @@ class Proxy:
       clients cannot know whether what they asked for was done.
 
     Nothing is lost while deaf or mute: it is held, as by a network that stalls, and passes after `hear`.
+
+    Args:
+        target_url: Server.
+        delay_seconds: Time that all that passes takes, in either direction, the opening of a connection included.
+        bytes_per_second: Rate that all connections share, in each direction.
     """
 
-    def __init__(self, target_url: str) -> None:
+    def __init__(self, target_url: str, *, delay_seconds: float = 0, bytes_per_second: float = math.inf) -> None:
         target = urlsplit(target_url)
         default_port = 6379 if target.scheme.startswith("redis") else 5432
         self.target = (target.hostname or LOCALHOST, target.port or default_port)
         self.port = free_port()
         credentials = f"{target.netloc.rpartition('@')[0]}@" if "@" in target.netloc else ""
         self.url = target._replace(netloc=f"{credentials}{LOCALHOST}:{self.port}").geturl()
+        self._delay_seconds, self._bytes_per_second = delay_seconds, bytes_per_second
+        self._free_at = {True: 0.0, False: 0.0}  # requests and replies: when the network has passed what it has
         self.accepted = 0  # connections, since the proxy was made
         self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
         self._listener: asyncio.Server | None = None
@@ -121,11 +129,12 @@ class Proxy:
         writers = self._connections[task] = [client_writer]
         try:
             await self._requests.wait()
+            await asyncio.sleep(2 * self._delay_seconds)
             server_reader, server_writer = await asyncio.open_connection(*self.target)
             writers.append(server_writer)
             pumps = [
-                asyncio.ensure_future(_pump(client_reader, server_writer, self._requests)),
-                asyncio.ensure_future(_pump(server_reader, client_writer, self._replies)),
+                asyncio.ensure_future(self._pump(client_reader, server_writer, requests=True)),
+                asyncio.ensure_future(self._pump(server_reader, client_writer, requests=False)),
             ]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -141,10 +150,34 @@ class Proxy:
             for writer in writers:
                 writer.close()
 
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, requests: bool) -> None:
+        """Forward until one of the two ends, holding what comes while nothing passes."""
+        passes = self._requests if requests else self._replies
+        if not self._delay_seconds and self._bytes_per_second == math.inf:
+            while chunk := await reader.read(CHUNK_BYTES):
+                await passes.wait()
+                writer.write(chunk)
+                await writer.drain()
+            return
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        arriving = asyncio.ensure_future(_arrive(under_way, writer, passes))
+        try:
+            while chunk := await reader.read(CHUNK_BYTES):
+                free_at = max(self._free_at[requests], self._loop.time()) + len(chunk) / self._bytes_per_second
+                self._free_at[requests] = free_at
+                under_way.put_nowait((free_at + self._delay_seconds, chunk))
+                await asyncio.sleep(free_at - self._loop.time())
+            under_way.put_nowait((0.0, b""))
+            await arriving
+        finally:
+            arriving.cancel()
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passes: asyncio.Event) -> None:
-    """Forward until one of the two ends, holding what comes while nothing `passes`."""
-    while chunk := await reader.read(CHUNK_BYTES):
+
+async def _arrive(
+    under_way: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, passes: asyncio.Event
+) -> None:
+    while (arrival := await under_way.get())[1]:
+        await asyncio.sleep(arrival[0] - asyncio.get_running_loop().time())
         await passes.wait()
-        writer.write(chunk)
+        writer.write(arrival[1])
         await writer.drain()

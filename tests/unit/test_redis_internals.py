@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +22,11 @@ from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection, Sentinel
 
 import langgraph_checkpoint_cached
 from langgraph_checkpoint_cached.stores.redis.redis_internals import (
-    exchange_with_node,
+    is_closed,
     missing_in_cluster,
     missing_in_connection,
     missing_in_pool,
+    node_connection,
 )
 from tests.unit.test_structure import Sources, nodes, sources_of
 
@@ -160,24 +162,24 @@ def test_cluster_client_lacks_what_redis_py_dropped(monkeypatch: pytest.MonkeyPa
     assert missing_in_cluster(other) == ["_initialize", "ClusterNode.acquire_connection"]
 
 
-async def test_node_needs_old_names_only_in_old_clients() -> None:
-    """`can_read_destructive` and `_free` were replaced, and may go."""
-    released = []
-
-    async def can_read() -> bool:
-        return False
-
-    async def send_packed_command(packed: bytes) -> None: ...
-
-    async def read_response(**options: Any) -> bytes:
-        return b"PONG"
-
-    connection = SimpleNamespace(
-        is_connected=True,
-        can_read=can_read,
-        send_packed_command=send_packed_command,
-        read_response=read_response,
-    )
+def test_node_needs_old_names_only_in_old_clients() -> None:
+    """`_free` was replaced, and may go."""
+    connection, released = object(), []
     node: Any = SimpleNamespace(acquire_connection=lambda: connection, release=released.append)
-    assert await exchange_with_node(node, [("PING",)]) == [b"PONG"]
+    with node_connection(node) as taken:
+        assert taken is connection
+        assert released == []
     assert released == [connection]
+
+
+@pytest.mark.parametrize("ended_by", ["server", "client", None])
+async def test_connection_that_was_closed_while_idle_is_known(ended_by: str | None) -> None:
+    """redis-py returns one from its pool, with RESP3."""
+    reader = asyncio.StreamReader()
+    transport = SimpleNamespace(is_closing=lambda: ended_by == "client")
+    if ended_by == "server":
+        reader.feed_eof()
+    assert is_closed(SimpleNamespace(_reader=reader, _writer=SimpleNamespace(transport=transport))) == bool(
+        ended_by
+    )
+    assert not is_closed(Connection())  # not connected

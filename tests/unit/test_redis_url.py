@@ -35,7 +35,7 @@ def test_a_server() -> None:
         "host", 1234, 3, "user", "p@ss", "me"
     ]  # fmt: skip
     assert kwargs["socket_timeout"] is None
-    assert kwargs["socket_connect_timeout"] == 0.5
+    assert kwargs["socket_connect_timeout"] == 2.0
 
 
 async def test_a_cluster() -> None:

@@ -9,6 +9,10 @@ from redis.asyncio.cluster import RedisCluster
 
 AnyRedis: TypeAlias = "Redis | RedisCluster"
 
+CONNECT_TIMEOUTS = 4
+"""Longest time for a new connection, as a multiple of the time limit of a call: TCP, TLS, authentication and the
+settings of the client take up to seven round trips, and renewed credentials may have to be fetched."""
+
 
 def reason(error: BaseException) -> str:
     """Return the text of a client's error, without secrets.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -16,10 +16,14 @@ from redis.exceptions import (
     ResponseError,
     SlotNotCoveredError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-from langgraph_checkpoint_cached.stores.redis.pipelined_connection import OnReplies
-from langgraph_checkpoint_cached.stores.redis.redis_internals import exchange_with_node, refresh_slots
+from langgraph_checkpoint_cached.stores.redis.client import CONNECT_TIMEOUTS
+from langgraph_checkpoint_cached.stores.redis.links import NodeLink
+from langgraph_checkpoint_cached.stores.redis.redis_internals import refresh_slots
+from langgraph_checkpoint_cached.stores.redis.reply_reader import OnReplies
 from langgraph_checkpoint_cached.stores.redis.script_call import (
+    Command,
     Confirmation,
     ScriptCall,
     Unconfirmed,
@@ -27,9 +31,12 @@ from langgraph_checkpoint_cached.stores.redis.script_call import (
     evalsha,
 )
 from langgraph_checkpoint_cached.stores.redis.scripts import UNDECODED
+from langgraph_checkpoint_cached.utils.progress_timer import running_timeout
 
 PROBE_KEYS_MAX = 5_000
 """Number of keys that are tried until there is one for each primary."""
+NODES_MAX = 1000
+"""Nodes ever met, after which what is known of them is forgotten."""
 REFUSED = (NoScriptError, AskError)  # a MovedError is an AskError
 """Replies of a node that has not run the script, where running it in another way may help."""
 
@@ -41,16 +48,19 @@ class ClusterTransport:
     one of them, and one that does not exist counts as missing. That is the call's reply: it is not waited for.
     """
 
-    def __init__(self, client: RedisCluster, confirmation: Confirmation | None = None) -> None:
-        self._client, self._confirmation = client, confirmation
+    def __init__(
+        self, client: RedisCluster, timeout_seconds: float, confirmation: Confirmation | None = None
+    ) -> None:
+        self._client, self._timeout_seconds, self._confirmation = client, timeout_seconds, confirmation
+        self._links: dict[str, NodeLink] = {}
         self._known: set[tuple[str, str]] = set()  # node and script
         self._outdated = False
 
     def can_send(self, calls: Iterable[ScriptCall]) -> bool:
         return False
 
-    def send(self, calls: Sequence[ScriptCall], on_replies: OnReplies) -> Callable[[Exception], None] | None:
-        return None
+    def send(self, calls: Sequence[ScriptCall], on_replies: OnReplies) -> bool:
+        return False
 
     async def run(self, calls: Sequence[ScriptCall]) -> list[Any]:
         try:
@@ -69,7 +79,7 @@ class ClusterTransport:
             commands = [
                 (node, [("SET", name, b"1", "PX", ttl_ms)]) for node, name in keys_by_node(self._client, key)
             ]
-            for [reply] in await _all(exchange_with_node(node, command) for node, command in commands):
+            for [reply] in await _all(self._exchange(node, command) for node, command in commands):
                 if isinstance(reply, ResponseError):
                     raise reply
         except BaseException:
@@ -102,7 +112,16 @@ class ClusterTransport:
         if self._outdated:
             self._outdated = False
             refresh_slots(self._client)
-        await self._client.initialize()
+        async with running_timeout(CONNECT_TIMEOUTS * self._timeout_seconds):
+            await self._client.initialize()
+
+    async def _exchange(self, node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
+        link = self._links.get(node.name)
+        if link is None:
+            if len(self._links) >= NODES_MAX:
+                self._links.clear()
+            link = self._links[node.name] = NodeLink(self._timeout_seconds)
+        return await link.exchange(node, commands)
 
     async def _run_by_node(self, calls: Sequence[ScriptCall]) -> list[Any]:
         nodes: dict[str, tuple[ClusterNode, list[int]]] = {}
@@ -116,7 +135,7 @@ class ClusterTransport:
                 self._known = {known for known in self._known if known[0] != node.name}
             for i, reply in zip(indexes, node_replies, strict=True):
                 replies[i] = reply
-                if not isinstance(reply, REFUSED):
+                if not isinstance(reply, (*REFUSED, RedisConnectionError)):
                     self._known.add((node.name, calls[i].script.sha))
         return replies
 
@@ -125,16 +144,21 @@ class ClusterTransport:
             evalsha(call) if (node.name, call.script.sha) in self._known else eval_whole(call) for call in calls
         ]
         confirmation = self._confirmation
-        if confirmation is None or not confirmation.wanted_by(calls):
-            return await exchange_with_node(node, commands)
-        return confirmation.apply(calls, await exchange_with_node(node, [*commands, confirmation.command]))
+        try:
+            if confirmation is None or not confirmation.wanted_by(calls):
+                return await self._exchange(node, commands)
+            return confirmation.apply(calls, await self._exchange(node, [*commands, confirmation.command]))
+        except RedisConnectionError as exc:  # the other nodes are well
+            self._outdated = True
+            return [exc] * len(calls)
 
     async def _retry(self, call: ScriptCall, refusal: ResponseError) -> Any:
         if isinstance(refusal, AskError) and not isinstance(refusal, MovedError):
             return await self._ask(call, refusal)
         try:
-            return await self._client.execute_command(*eval_whole(call), **UNDECODED)
-        except ResponseError as exc:
+            async with running_timeout(self._timeout_seconds):
+                return await self._client.execute_command(*eval_whole(call), **UNDECODED)
+        except (ResponseError, RedisConnectionError) as exc:
             return exc
 
     async def _ask(self, call: ScriptCall, where: AskError) -> Any:
@@ -145,7 +169,7 @@ class ClusterTransport:
         if node is None:
             self._outdated = True
             return where
-        return (await exchange_with_node(node, [("ASKING",), eval_whole(call)]))[1]
+        return (await self._exchange(node, [("ASKING",), eval_whole(call)]))[1]
 
 
 class ClusterClientTransport:
@@ -154,21 +178,24 @@ class ClusterClientTransport:
     Nothing is confirmed: a WAIT of the client's need not go over the connection that the writes went over.
     """
 
-    def __init__(self, client: RedisCluster, confirmation: Confirmation | None = None) -> None:
-        self._client, self._confirmation = client, confirmation
+    def __init__(
+        self, client: RedisCluster, timeout_seconds: float, confirmation: Confirmation | None = None
+    ) -> None:
+        self._client, self._timeout_seconds, self._confirmation = client, timeout_seconds, confirmation
 
     def can_send(self, calls: Iterable[ScriptCall]) -> bool:
         return False
 
-    def send(self, calls: Sequence[ScriptCall], on_replies: OnReplies) -> Callable[[Exception], None] | None:
-        return None
+    def send(self, calls: Sequence[ScriptCall], on_replies: OnReplies) -> bool:
+        return False
 
     async def run(self, calls: Sequence[ScriptCall]) -> list[Any]:
         threads: dict[str, list[int]] = {}
         for i, call in enumerate(calls):
             threads.setdefault(call.keys[0], []).append(i)
         replies: list[Any] = [None] * len(calls)
-        by_thread = await _all(self._run_in_order([calls[i] for i in indexes]) for indexes in threads.values())
+        async with running_timeout(CONNECT_TIMEOUTS * self._timeout_seconds):  # perhaps with new connections
+            by_thread = await _all(self._run_in_order([calls[i] for i in indexes]) for indexes in threads.values())
         for indexes, thread_replies in zip(threads.values(), by_thread, strict=True):
             for i, reply in zip(indexes, thread_replies, strict=True):
                 replies[i] = reply
@@ -180,9 +207,10 @@ class ClusterClientTransport:
         """Do nothing: `run` sends a script whole that the node lacks."""
 
     async def probe(self, key: str, ttl_ms: int) -> None:
-        await self._client.initialize()
-        for _, name in keys_by_node(self._client, key):
-            await self._client.set(name, b"1", px=ttl_ms)
+        async with running_timeout(CONNECT_TIMEOUTS * self._timeout_seconds):
+            await self._client.initialize()
+            for _, name in keys_by_node(self._client, key):
+                await self._client.set(name, b"1", px=ttl_ms)
 
     async def close(self) -> None:
         """Do nothing: no connection is held."""

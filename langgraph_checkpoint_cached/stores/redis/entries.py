@@ -24,7 +24,7 @@ from langgraph_checkpoint_cached.stores.redis.entry_format import (
 )
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.fences import Fence, Fences
-from langgraph_checkpoint_cached.stores.redis.health import RedisFull, RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.health import ConnectionDropped, RedisFull, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
 from langgraph_checkpoint_cached.stores.redis.invalidation import unlink_entries
 from langgraph_checkpoint_cached.stores.redis.keys import entry_keys, thread_key
@@ -48,6 +48,8 @@ from langgraph_checkpoint_cached.utils.tokens import new_token
 
 FILL_LEASE_MS = 5_000
 """After this long a reader that took the fill lease is not waited for any more: it may have died."""
+READ_ATTEMPTS_MAX = 5
+"""Attempts of one READ, each over another connection."""
 EMPTY_MS = 60_000
 """Time for which "this namespace has no checkpoint" is remembered."""
 
@@ -145,7 +147,14 @@ class RedisEntries:
         self.fences, self._integrity = fences, integrity
         self._refresh = "1" if keyspace.ttl.sliding else "0"
 
-    async def read(self, namespace: Namespace, fill_token: str, checkpoint_id: str = "") -> ReadReply:
+    async def read(
+        self,
+        namespace: Namespace,
+        fill_token: str,
+        checkpoint_id: str = "",
+        *,
+        attempts: int = READ_ATTEMPTS_MAX,
+    ) -> ReadReply:
         """READ: the entry, or what to do instead. With a `checkpoint_id`, an entry of that checkpoint only.
 
         A caller that is cancelled here has no fill lease.
@@ -170,6 +179,11 @@ class RedisEntries:
         except asyncio.CancelledError:
             self._submit(RELEASE_FILL_LEASE, namespace, fill_token)  # queued, so it runs after READ
             raise
+        except ConnectionDropped:  # it may have taken the fill lease, which READ would then wait for
+            self._submit(RELEASE_FILL_LEASE, namespace, fill_token)
+            if attempts <= 1:
+                raise
+            return await self.read(namespace, fill_token, checkpoint_id, attempts=attempts - 1)
         kind = reply[0]
         if kind == b"hit":
             flat = reply[1]

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError, TryAgainError
+from redis.exceptions import (
+    AuthenticationError,
+    NoScriptError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis, reason
-from langgraph_checkpoint_cached.stores.redis.health import NotDone, RedisFull, RedisHealth, RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.health import (
+    ConnectionDropped,
+    NotDone,
+    RedisFull,
+    RedisHealth,
+    RedisUnavailable,
+)
 from langgraph_checkpoint_cached.stores.redis.scan import scan_steps
 from langgraph_checkpoint_cached.stores.redis.script_call import Argument, Confirmation, ScriptCall
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
@@ -21,11 +34,7 @@ from langgraph_checkpoint_cached.stores.redis.transport import transport_for
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from langgraph_checkpoint_cached.utils.batch_queue import QueueFull, answer, fail
 from langgraph_checkpoint_cached.utils.pipeline_queue import PipelineQueue
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout
+from langgraph_checkpoint_cached.utils.progress_timer import running_timeout
 
 T = TypeVar("T")
 
@@ -37,6 +46,8 @@ NOT_HERE = "attempted to access a non local key"
 """Answer to a script that makes a key anew which it has removed, while the key's slot is being moved."""
 FAILURES = (asyncio.TimeoutError, RedisError, RedisClusterException, OSError)
 """Errors of an exchange with Redis."""
+RECONNECT_PAUSES_SECONDS = (0.0, 0.002, 0.004, 0.008, 0.016, 0.032)
+"""Pauses before the attempts on a new connection, after one was lost and before Redis counts as unusable."""
 BATCH_CALLS_MAX = 256
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 CALLS_WAITING_MAX = 20_000
@@ -56,7 +67,8 @@ class ScriptExecutor:
         runtime: Event loop and counters.
         health: Breaker, opened here.
         prefix: Start of the key that a probe writes.
-        timeout_seconds: Of one call, waiting for a connection included.
+        timeout_seconds: Time in which something of a reply must have come; a new connection has a limit of its
+            own.
         confirmation: How durable calls are confirmed by replicas or disks.
     """
 
@@ -72,7 +84,7 @@ class ScriptExecutor:
     ) -> None:
         self._client, self._loop, self._stats, self.health = client, runtime.loop, runtime.stats, health
         self._timeout_seconds, self.probe_key = timeout_seconds, f"{prefix}:probe"
-        self._transport = transport_for(client, confirmation)
+        self._transport = transport_for(client, timeout_seconds, confirmation)
         self._queue: PipelineQueue[ScriptCall] = PipelineQueue(
             self._send,
             self._run,
@@ -99,7 +111,7 @@ class ScriptExecutor:
         now: bool = False,
     ) -> asyncio.Future[Any]:
         """Run a script; queued when this returns. The future raises `RedisUnavailable` where Redis fails or is
-        late.
+        late; of these `ConnectionDropped`, where the script may not be repeated and its connection was lost.
 
         Scripts that wait at the same time share a round trip, in the order of these calls.
 
@@ -128,11 +140,8 @@ class ScriptExecutor:
             some = [
                 ScriptCall(*call, self._loop.create_future()) for call in calls[start : start + BATCH_CALLS_MAX]
             ]
-            replies = await self._attempt(self._transport.run(some))
-            for reply in replies:
-                if isinstance(reply, ResponseError):
-                    raise self._translate(reply)
-            found += replies
+            await self._run_calls(some)
+            found += [call.done.result() for call in some]
         return found
 
     async def probe(self) -> None:
@@ -150,7 +159,7 @@ class ScriptExecutor:
         steps = scan_steps(self._client, pattern)
         while True:
             try:
-                async with timeout(self._timeout_seconds):
+                async with running_timeout(self._timeout_seconds):
                     found = await anext(steps)
             except StopAsyncIteration:
                 return
@@ -182,10 +191,12 @@ class ScriptExecutor:
         started = time.perf_counter()
 
         def on_replies(replies: list[Any] | Exception) -> None:
-            late.cancel()
             self._in_flight -= 1
             self._stats.redis_exchange.record(time.perf_counter() - started)
             if isinstance(replies, Exception):
+                if _is_drop(replies):
+                    self._run_in_task(self._run_calls(calls, replies), calls, on_answered)
+                    return
                 fail(calls, self._unavailable(replies))
                 on_answered()
                 return
@@ -196,11 +207,9 @@ class ScriptExecutor:
             self._deliver(calls, replies)
             on_answered()
 
-        abort = self._transport.send(calls, on_replies)
-        if abort is None:
+        if not self._transport.send(calls, on_replies):
             return False
         self._in_flight += 1
-        late = self._loop.call_later(self._timeout_seconds, abort, asyncio.TimeoutError())
         return True
 
     def _retry(self, calls: Sequence[ScriptCall], replies: list[Any], on_answered: Callable[[], None]) -> None:
@@ -216,14 +225,26 @@ class ScriptExecutor:
             await self._attempt(self._transport.retry_after_noscript(calls, replies, overtaken=overtaken))
             self._deliver(calls, replies)
 
-        def retried(task: asyncio.Task[None]) -> None:
+        def retried() -> None:
             self._is_retrying &= overtaken
+            on_answered()
+
+        self._run_in_task(retry(), calls, retried)
+
+    def _run_in_task(
+        self, work: Coroutine[Any, Any, None], calls: Sequence[ScriptCall], on_answered: Callable[[], None]
+    ) -> asyncio.Task[None]:
+        """Do what answers the calls, in a task. If it fails, they get the error."""
+
+        def on_done(task: asyncio.Task[None]) -> None:
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
             if error is not None:
                 fail(calls, error)
             on_answered()
 
-        self._tasks.start(retry()).add_done_callback(retried)
+        task = self._tasks.start(work)
+        task.add_done_callback(on_done)
+        return task
 
     async def _run(self, calls: Sequence[ScriptCall]) -> None:
         """Run a batch in a task, where it cannot be sent at once."""
@@ -231,10 +252,65 @@ class ScriptExecutor:
             raise NotDone(NOT_ASKED)
         started = time.perf_counter()
         try:
-            replies = await self._attempt(self._transport.run(calls))
+            await self._run_calls(calls)
         finally:
             self._stats.redis_exchange.record(time.perf_counter() - started)
-        self._deliver(calls, replies)
+
+    async def _run_calls(self, calls: Sequence[ScriptCall], lost: Exception | None = None) -> None:
+        """Run calls and answer them: those whose connection is lost once more, over another.
+
+        A lost connection is no outage. Only if there is no other soon, or another server answers, it is.
+
+        Args:
+            calls: Calls to run.
+            lost: How the connection was lost over which they were sent, if they were.
+        """
+        for pause_seconds in (*RECONNECT_PAUSES_SECONDS, None):
+            if lost is None:
+                calls, lost = await self._run_once(calls)
+                if lost is None:
+                    return
+            if pause_seconds is None:
+                raise self._unavailable(lost) from lost
+            calls = self._take_repeatable(calls, lost)
+            if not calls:
+                return
+            await asyncio.sleep(pause_seconds)
+            lost = None
+
+    async def _run_once(self, calls: Sequence[ScriptCall]) -> tuple[Sequence[ScriptCall], Exception | None]:
+        """Run calls; return those whose connection was lost, with the error, and answer the others."""
+        try:
+            replies = await self._transport.run(calls)
+        except ResponseError as exc:
+            raise self._translate(exc) from exc
+        except FAILURES as exc:
+            if _is_drop(exc):
+                return calls, exc
+            raise self._unavailable(exc) from exc
+        lost: Exception | None = None
+        dropped, answered, of_answered = [], [], []
+        for call, reply in zip(calls, replies, strict=True):
+            if isinstance(reply, RedisConnectionError):
+                dropped.append(call)
+                lost = reply
+            else:
+                answered.append(call)
+                of_answered.append(reply)
+        self._deliver(answered, of_answered)
+        return dropped, lost
+
+    def _take_repeatable(self, calls: Sequence[ScriptCall], lost: Exception) -> list[ScriptCall]:
+        """Return the calls that may be repeated. The others are over: their callers know what to do."""
+        self._stats.redis_errors += 1
+        logger.debug("a connection to Redis was lost: %s", reason(lost))
+        repeatable = []
+        for call in calls:
+            if call.script.repeatable:
+                repeatable.append(call)
+            else:
+                answer(call.done, ConnectionDropped(f"{type(lost).__name__}: {reason(lost)}"))
+        return repeatable
 
     def _deliver(self, calls: Sequence[ScriptCall], replies: Sequence[Any]) -> None:
         for call, reply in zip(calls, replies, strict=True):
@@ -246,8 +322,7 @@ class ScriptExecutor:
     async def _attempt(self, call: Awaitable[T]) -> T:
         # A call that is cut short closes its connection: no reply is left there for the next one.
         try:
-            async with timeout(self._timeout_seconds):
-                return await call
+            return await call
         except ResponseError as exc:
             raise self._translate(exc) from exc
         except FAILURES as exc:
@@ -280,3 +355,8 @@ class ScriptExecutor:
         failure = RedisUnavailable(f"it answered: {reason(reply)}")
         self.health.fail(failure)
         return failure
+
+
+def _is_drop(error: Exception) -> bool:
+    """Return whether a connection was lost, or could not be made, for no reason that will last."""
+    return isinstance(error, RedisConnectionError) and not isinstance(error, AuthenticationError)

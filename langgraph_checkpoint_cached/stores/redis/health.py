@@ -19,6 +19,10 @@ class RedisUnavailable(Exception):
     """Redis did not do it: nothing may be assumed of what it holds. Never leaves this package."""
 
 
+class ConnectionDropped(RedisUnavailable):
+    """The connection was lost, and nobody knows whether Redis has done it. Redis may be well."""
+
+
 class NotDone(RedisUnavailable):
     """Redis certainly has not done it."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from hiredis import pack_command
@@ -49,12 +50,16 @@ def streams(connection: Any) -> Streams:
     """Return the streams of a connection, which must lack nothing."""
     transport = connection._writer.transport
     never: Callable[[], bool] = lambda: False  # noqa: E731
-    return Streams(
-        transport,
-        transport.get_protocol(),
-        connection._parser.parse_error,
-        getattr(connection, "should_reconnect", never),  # since redis-py 7
-    )
+    should_reconnect = getattr(connection, "should_reconnect", never)  # since redis-py 7
+    if getattr(connection, "credential_provider", None) is not None:
+        must_move = should_reconnect
+        should_reconnect = lambda: must_move() or _has_new_credentials(connection)  # noqa: E731
+    return Streams(transport, transport.get_protocol(), connection._parser.parse_error, should_reconnect)
+
+
+def _has_new_credentials(connection: Any) -> bool:
+    """Return whether the pool has told the connection to authenticate again, once it is released."""
+    return getattr(connection, "_re_auth_token", None) is not None
 
 
 def missing_in_pool(pool: ConnectionPool) -> list[str]:
@@ -73,13 +78,14 @@ def _is_of_redis_py(method: Any) -> bool:
     return str(getattr(method, "__module__", "")).startswith("redis.")
 
 
-def may_be_idle(pool: ConnectionPool) -> bool:
-    """Return whether the pool's next connection may have been connected before."""
-    return bool(getattr(pool, "_available_connections", True))
+def idle_sockets(pool: ConnectionPool) -> list[object] | None:
+    """Return `socket_of` each connection that lies idle in a pool; None if that is not known."""
+    idle = getattr(pool, "_available_connections", None)
+    return None if idle is None else [socket_of(connection) for connection in idle if connection.is_connected]
 
 
-async def exchange(connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
-    """Send all commands, then read all replies, as the client's own pipeline does at half as much again or more.
+async def exchange_by_client(connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
+    """Send all commands, then read all replies, through the client's streams.
 
     Returns a reply for each, or a `ResponseError`. If anything else goes wrong the connection is closed.
     """
@@ -113,19 +119,31 @@ def refresh_slots(client: RedisCluster) -> None:
     client._initialize = True
 
 
-async def exchange_with_node(node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
-    """Exchange commands over a connection of a node, as `exchange`."""
+@contextmanager
+def node_connection(node: ClusterNode) -> Iterator[Any]:
+    """Take a connection of a node for the block. It may not be connected."""
     connection = node.acquire_connection()
     try:
-        can_read = "can_read" if hasattr(connection, "can_read") else "can_read_destructive"  # until redis-py 8
-        if connection.is_connected and await getattr(connection, can_read)():
-            await connection.disconnect(nowait=True)  # closed by the node, while it was idle
-        return await exchange(connection, commands)
+        yield connection
     finally:
         if hasattr(node, "release"):
             node.release(connection)
         else:  # redis-py before 7
             node._free.append(connection)
+
+
+def is_closed(connection: Any) -> bool:
+    """Return whether a connected connection is known to have been closed by the server, while it was idle.
+
+    A pool of redis-py that takes maintenance notifications, as it does with RESP3, returns such a connection.
+    """
+    reader, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
+    return (reader is not None and reader.at_eof()) or (writer is not None and writer.transport.is_closing())
+
+
+def socket_of(connection: Any) -> object:
+    """Return what is another object after each time that a connection was connected."""
+    return connection._writer
 
 
 def sentinels(pool: SentinelConnectionPool) -> list[Redis]:

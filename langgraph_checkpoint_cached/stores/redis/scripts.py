@@ -19,10 +19,16 @@ UNDECODED: dict[str, Any] = {NEVER_DECODE: True}
 
 
 class Script:
-    """Script with its digest, by which a server that has it in its cache runs it."""
+    """Script with its digest, by which a server that has it in its cache runs it.
 
-    def __init__(self, *parts: str) -> None:
-        self.text = "\n".join(parts)
+    Args:
+        parts: Text.
+        repeatable: Whether it may run once more, and later than other scripts of its thread, where nobody knows
+            whether it has run: it does nothing then, or what it does is undone by what its caller does next.
+    """
+
+    def __init__(self, *parts: str, repeatable: bool = True) -> None:
+        self.text, self.repeatable = "\n".join(parts), repeatable
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, client: AnyRedis, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
@@ -54,7 +60,10 @@ _HISTORY = lua("history_functions")
 _COMMIT = (*SHARED, _HISTORY, lua("commit_functions"))
 _APPEND = (*SHARED, _HISTORY, lua("append_functions"))
 
-READ = Script(*SHARED, lua("read"))
+# What changes an entry or the journal must not run twice: in between, the entry may have got something newer. Its
+# caller invalidates the thread, or revokes the lease, both of which may be repeated. READ may hold the fill lease
+# already, and would wait for itself; PREPARE and OPEN could come after those of another process.
+READ = Script(*SHARED, lua("read"), repeatable=False)
 FILL = Script(*SHARED, lua("fill"))
 RELEASE_FILL_LEASE = Script(*SHARED, lua("release_fill_lease"))
 HISTORY_FILL_LEASE = Script(*SHARED, lua("history_fill_lease"))
@@ -62,18 +71,18 @@ FILL_HISTORY = Script(*SHARED, _HISTORY, lua("fill_history"))
 
 BEGIN = Script(*SHARED, lua("begin"))
 RELEASE = Script(*SHARED, lua("release"))
-COMMIT_PUT = Script(*_COMMIT, lua("commit_put"))
-COMMIT_WRITES = Script(*_COMMIT, lua("commit_writes"))
-COMMIT_DROP = Script(*_COMMIT, lua("commit_drop"))
+COMMIT_PUT = Script(*_COMMIT, lua("commit_put"), repeatable=False)
+COMMIT_WRITES = Script(*_COMMIT, lua("commit_writes"), repeatable=False)
+COMMIT_DROP = Script(*_COMMIT, lua("commit_drop"), repeatable=False)
 BEGIN_THREAD = Script(*SHARED, lua("begin_thread"))
 END_THREAD = Script(*SHARED, lua("end_thread"))
 NAMES = Script(lua("names"))
 UNLINK = Script(lua("unlink"))
 
-APPEND_PUT = Script(*_APPEND, lua("commit_put"))
-APPEND_WRITES = Script(*_APPEND, lua("commit_writes"))
-PREPARE = Script(*SHARED, lua("lease_prepare"))
-OPEN = Script(*SHARED, lua("lease_open"))
+APPEND_PUT = Script(*_APPEND, lua("commit_put"), repeatable=False)
+APPEND_WRITES = Script(*_APPEND, lua("commit_writes"), repeatable=False)
+PREPARE = Script(*SHARED, lua("lease_prepare"), repeatable=False)
+OPEN = Script(*SHARED, lua("lease_open"), repeatable=False)
 JOURNAL = Script(*SHARED, lua("lease_journal"))
 TRIM = Script(*SHARED, lua("lease_trim"))
 CLOSE = Script(*SHARED, lua("lease_close"))

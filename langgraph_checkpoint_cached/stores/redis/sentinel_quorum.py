@@ -11,13 +11,16 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.utils import str_if_bytes
 
+from langgraph_checkpoint_cached.stores.redis.client import CONNECT_TIMEOUTS
 from langgraph_checkpoint_cached.stores.redis.redis_internals import (
     connected_to,
     forced_primary_host,
     sentinels,
 )
+from langgraph_checkpoint_cached.utils.progress_timer import SLICES, running_timeout
 
 AGREEMENT_SECONDS = 0.05
 """Time for which their agreement is relied on."""
@@ -39,11 +42,14 @@ class SentinelQuorum:
 
     Args:
         pool: Connections to the primary.
+        timeout_seconds: Time for their answers; the first time it is `CONNECT_TIMEOUTS` times as long.
         clock: Seconds, monotonic.
     """
 
-    def __init__(self, pool: SentinelConnectionPool, clock: Callable[[], float] = time.monotonic) -> None:
-        self._pool, self._clock = pool, clock
+    def __init__(
+        self, pool: SentinelConnectionPool, timeout_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._pool, self._timeout_seconds, self._clock = pool, timeout_seconds, clock
         self._agreed_at = float("-inf")
         self._address: tuple[str, int] | None = None
         self._silent: dict[Redis, float] = {}
@@ -55,7 +61,9 @@ class SentinelQuorum:
             return
         known = sentinels(self._pool)
         asked = [each for each in known if asked_at - self._silent.get(each, float("-inf")) > SILENT_SECONDS]
-        answers = await asyncio.gather(*map(self._ask, asked))
+        timeouts = 1 if self._address else CONNECT_TIMEOUTS
+        async with running_timeout(timeouts * self._timeout_seconds):
+            answers = await asyncio.gather(*map(self._ask, asked))
         named = {answer for answer in answers if answer is not None}
         if 2 * (len(answers) - answers.count(None)) <= len(known):
             raise NoQuorum("most Sentinels do not answer")
@@ -74,14 +82,21 @@ class SentinelQuorum:
             await connection.disconnect(nowait=True)
             raise NoQuorum("connected to another server than the Sentinels agree on")
 
-    async def _ask(self, sentinel: Redis) -> tuple[str, int] | None:
+    async def _ask(self, sentinel: Redis, *, again: bool = True) -> tuple[str, int] | None:
         asked_at = self._clock()
         try:
             found: Any = await sentinel.sentinel_get_master_addr_by_name(self._pool.service_name)
-        except (RedisError, OSError):
+        except (RedisError, OSError) as exc:
+            if again and isinstance(exc, RedisTimeoutError) and self._was_blocked(sentinel, asked_at):
+                return await self._ask(sentinel, again=False)
             self._silent[sentinel] = asked_at
             return None
-        except asyncio.CancelledError:  # the executor waits no longer
+        except asyncio.CancelledError:  # it is waited for no longer
             self._silent[sentinel] = asked_at
             raise
         return None if found is None else (str_if_bytes(found[0]), int(found[1]))
+
+    def _was_blocked(self, sentinel: Redis, asked_at: float) -> bool:
+        """Return whether the time limit of the Sentinel's client ran out while the event loop was blocked."""
+        limit = sentinel.connection_pool.connection_kwargs.get("socket_timeout") or 0.0
+        return self._clock() - asked_at > limit + self._timeout_seconds / SLICES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from redis.asyncio import Redis
@@ -15,12 +15,9 @@ from redis.exceptions import NoScriptError, ResponseError
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
 from langgraph_checkpoint_cached.stores.redis.cluster_transport import ClusterClientTransport, ClusterTransport
 from langgraph_checkpoint_cached.stores.redis.links import ClientLink, Link, PooledLink
-from langgraph_checkpoint_cached.stores.redis.pipelined_connection import (
-    NotSupported,
-    OnReplies,
-    PipelinedConnection,
-)
+from langgraph_checkpoint_cached.stores.redis.pipelined_connection import NotSupported, PipelinedConnection
 from langgraph_checkpoint_cached.stores.redis.redis_internals import missing_in_cluster, missing_in_pool
+from langgraph_checkpoint_cached.stores.redis.reply_reader import OnReplies
 from langgraph_checkpoint_cached.stores.redis.script_call import (
     Confirmation,
     ScriptCall,
@@ -30,6 +27,7 @@ from langgraph_checkpoint_cached.stores.redis.script_call import (
 )
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from langgraph_checkpoint_cached.stores.redis.sentinel_quorum import SentinelQuorum
+from langgraph_checkpoint_cached.stores.redis.server_epoch import EpochCheck
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
@@ -37,19 +35,21 @@ FALLBACK = "this Redis client lacks %s: calls go through its public methods, whi
 
 
 class Transport(Protocol):
-    """Way to Redis for script calls. Replies are bytes, numbers, lists, or a `ResponseError` of one call.
+    """Way to Redis for script calls. Replies are bytes, numbers, lists, or a `ResponseError` of one call; or a
+    `redis.exceptions.ConnectionError` where the connection was lost, so that the call may or may not have run.
 
     Errors of the whole exchange are raised as the client raises them: `redis.exceptions.RedisError`,
-    `RedisClusterException`, `OSError`. Then any of the calls may have run.
+    `RedisClusterException`, `OSError`; and `TimeoutError` where nothing came for too long. Then any of the calls
+    may have run.
     """
 
     def can_send(self, calls: Iterable[ScriptCall]) -> bool:
         """Return whether `send` could send these calls now."""
 
-    def send(self, calls: Sequence[ScriptCall], on_replies: OnReplies) -> Callable[[Exception], None] | None:
-        """Send calls at once; None if that is not possible now. `on_replies` gets all replies, or the error.
+    def send(self, calls: Sequence[ScriptCall], on_replies: OnReplies) -> bool:
+        """Send calls at once; return False if that is not possible now. `on_replies` gets what comes.
 
-        Returns what ends the exchange with an error. Calls whose script Redis lacks get a `NoScriptError`.
+        Calls whose script Redis lacks get a `NoScriptError`.
         """
 
     async def run(self, calls: Sequence[ScriptCall]) -> list[Any]:
@@ -73,14 +73,21 @@ class Transport(Protocol):
         """Leave the client as it was: no connection of it is held any more."""
 
 
-def transport_for(client: AnyRedis, confirmation: Confirmation | None = None) -> Transport:
-    """Return the fastest transport that a client allows."""
+def transport_for(client: AnyRedis, timeout_seconds: float, confirmation: Confirmation | None = None) -> Transport:
+    """Return the fastest transport that a client allows.
+
+    Args:
+        client: Redis client of the caller.
+        timeout_seconds: Time without progress in an exchange; a new connection may take `CONNECT_TIMEOUTS` times
+            as long.
+        confirmation: How durable calls are confirmed.
+    """
     if isinstance(client, RedisCluster):
         if missing := missing_in_cluster(client):
             logger.warning(FALLBACK, ", ".join(missing))
-            return ClusterClientTransport(client, confirmation)
-        return ClusterTransport(client, confirmation)
-    return ServerTransport(client, confirmation)
+            return ClusterClientTransport(client, timeout_seconds, confirmation)
+        return ClusterTransport(client, timeout_seconds, confirmation)
+    return ServerTransport(client, timeout_seconds, confirmation)
 
 
 class ServerTransport:
@@ -90,37 +97,39 @@ class ServerTransport:
     call that is refused for that while a later one of its thread runs cannot be repeated.
     """
 
-    def __init__(self, client: Redis, confirmation: Confirmation | None = None) -> None:
-        self._client, self._confirmation = client, confirmation
+    def __init__(self, client: Redis, timeout_seconds: float, confirmation: Confirmation | None = None) -> None:
+        self._client, self._timeout_seconds, self._confirmation = client, timeout_seconds, confirmation
+        self._epoch = EpochCheck()
         self._known: set[Script] = set()
         self._pipelined: PipelinedConnection | None = None
         self._link: Link
         pool = client.connection_pool
-        self._quorum = SentinelQuorum(pool) if isinstance(pool, SentinelConnectionPool) else None
+        self._quorum = SentinelQuorum(pool, timeout_seconds) if isinstance(pool, SentinelConnectionPool) else None
         if client.single_connection_client:
-            self._link = ClientLink(client)
+            self._link = ClientLink(client, None, timeout_seconds)
         elif missing := missing_in_pool(pool):
             self._fall_back(missing)
         else:
-            self._link = PooledLink(pool, self._quorum)
-            self._pipelined = PipelinedConnection.for_pool(pool, self)
+            self._link = PooledLink(pool, self._quorum, timeout_seconds)
+            self._pipelined = PipelinedConnection.for_pool(pool, timeout_seconds, self)
 
     def can_send(self, calls: Iterable[ScriptCall]) -> bool:
-        if self._pipelined is None or not self._pipelined.is_ready:
+        pipelined = self._pipelined
+        if pipelined is None or pipelined.epoch != self._epoch.seen or not pipelined.is_ready:
             return False
         for call in calls:  # noqa: SIM110 - a generator would cost every call a frame
             if call.script not in self._known:
                 return False
         return True
 
-    def send(self, calls: Sequence[ScriptCall], on_replies: OnReplies) -> Callable[[Exception], None] | None:
+    def send(self, calls: Sequence[ScriptCall], on_replies: OnReplies) -> bool:
         pipelined, known = self._pipelined, self._known
-        if pipelined is None:
-            return None
+        if pipelined is None or pipelined.epoch != self._epoch.seen:
+            return False
         commands = []
         for call in calls:
             if call.script not in known:
-                return None
+                return False
             commands.append(("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.arguments))
         confirmation = self._confirmation
         if confirmation is None or not confirmation.wanted_by(calls):
@@ -169,6 +178,8 @@ class ServerTransport:
     async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         if self._pipelined is not None:
             try:
+                await self._pipelined.connect()
+                self._epoch.note(self._pipelined.epoch)
                 return await self._pipelined.exchange(commands)
             except NotSupported as exc:
                 if self._pipelined is not None:  # the first of the exchanges that find out at the same time
@@ -178,4 +189,4 @@ class ServerTransport:
 
     def _fall_back(self, missing: Sequence[str]) -> None:
         logger.warning(FALLBACK, ", ".join(missing))
-        self._link = ClientLink(self._client, self._quorum)
+        self._link = ClientLink(self._client, self._quorum, self._timeout_seconds)

@@ -16,7 +16,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from langgraph_checkpoint_cached.errors import ArgumentError
-from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
+from langgraph_checkpoint_cached.stores.redis.client import CONNECT_TIMEOUTS, AnyRedis
 
 CLUSTER_FORM = "redis+cluster://user:password@host:6379,host:6379"
 SENTINEL_FORM = "redis+sentinel://user:password@host:26379,host:26379/service-name/0"
@@ -30,8 +30,8 @@ CLUSTER_PORT, SENTINEL_PORT = 6379, 26379
 def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> AnyRedis:
     """Return a client for a server, a Cluster or the primary of a Sentinel service.
 
-    It connects when it is first used, in `timeout_seconds`. Its caller bounds the time of a call. Options in the
-    URL go before the arguments.
+    It connects when it is first used, in `CONNECT_TIMEOUTS` times `timeout_seconds`. Its caller bounds the time of
+    a call. Options in the URL go before the arguments.
 
     Raises:
         ArgumentError: `redis_url` cannot work. No part of it is in the message, since it may hold a password.
@@ -39,7 +39,7 @@ def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> A
     settings = {
         "max_connections": max_connections,
         "socket_timeout": None,  # the guard bounds each call; one of the client's own costs a third of a call
-        "socket_connect_timeout": timeout_seconds,
+        "socket_connect_timeout": CONNECT_TIMEOUTS * timeout_seconds,
         "retry": Retry(NoBackoff(), 1),  # once: a connection may have died while it was idle
     }
     try:

@@ -1,0 +1,137 @@
+"""`redis_timeout` measures Redis: not this process' event loop, the distance of a new connection, or bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.demo.embedded import RedisServer
+from tests.support.cluster import Cluster
+from tests.support.conversations import Conversation, open_saver, until_hit
+from tests.support.proxy import Proxy
+from tests.support.sentinel import Service
+
+pytestmark = pytest.mark.integration
+
+IDS = [f"t{number}" for number in range(6)]
+TIMEOUT_SECONDS = 0.2
+BLOCKED_SECONDS = 0.6
+
+
+async def read_with_blocked_loop(saver: CachedPostgresSaver, rounds: int) -> None:
+    """Read all threads again and again, while the loop is blocked at another moment of the reads each time."""
+    conversations = [Conversation(saver, thread_id) for thread_id in IDS]
+    await asyncio.gather(*(conversation.turns(2) for conversation in conversations))
+    for number in range(rounds):
+        reading = [asyncio.ensure_future(conversation.check()) for conversation in conversations]
+        for _ in range(number):
+            await asyncio.sleep(0)
+        time.sleep(BLOCKED_SECONDS)
+        await asyncio.gather(*reading)
+
+
+async def assert_well(saver: CachedPostgresSaver) -> None:
+    stats = saver.stats()
+    assert (stats["breaker_openings"], stats["redis_errors"], stats["degraded_reads"]) == (0, 0, 0)
+    assert stats["hits"] >= len(IDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("query", ["", "?max_connections=8"])
+async def test_blocked_loop_is_not_a_late_redis(
+    migrated_database_url: str, redis_url: str, prefix: str, query: str
+) -> None:
+    url = f"{redis_url}{query}"
+    async with open_saver(migrated_database_url, url, prefix=prefix, redis_timeout=TIMEOUT_SECONDS) as saver:
+        await read_with_blocked_loop(saver, 8)
+        await assert_well(saver)
+
+
+@pytest.mark.slow
+async def test_blocked_loop_is_not_a_late_cluster(
+    migrated_database_url: str, cluster: Cluster, prefix: str
+) -> None:
+    options = {"prefix": prefix, "redis_timeout": TIMEOUT_SECONDS}
+    async with open_saver(migrated_database_url, cluster.url, **options) as saver:
+        await read_with_blocked_loop(saver, 8)
+        await assert_well(saver)
+
+
+@pytest.mark.slow
+async def test_blocked_loop_is_no_lack_of_sentinels(
+    migrated_database_url: str, service: Service, prefix: str
+) -> None:
+    options = {"prefix": prefix, "redis_timeout": TIMEOUT_SECONDS}
+    async with open_saver(migrated_database_url, service.url, **options) as saver:
+        await read_with_blocked_loop(saver, 8)
+        await assert_well(saver)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("query", ["", "?max_connections=8"])
+async def test_connecting_to_distant_redis_takes_its_time(
+    migrated_database_url: str,
+    redis_servers: Callable[..., RedisServer],
+    proxies: Callable[..., Proxy],
+    query: str,
+) -> None:
+    proxy = proxies(redis_servers().url, delay_seconds=0.05)
+    async with open_saver(migrated_database_url, proxy.url + query, redis_timeout=0.15) as saver:
+        conversations = [Conversation(saver, thread_id) for thread_id in IDS]
+        for _ in range(3):
+            await asyncio.gather(*(conversation.turns(1) for conversation in conversations))
+        proxy.cut()
+        await asyncio.gather(*(conversation.turns(1) for conversation in conversations))
+        stats = saver.stats()
+        assert (stats["breaker_openings"], stats["degraded_writes"], stats["degraded_reads"]) == (0, 0, 0)
+        assert stats["hits"] > len(IDS)
+
+
+async def test_connection_that_never_ends_is_given_up(
+    migrated_database_url: str, redis_servers: Callable[..., RedisServer], proxies: Callable[..., Proxy]
+) -> None:
+    proxy = proxies(redis_servers().url)
+    proxy.deafen()
+    async with open_saver(migrated_database_url, proxy.url, redis_timeout=TIMEOUT_SECONDS) as saver:
+        started = time.monotonic()
+        await Conversation(saver).turns(3)
+        assert time.monotonic() - started < 2
+        assert saver.stats()["breaker_openings"] == 1
+
+
+@pytest.mark.slow
+async def test_redis_that_stops_while_loop_is_busy_is_late(
+    migrated_database_url: str, redis_servers: Callable[..., RedisServer], proxies: Callable[..., Proxy]
+) -> None:
+    """A loop that is always a little late does not keep a dead connection alive."""
+    proxy = proxies(redis_servers().url)
+    async with open_saver(migrated_database_url, proxy.url, redis_timeout=TIMEOUT_SECONDS) as saver, busy_loop():
+        conversation = Conversation(saver)
+        await conversation.turns(2)
+        proxy.deafen()
+        started = time.monotonic()
+        await conversation.turns(1)
+        assert time.monotonic() - started < 10
+        assert saver.stats()["breaker_openings"] == 1
+        proxy.hear()
+        await until_hit(conversation)
+
+
+@asynccontextmanager
+async def busy_loop() -> AsyncIterator[None]:
+    """Block the loop for longer than a part of the time limit, again and again."""
+
+    async def block() -> None:
+        while True:
+            time.sleep(0.07)
+            await asyncio.sleep(0)
+
+    blocking: asyncio.Task[Any] = asyncio.ensure_future(block())
+    yield
+    blocking.cancel()
