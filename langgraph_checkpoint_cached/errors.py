@@ -1,12 +1,15 @@
 """Errors of this package. All derive from `CachedSaverError`.
 
-Errors of Postgres itself are not wrapped: a caller gets those that `AsyncPostgresSaver` would have raised.
+Errors of Postgres itself are not wrapped: a caller gets those that `AsyncPostgresSaver` would have raised, or
+`PostgresTimeoutError` where that would have waited on.
 Errors of Redis never reach a caller of a saver.
 """
 
 from __future__ import annotations
 
 import asyncio
+
+import psycopg
 
 
 class CachedSaverError(Exception):
@@ -34,6 +37,14 @@ class OverloadedError(CachedSaverError):
 
 
 OVERLOADED = "{} operations are waiting for Postgres already: it is too slow for this load, or down"
+
+
+class PostgresTimeoutError(CachedSaverError, psycopg.OperationalError):
+    """Operation that Postgres did not answer in time. Its connection was closed, and others are used.
+
+    Derives from `psycopg.OperationalError`, as the errors of a lost connection do. A write may have been stored or
+    not: its thread is read from Postgres until its fence expires, and it is safe to write it again.
+    """
 
 
 class BehindError(CachedSaverError):

@@ -170,6 +170,8 @@ class CachedPostgresSaver(SyncMethodsMixin):
     async def aclose(self) -> None:
         """Wait for the calls that are under way. Then the clients may be closed; they are not closed here.
 
+        After 30 seconds, calls that Postgres has not answered fail with `PostgresTimeoutError`.
+
         With `mode="write_behind"` unflushed writes are flushed to Postgres first, for 10 seconds at most. Other
         processes replay the remainder.
         """
@@ -189,6 +191,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
             BehindError: the latest writes are in Redis alone, which cannot be read now.
             OverloadedError: too many reads wait for Postgres.
             WrongThreadError: awaited on another event loop.
+            PostgresTimeoutError: Postgres does not answer.
             psycopg.Error: as from the upstream saver, when Redis cannot serve the call.
         """
         namespace, checkpoint_id = parse_config(config)
@@ -291,6 +294,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
             BehindError: earlier writes of the thread are in Redis alone, which cannot be read now.
             OverloadedError: too many writes wait for Postgres.
             WrongThreadError: awaited on another event loop.
+            PostgresTimeoutError: Postgres does not answer; the write may have been stored.
             psycopg.Error: as from the upstream saver.
         """
         namespace, _ = parse_config(config, for_write=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -40,6 +41,12 @@ from langgraph_checkpoint_cached.stores.redis.script_call import confirmation_fo
 from langgraph_checkpoint_cached.stores.redis.server_check import check_redis
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 
+logger = logging.getLogger("langgraph_checkpoint_cached")
+
+CLOSE_SECONDS_MAX = 30.0
+CLOSE_AGAIN_SECONDS_MAX = 1.0
+"""Time for what was ended then. What waits for a connection ends with the pool, or by its timeout."""
+
 
 class Engine:
     """Reads and writes through both stores, for one saver and all its copies.
@@ -56,6 +63,7 @@ class Engine:
         self.upstream, self.loop = upstream, upstream.loop
         runtime = self.runtime = Runtime(self.loop)
         self.stats, self.tasks = runtime.stats, BackgroundTasks()
+        self._closing: asyncio.Task[None] | None = None
         self.writes_behind = settings.mode == "write_behind"
         self._open_redis(runtime, redis, settings)
         self.store = PostgresStore(upstream, settings.prefix, runtime.stats)
@@ -126,7 +134,22 @@ class Engine:
             raise
 
     async def close(self) -> None:
-        """Wait for what is under way; with write-behind, flush to Postgres first."""
+        """Wait for what is under way, for `CLOSE_SECONDS_MAX`; with write-behind, flush to Postgres first.
+
+        What is under way then fails, and so does what waits for Postgres.
+        """
+        closing = self._closing = self._closing or asyncio.ensure_future(self._close())
+        seconds = CLOSE_AGAIN_SECONDS_MAX if self.store.is_closed else CLOSE_SECONDS_MAX
+        _, late = await asyncio.wait({closing}, timeout=seconds)
+        if late and not self.store.is_closed:
+            logger.error("closed though Postgres had not answered all calls in %g seconds", CLOSE_SECONDS_MAX)
+            self.store.close()
+            await asyncio.wait({closing}, timeout=CLOSE_AGAIN_SECONDS_MAX)
+        if closing.done():
+            self._closing = None
+            closing.result()
+
+    async def _close(self) -> None:
         await self.recovery.close()
         if self.write_behind is not None:
             await self.write_behind.close()

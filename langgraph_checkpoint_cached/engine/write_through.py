@@ -19,6 +19,7 @@ from langgraph_checkpoint_cached.records import Put, PutWrites
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.postgres.errors import is_statement_error, outcome_unknown
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
+from langgraph_checkpoint_cached.stores.postgres.time_limit import LATE_SECONDS
 from langgraph_checkpoint_cached.stores.redis.entries import DROP, EntryUpdate, RedisEntries, parse_commit
 from langgraph_checkpoint_cached.stores.redis.fences import Fence, FenceAck
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
@@ -31,6 +32,8 @@ BATCH_BYTES_MAX = 8 * 1024 * 1024
 BATCHES_AT_ONCE = 2
 SHARE_MIN = 32
 """Writes. Fewer cost more than they gain when they are shared out among two transactions."""
+LATE_BATCHES_MAX = 4
+"""Batches of `LATE_SECONDS` and more, past which the others are written on other connections of the pool."""
 WRITES_WAITING_MAX = 10_000
 CANCELED_MAX = 3
 """Writes of one batch that may each run into a statement timeout."""
@@ -93,6 +96,8 @@ class WriteThrough:
             at_once=BATCHES_AT_ONCE if store.is_pooled else 1,
             key=_thread_id,
             share_min=SHARE_MIN,
+            late_seconds=LATE_SECONDS,
+            late_max=LATE_BATCHES_MAX if store.is_pooled else 0,
             before=self._gather,
         )
         self._tasks = BackgroundTasks()

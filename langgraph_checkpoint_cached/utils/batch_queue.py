@@ -7,8 +7,10 @@ et al., *Implementation Techniques for Main Memory Database Systems*, SIGMOD 198
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
@@ -40,6 +42,14 @@ class QueueFull(Exception):
     """The queue is full. The operation was not taken."""
 
 
+@dataclass(eq=False, slots=True)
+class _Lateness:
+    """Timer of a batch, and whether it has run out."""
+
+    timer: asyncio.TimerHandle | None = None
+    is_late: bool = False
+
+
 class BatchQueue(Generic[Op]):
     """Queue of operations that run in batches, in the order in which they came; one task for each batch.
 
@@ -53,6 +63,9 @@ class BatchQueue(Generic[Op]):
             batch, in their order.
         share_min: With `key`: with this many operations, waiting or running, each batch takes an even share of
             them, and the next one is made while it runs. With fewer, one batch runs at a time.
+        late_seconds: Time after which a batch is late: then the queue goes on as if it did not run, except for its
+            keys. By default never.
+        late_max: Number of batches that may be late at the same time. When they are, the queue waits.
         before: Awaited with the first operation before its batch is put together: what arrives meanwhile joins it.
     """
 
@@ -66,11 +79,14 @@ class BatchQueue(Generic[Op]):
         at_once: int = 1,
         key: Callable[[Op], Hashable] | None = None,
         share_min: int = 0,
+        late_seconds: float = math.inf,
+        late_max: int = 0,
         before: Callable[[Op], Awaitable[None]] | None = None,
     ) -> None:
         self._run, self._before, self._key, self._share_min = run, before, key, share_min
         self._rows_max, self._bytes_max, self._waiting_max = rows_max, bytes_max, waiting_max
-        self._at_once, self._workers = at_once, 0
+        self._at_once, self._workers = at_once, 0  # workers that are not late
+        self._late_seconds, self._late_max, self._late = late_seconds, late_max, 0
         self.waiting: deque[Op] = deque()
         """Operations that wait for their batch."""
         self._running = 0  # operations, if there is a key
@@ -120,20 +136,47 @@ class BatchQueue(Generic[Op]):
                 batch = self._take() if self._key is None else self._take_share(self._key)
                 if not batch:  # all that waits has keys of running batches: their workers go on with it
                     return
+                lateness = _Lateness()
+                self._expect(lateness)
                 try:
                     await self._run(batch)
                 except Exception as exc:  # noqa: BLE001 - for the callers to handle
                     fail(batch, exc)
                 finally:
-                    if self._key is not None:
-                        self._busy.difference_update(map(self._key, batch))
-                        self._running -= len(batch)
+                    self._on_ran(batch, lateness)
                 batch = ()
+                if lateness.is_late and self._workers > self._at_once:
+                    return  # the others go on with what waits
         except BaseException as exc:  # the loop ends
             self._end(batch, exc)
             raise
         finally:
             self._workers -= 1
+
+    def _expect(self, lateness: _Lateness) -> None:
+        if self._late_max:
+            loop = asyncio.get_running_loop()
+            lateness.timer = loop.call_later(self._late_seconds, self._on_late, lateness)
+
+    def _on_late(self, lateness: _Lateness) -> None:
+        if self._late >= self._late_max:
+            self._expect(lateness)
+            return
+        lateness.is_late = True
+        self._late += 1
+        self._workers -= 1
+        if self.waiting and not self._workers:
+            self._start()
+
+    def _on_ran(self, batch: Sequence[Op], lateness: _Lateness) -> None:
+        if lateness.timer is not None:
+            lateness.timer.cancel()
+        if lateness.is_late:
+            self._late -= 1
+            self._workers += 1
+        if self._key is not None:
+            self._busy.difference_update(map(self._key, batch))
+            self._running -= len(batch)
 
     def _end(self, batch: Sequence[Op], error: BaseException) -> None:
         self._ended = error

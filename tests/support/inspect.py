@@ -33,6 +33,7 @@ from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.serde import fast_dumps, fast_loads, messages
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres import thread_maintenance
+from langgraph_checkpoint_cached.stores.postgres.connections import Connections
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.redis import entry_format, server_check
 from langgraph_checkpoint_cached.stores.redis.entries import RedisEntries
@@ -194,6 +195,10 @@ class Inside:
     @property
     def writes_waiting_max(self) -> Private:
         return Private(self.write_through._queue, "_waiting_max")
+
+    @property
+    def batch_rows_max(self) -> Private:
+        return Private(self.write_through._queue, "_rows_max")
 
     @property
     def load_latest(self) -> Private:
@@ -395,4 +400,5 @@ def idle_postgres_connections(pool: Any) -> list[Any]:
 
 
 def upstream_cursor(upstream: AsyncPostgresSaver) -> Any:
-    return upstream._cursor
+    connections = Connections(upstream)
+    return connections.cursor

@@ -29,6 +29,8 @@ class Proxy:
     - `stop`: connections are dropped and new ones refused, until `start`;
     - `cut`: connections are dropped, new ones are welcome;
     - `deafen`: connections are accepted and stay open, but nothing passes, until `hear`;
+    - `lose`: connections stay open, but nothing passes on them for good, as when a firewall has forgotten them;
+      new ones are welcome;
     - `mute`: what clients say passes, what the server answers does not, until `hear`. With `cut` after it,
       clients cannot know whether what they asked for was done.
 
@@ -51,6 +53,7 @@ class Proxy:
         self._free_at = {True: 0.0, False: 0.0}  # requests and replies: when the network has passed what it has
         self.accepted = 0  # connections, since the proxy was made
         self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
+        self._pumps: dict[asyncio.Task[None], list[asyncio.Task[None]]] = {}
         self._listener: asyncio.Server | None = None
 
     @property
@@ -66,6 +69,9 @@ class Proxy:
 
     def cut(self) -> None:
         self._call(self._cut())
+
+    def lose(self) -> None:
+        self._call(self._lose())
 
     def deafen(self) -> None:
         self._call(self._let_pass(requests=False, replies=False))
@@ -112,6 +118,11 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _lose(self) -> None:
+        for pumps in self._pumps.values():
+            for pump in pumps:
+                pump.cancel()
+
     async def _let_pass(self, *, requests: bool, replies: bool) -> None:
         for event, passes in ((self._requests, requests), (self._replies, replies)):
             if passes:
@@ -132,13 +143,16 @@ class Proxy:
             await asyncio.sleep(2 * self._delay_seconds)
             server_reader, server_writer = await asyncio.open_connection(*self.target)
             writers.append(server_writer)
-            pumps = [
+            pumps = self._pumps[task] = [
                 asyncio.ensure_future(self._pump(client_reader, server_writer, requests=True)),
                 asyncio.ensure_future(self._pump(server_reader, client_writer, requests=False)),
             ]
             try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+                if any(pump.cancelled() for pump in done):  # lost
+                    await asyncio.Event().wait()
             finally:
+                del self._pumps[task]
                 for pump in pumps:
                     pump.cancel()
                 await asyncio.gather(*pumps, return_exceptions=True)

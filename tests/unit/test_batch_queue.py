@@ -126,6 +126,26 @@ async def test_what_waits_for_its_key_goes_on_when_that_is_free() -> None:
     assert runner.groups == [["a1"], ["b1"], ["a2", "a3", "a4"]]
 
 
+async def test_late_batch_holds_up_nothing_but_its_keys() -> None:
+    runner = Runner()
+    groups = shared(runner, share_min=100, late_seconds=0.01, late_max=2)
+    answers = [add(groups, "a1")]
+    await runner.until_running(1)
+    answers += [add(groups, name) for name in ("a2", "b1")]
+    assert len(runner.groups) == 1, "it is not late yet"
+    await asyncio.wait_for(runner.until_running(2), 5)
+    answers += [add(groups, name) for name in ("b2", "c1")]
+    await asyncio.wait_for(runner.until_running(3), 5)
+    assert runner.groups == [["a1"], ["b1"], ["c1"]]
+    answers += [add(groups, "d1")]
+    await asyncio.sleep(0.05)
+    assert len(runner.groups) == 3, "no more than two may be late"
+    runner.gate.set()
+    assert await asyncio.wait_for(asyncio.gather(*answers), 5) == ["A1", "A2", "B1", "B2", "C1", "D1"]
+    await groups.drain()
+    assert [name for group in runner.groups for name in group if name[0] in "ab"] == ["a1", "b1", "a2", "b2"]
+
+
 async def test_key_is_in_one_running_batch_and_keeps_its_order() -> None:
     """With any sizes, any number at once, and errors among them."""
     rng = random.Random(0)
@@ -147,7 +167,8 @@ async def test_key_is_in_one_running_batch_and_keeps_its_order() -> None:
         if rng.random() < 0.1:
             raise ValueError
 
-    groups = shared(run, share_min=6, rows_max=12, bytes_max=40, waiting_max=1000)
+    late = {"late_seconds": 0.0005, "late_max": 3}
+    groups = shared(run, share_min=6, rows_max=12, bytes_max=40, waiting_max=1000, **late)
 
     async def lane(key: str) -> None:
         number = 0

@@ -16,6 +16,7 @@ def test_exported_names() -> None:
         "IdleThreads",
         "IntentCache",
         "OverloadedError",
+        "PostgresTimeoutError",
         "SyncCachedPostgresSaver",
         "ThreadNotEmptyError",
         "UnsupportedServerError",

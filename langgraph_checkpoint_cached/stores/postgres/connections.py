@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import math
+import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, cast
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncConnection, AsyncCursor, AsyncRawCursor
 from psycopg.errors import ReadOnlySqlTransaction
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
+from langgraph_checkpoint_cached.stores.postgres import time_limit
 from langgraph_checkpoint_cached.stores.postgres.bulk_insert import numbered
 from langgraph_checkpoint_cached.stores.postgres.errors import outcome_unknown
+from langgraph_checkpoint_cached.stores.postgres.pool import CheckedPool, Pool
+from langgraph_checkpoint_cached.stores.postgres.time_limit import TimeLimit
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout
 
 DRAIN_SECONDS_MIN = 1.0
 """Time between two replacements of all connections, should Postgres stay as it is."""
@@ -29,27 +39,39 @@ class Connections:
 
     Over a pool, operations run side by side, each on a connection of its own. Over a single connection, or one in
     pipeline mode, they take turns under the upstream saver's lock, which anybody who uses that saver takes too.
+    Every operation has a time limit, after which its connection is closed.
+
+    Args:
+        upstream: The upstream saver.
     """
 
     def __init__(self, upstream: AsyncPostgresSaver) -> None:
-        self.is_pooled = isinstance(upstream.conn, AsyncConnectionPool)
-        self.upstream = without_lock(upstream) if self.is_pooled else upstream
+        self._original = upstream
+        self._pool = upstream.conn if isinstance(upstream.conn, AsyncConnectionPool) else None
+        self.is_pooled = self._pool is not None
+        self.upstream = self.upstream_on(_Lender(self))
+        """The upstream saver, each of whose methods takes a connection from here, for a long operation."""
+        self._in_use: set[TimeLimit] = self._pool.in_use if isinstance(self._pool, CheckedPool) else set()
         self._drained_at = -math.inf
+        self.is_closed = False
 
     @asynccontextmanager
-    async def cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
-        """Open a cursor of the upstream saver."""
-        try:
-            async with self.upstream._cursor(pipeline=pipeline) as cur:
-                yield cur
-        except psycopg.Error as exc:
-            await self._replace_if_gone(exc)
-            raise
+    async def cursor(
+        self, *, pipeline: bool = False, seconds: float | None = None
+    ) -> AsyncIterator[AsyncCursor[DictRow]]:
+        """Open a cursor as the upstream saver does.
+
+        Args:
+            pipeline: Whether the block's statements are sent together, as one transaction.
+            seconds: Longest time of the block, by default `OPERATION_SECONDS_MAX`.
+        """
+        async with self.connection(seconds) as conn, self.upstream_on(conn)._cursor(pipeline=pipeline) as cur:
+            yield cur
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncCursor[DictRow]]:
+    async def transaction(self, *, seconds: float | None = None) -> AsyncIterator[AsyncCursor[DictRow]]:
         """Open a cursor in a transaction."""
-        async with self.cursor() as cur, cur.connection.transaction():
+        async with self.cursor(seconds=seconds) as cur, cur.connection.transaction():
             yield cur
 
     @asynccontextmanager
@@ -58,17 +80,79 @@ class Connections:
 
         A pipeline makes one of several statements. A single one is a transaction without, and costs less then.
         """
-        pool = self.upstream.conn
-        if statements > 1 or not isinstance(pool, AsyncConnectionPool):
+        if statements > 1 or not self.is_pooled:
             async with self.cursor(pipeline=statements > 1 or bool(self.upstream.pipe)) as cur:
                 yield cur.connection
-            return
-        try:
-            async with pool.connection() as conn:
+        else:
+            async with self.connection(None) as conn:
                 yield conn
+
+    def upstream_on(self, conn: AsyncConnection[DictRow] | Pool) -> AsyncPostgresSaver:
+        """Return the upstream saver on a connection that was taken here, without its lock."""
+        unlocked = copy.copy(self._original)
+        unlocked.conn = conn
+        unlocked.lock = contextlib.nullcontext()  # type: ignore[assignment]
+        return unlocked
+
+    def close(self) -> None:
+        """End what is under way as if its time were over, and refuse everything else."""
+        self.is_closed = True
+        for limit in self._in_use:
+            limit.expire()
+
+    @asynccontextmanager
+    async def connection(self, seconds: float | None) -> AsyncIterator[AsyncConnection[DictRow]]:
+        """Take a connection for so long at most, by default for `OPERATION_SECONDS_MAX`."""
+        self._check_open()
+        limit = TimeLimit(seconds or time_limit.OPERATION_SECONDS_MAX)
+        try:
+            if self._pool is None:
+                async with self._original.lock:
+                    with self._limited(limit, conn := cast("AsyncConnection[DictRow]", self._original.conn)):
+                        yield conn
+                return
+            conn = await self._take(self._pool, seconds)
+            try:
+                with self._limited(limit, conn):
+                    async with conn:
+                        yield conn
+            finally:
+                await self._pool.putconn(conn)
         except psycopg.Error as exc:
-            await self._replace_if_gone(exc)
-            raise
+            error = limit.error() if limit.is_over else exc
+            await self._replace_if_gone(error)
+            if error is exc:
+                raise
+            raise error from exc
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise PoolClosed("the saver was closed while this waited for Postgres: nothing was read or written")
+
+    @contextlib.contextmanager
+    def _limited(self, limit: TimeLimit, conn: AsyncConnection[DictRow]) -> Iterator[None]:
+        self._check_open()
+        self._in_use.add(limit)
+        limit.start(conn)
+        try:
+            yield
+        finally:
+            limit.stop()
+            self._in_use.discard(limit)
+
+    async def _take(self, pool: Pool, seconds: float | None) -> AsyncConnection[DictRow]:
+        """Take a connection from the pool. One of the caller's may check it, and has no time limit for that."""
+        wait_seconds = pool.timeout if seconds is None else min(pool.timeout, seconds)
+        if isinstance(pool, CheckedPool):
+            return await pool.getconn(wait_seconds)
+        try:
+            async with timeout(wait_seconds + time_limit.CHECK_SECONDS_MAX):
+                return await pool.getconn(wait_seconds)
+        except asyncio.TimeoutError as exc:
+            raise PoolTimeout(
+                f"no connection passed the pool's check within {wait_seconds + time_limit.CHECK_SECONDS_MAX:.3g} "
+                "seconds: Postgres does not answer"
+            ) from exc
 
     @asynccontextmanager
     async def pipeline(self, conn: AsyncConnection[DictRow]) -> AsyncIterator[None]:
@@ -84,21 +168,27 @@ class Connections:
 
         They mostly are in the same state, and each would cost a caller an error.
         """
-        pool, now = self.upstream.conn, time.monotonic()
+        now = time.monotonic()
         if (
-            isinstance(pool, AsyncConnectionPool)
+            self._pool is not None
             and (outcome_unknown(error) or isinstance(error, ReadOnlySqlTransaction))
             and now - self._drained_at > DRAIN_SECONDS_MIN
         ):
             self._drained_at = now
-            await pool.drain()
+            await self._pool.drain()
 
 
-def without_lock(upstream: AsyncPostgresSaver) -> AsyncPostgresSaver:
-    """Copy the upstream saver without its lock, for use where no two operations share a connection."""
-    unlocked = copy.copy(upstream)
-    unlocked.lock = contextlib.nullcontext()  # type: ignore[assignment]
-    return unlocked
+class _Lender(Pool):
+    """Pool, as far as the upstream saver can see, that lends a connection for a long operation."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections  # and nothing else: it has no connections of its own
+
+    def connection(  # type: ignore[override]
+        self, timeout: float | None = None
+    ) -> AbstractAsyncContextManager[AsyncConnection[DictRow]]:
+        """Take a connection."""
+        return self._connections.connection(time_limit.LONG_OPERATION_SECONDS_MAX)
 
 
 async def execute(conn: AsyncConnection[DictRow], sql: str, parameters: Sequence[Any]) -> AsyncCursor[DictRow]:

@@ -17,6 +17,7 @@ from langgraph_checkpoint_cached.stores.postgres.errors import is_statement_erro
 from langgraph_checkpoint_cached.stores.postgres.leases import LeaseTable
 from langgraph_checkpoint_cached.stores.postgres.queries import query
 from langgraph_checkpoint_cached.stores.postgres.rows import decode_write, select, to_records
+from langgraph_checkpoint_cached.stores.postgres.time_limit import LATE_SECONDS
 from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, QueueFull, answer
 
 LATEST = query("latest")
@@ -28,6 +29,8 @@ LOADS_OF_A_QUERY_MAX = 32
 LOADS_WAITING_MAX = 10_000
 QUERIES_AT_ONCE_MAX = 4
 """Queries at once over a pool."""
+LATE_QUERIES_MAX = 4
+"""Queries of `LATE_SECONDS` and more, past which the others run."""
 
 
 class _Load(NamedTuple):
@@ -50,6 +53,8 @@ class LatestLoader:
             bytes_max=0,
             waiting_max=LOADS_WAITING_MAX,
             at_once=QUERIES_AT_ONCE_MAX if connections.is_pooled else 1,
+            late_seconds=LATE_SECONDS,
+            late_max=LATE_QUERIES_MAX if connections.is_pooled else 0,
         )
 
     def load(self, namespace: Namespace) -> asyncio.Future[Latest]:

@@ -18,8 +18,9 @@ from psycopg.errors import DeadlockDetected, SerializationFailure
 
 from langgraph_checkpoint_cached.records import History, Latest, Namespace, Put, PutWrites, Record
 from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.stores.postgres import time_limit
 from langgraph_checkpoint_cached.stores.postgres.bulk_insert import one_statement, row_batches, statements
-from langgraph_checkpoint_cached.stores.postgres.connections import Connections, execute, without_lock
+from langgraph_checkpoint_cached.stores.postgres.connections import Connections, execute
 from langgraph_checkpoint_cached.stores.postgres.delta_history import RawSerializer, raw_histories
 from langgraph_checkpoint_cached.stores.postgres.errors import ATTEMPTS_MAX, RETRY_SECONDS_MAX
 from langgraph_checkpoint_cached.stores.postgres.latest_loader import LatestLoader
@@ -61,6 +62,15 @@ class PostgresStore:
             OverloadedError: too many are waiting already.
         """
         return self._loader.load(namespace)
+
+    @property
+    def is_closed(self) -> bool:
+        """Return whether `close` was called."""
+        return self._connections.is_closed
+
+    def close(self) -> None:
+        """End what is under way, and refuse everything else."""
+        self._connections.close()
 
     async def drain(self) -> None:
         """Wait until no load is queued or under way."""
@@ -112,7 +122,7 @@ class PostgresStore:
             stale_threads: Threads that the transaction marks stale.
             ended: Threads whose leases it ends. Those that had one become stale too.
         """
-        async with self._connections.transaction() as cur:
+        async with self._connections.transaction(seconds=time_limit.LONG_OPERATION_SECONDS_MAX) as cur:
             had_leases: set[str] = set()
             if ended and self.leases.usable:
                 async with self.leases.savepoint(cur):
@@ -120,9 +130,7 @@ class PostgresStore:
             if (stale_threads := had_leases.union(stale_threads)) and self.stale_threads.usable:
                 async with self.stale_threads.savepoint(cur):
                     await self.stale_threads.insert(cur, stale_threads)
-            inside = without_lock(self._upstream)
-            inside.conn = cur.connection
-            yield inside
+            yield self._connections.upstream_on(cur.connection)
 
     async def store(
         self, operations: Sequence[Put | PutWrites], stale_threads: Collection[str] = ()

@@ -1,0 +1,81 @@
+"""Time limits of operations on connections, which may be open and never answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+
+from langgraph_checkpoint_cached.errors import PostgresTimeoutError
+
+OPERATION_SECONDS_MAX = 30.0
+"""Longest time of an operation on its connection: a batch of writes, a load, a read of one checkpoint."""
+LONG_OPERATION_SECONDS_MAX = 600.0
+"""The same for lists, histories and changes of whole threads: any number of rows may be read or deleted."""
+BACKGROUND_SECONDS_MAX = 5.0
+"""The same for what is done again anyway, and its wait for a connection."""
+CHECK_SECONDS_MAX = 5.0
+"""The same for the check of a connection, and the first statement on a new one."""
+LATE_SECONDS = 1.0
+"""Time after which an operation is late: no other waits for it, and other connections are checked before use."""
+
+
+class TimeLimit:
+    """Time limit of an operation on a connection.
+
+    When the time is over the connection's socket is shut down, so psycopg raises what it raises for a lost
+    connection: a pool replaces it, and nobody uses it again. No task is cancelled, and nothing is sent, since a
+    server that hangs would not answer that either; and a COMMIT that waits for a standby must not be canceled,
+    for Postgres would report it as done.
+    """
+
+    __slots__ = ("_conn", "_timer", "is_over", "seconds", "started")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.started = 0.0
+        self.is_over = False
+        self._conn: AsyncConnection[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, conn: AsyncConnection[Any]) -> None:
+        """Start the time of an operation on this connection."""
+        self._conn, self.started = conn, time.monotonic()
+        self._timer = asyncio.get_running_loop().call_later(self.seconds, self.expire)
+
+    def stop(self) -> None:
+        """End the operation. If its time was over, close the connection, lest it is used again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.is_over and self._conn is not None:
+            self._conn.pgconn.finish()
+        self._conn = None
+
+    def expire(self) -> None:
+        """End the time now."""
+        if self._conn is not None:
+            self.is_over = True
+            _shut_down(self._conn)
+
+    def error(self) -> PostgresTimeoutError:
+        """Return the error for the operation's caller."""
+        return PostgresTimeoutError(
+            f"Postgres did not answer within {time.monotonic() - self.started:.3g} seconds, so the connection was "
+            "closed: the server hangs, a statement waits for a lock, or the network drops packets. A write may "
+            "have been stored; it is safe to write it again"
+        )
+
+
+def _shut_down(conn: AsyncConnection[Any]) -> None:
+    try:
+        number = conn.fileno()
+    except psycopg.Error:
+        return  # it is closed
+    with contextlib.suppress(OSError), socket.fromfd(number, socket.AF_INET, socket.SOCK_STREAM) as end:
+        end.shutdown(socket.SHUT_RDWR)
