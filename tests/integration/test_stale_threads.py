@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.engine.recovery import FRESH_SECONDS_MAX
+from langgraph_checkpoint_cached.stores.postgres import own_table
 from langgraph_checkpoint_cached.stores.postgres.stale_threads import (
     STALE_THREADS_AT_ONCE_MAX,
     TABLE,
@@ -212,6 +213,37 @@ async def test_stale_threads_of_another_prefix_stay(alone: Alone) -> None:
 async def table_of(url: str) -> AsyncIterator[StaleThreadTable]:
     async with AsyncPostgresSaver.from_conn_string(url) as upstream:
         yield StaleThreadTable(upstream_cursor(upstream), "p")
+
+
+async def test_locked_row_of_one_stale_thread_stops_no_other(alone: Alone, redis_prefix: str) -> None:
+    alone.rows(f"insert into {TABLE} (prefix, thread_id, mark) values ('{redis_prefix}', '!', 'mark')")
+    async with await psycopg.AsyncConnection.connect(alone.url) as blocker:
+        await blocker.execute(f"select from {TABLE} for update")
+        alone.proxy.stop()
+        await alone.conversation.turn()
+
+        async def reader_follows() -> bool:
+            found = await alone.reader.aget_tuple(alone.conversation.config)
+            return (found and found.config) == alone.conversation.latest and alone.rows() == ["!"]
+
+        await eventually(reader_follows)
+    await alone.reader_is_told()
+
+
+async def test_locked_table_of_stale_threads_ends_each_poll(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_table, "LOCK_SECONDS_MAX", 0.1)
+    async with await psycopg.AsyncConnection.connect(alone.url) as blocker:
+        await blocker.execute(f"lock table {TABLE}")
+        for _ in range(2):
+            polling = inspect(alone.reader).recovery.start_poll()
+            await asyncio.wait_for(polling, 5)
+        waiting = await blocker.execute(
+            "select from pg_locks where relation = %s::regclass and not granted", [TABLE]
+        )
+        assert waiting.rowcount == 0, "a statement goes on to wait for the lock"
+    alone.proxy.stop()
+    await alone.conversation.turn()
+    await alone.reader_is_told()
 
 
 async def test_renewed_stale_thread_stays(migrated_database_url: str) -> None:

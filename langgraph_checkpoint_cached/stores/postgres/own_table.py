@@ -12,6 +12,13 @@ from psycopg import AsyncCursor
 from psycopg.errors import InsufficientPrivilege, UndefinedTable
 from psycopg.rows import DictRow
 
+from langgraph_checkpoint_cached.stores.postgres import time_limit
+from langgraph_checkpoint_cached.stores.postgres.queries import query
+
+SET_LOCK_TIMEOUT = query("set_lock_timeout")
+LOCK_SECONDS_MAX = 1.0
+"""Longest wait of a background statement for a lock. Postgres must end it: nobody else waits for it any more."""
+
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
 Cursors: TypeAlias = "Callable[..., AbstractAsyncContextManager[AsyncCursor[DictRow]]]"
@@ -21,7 +28,8 @@ class OwnTable:
     """The rows of one prefix in a table that is missing until somebody calls `setup()`.
 
     Args:
-        cursor: Opens a cursor; with `pipeline=True` one for statements that are sent together.
+        cursor: Opens a cursor; with `pipeline=True` one for statements that are sent together, and `seconds` for
+            so long at most.
         prefix: What the keys in Redis start with.
     """
 
@@ -64,6 +72,13 @@ class OwnTable:
         except psycopg.Error as exc:
             if not self.is_missing_table_error(exc):
                 raise
+
+    @asynccontextmanager
+    async def _background(self) -> AsyncIterator[AsyncCursor[DictRow]]:
+        """Open a cursor for a statement that is tried again anyway, so waits for nothing long."""
+        async with self._cursor(pipeline=True, seconds=time_limit.BACKGROUND_SECONDS_MAX) as cur:
+            await cur.connection.execute(SET_LOCK_TIMEOUT, {"ms": 1000 * LOCK_SECONDS_MAX})
+            yield cur
 
     def _log(self, level: int, reply: str) -> None:
         logger.log(

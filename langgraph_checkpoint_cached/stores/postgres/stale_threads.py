@@ -82,7 +82,7 @@ class StaleThreadTable(OwnTable):
         """Return up to `STALE_THREADS_AT_ONCE_MAX` stale threads, in the order of their ids, after this one."""
         parameters = {"prefix": self.prefix, "after": thread_id, "limit": STALE_THREADS_AT_ONCE_MAX}
         try:
-            async with self._cursor() as cur:
+            async with self._background() as cur:
                 await cur.execute(PAGE, parameters)
                 rows = await cur.fetchall()
         except psycopg.Error as exc:
@@ -93,10 +93,10 @@ class StaleThreadTable(OwnTable):
         return [StaleThread(row["thread_id"], row["mark"]) for row in rows]
 
     async def remove(self, seen: Sequence[StaleThread]) -> None:
-        """Delete the rows that nobody has renewed since they were seen."""
+        """Delete the rows that nobody has renewed since they were seen, or is about to."""
         threads, marks = [s.thread_id for s in seen], [s.mark for s in seen]
         try:
-            async with self._cursor(pipeline=True) as cur:
+            async with self._background() as cur:
                 await cur.execute(DELETE, {"prefix": self.prefix, "threads": threads, "marks": marks})
         except psycopg.Error as exc:
             if not self.is_missing_table_error(exc):

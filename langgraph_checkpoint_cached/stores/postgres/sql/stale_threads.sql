@@ -24,7 +24,12 @@ where prefix = %(prefix)s and (%(after)s::text is null or thread_id > %(after)s)
 order by thread_id limit %(limit)s
 
 -- name: delete_stale_threads
--- Delete rows unless they have been renewed since they were seen.
-delete from checkpoint_cache_stale_threads as s
-using unnest(%(threads)s::text[], %(marks)s::text[]) as seen (thread_id, mark)
-where s.prefix = %(prefix)s and s.thread_id = seen.thread_id and s.mark = seen.mark
+-- Delete rows unless they have been renewed since they were seen, or are being renewed or deleted now.
+with free as (
+    select s.thread_id from checkpoint_cache_stale_threads as s
+    join unnest(%(threads)s::text[], %(marks)s::text[]) as seen (thread_id, mark) using (thread_id, mark)
+    where s.prefix = %(prefix)s
+    for update of s skip locked
+)
+delete from checkpoint_cache_stale_threads as s using free
+where s.prefix = %(prefix)s and s.thread_id = free.thread_id
