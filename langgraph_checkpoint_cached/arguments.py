@@ -23,6 +23,7 @@ from redis.asyncio import Redis, RedisCluster
 from typing_extensions import Unpack
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
+from langgraph_checkpoint_cached.records import text_bytes
 from langgraph_checkpoint_cached.ttl import CHECKPOINT, Ttl
 
 Mode = Literal["write_through", "write_behind"]
@@ -224,9 +225,12 @@ def check_prefix(prefix: object, name: str = "prefix") -> str:
 
     Raises:
         ArgumentTypeError: it is not a `str`.
-        ArgumentError: it is empty, or has a brace: Redis Cluster hashes the text between the first pair.
+        ArgumentError: it is empty, or has a brace: Redis Cluster hashes the text between the first pair. Or it has
+            a NUL or a lone surrogate, which Postgres cannot store.
     """
     text = check_str(prefix, name)
+    if text_bytes(text) is None:
+        raise ArgumentError(f"{name} must not contain a NUL or a lone surrogate: {text!r}")
     if not text or "{" in text or "}" in text:
         raise ArgumentError(f"{name} must not be empty nor contain '{{' or '}}': {text!r}")
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from typing import Any
 
 UNIQUE_VERSION = re.compile(r"\d{32}\.[0-9.e-]{16,}")
@@ -19,12 +20,12 @@ class UnstoredVersions:
     """
 
     def __init__(self) -> None:
-        self._versions: dict[str, None] = {}  # oldest first
+        self._versions: OrderedDict[str, None] = OrderedDict()  # oldest first; a dict finds that one slowly
 
     def add(self, version: str) -> None:
         """Add a version that was made just now."""
         if len(self._versions) >= UNSTORED_MAX:
-            self._versions.pop(next(iter(self._versions)), None)
+            self._versions.popitem(last=False)
         self._versions[version] = None
 
     def take(self, version: Any) -> bool:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any
 
 import orjson
 
-ORDERS_KEPT_MAX = 1024
+from langgraph_checkpoint_cached.utils.text_cache import remember
+
+KEYS_REMEMBERED_MAX = 64
+"""Most keys of one object whose order is remembered."""
+_orders: dict[tuple[str, ...], Sequence[str]] = {}
+"""Keys that were sorted before, and their order."""
 _AS_THEY_ARE = frozenset((str, int, bool, type(None)))
 
 
@@ -74,12 +78,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: values[key] for key in _order(tuple(values))}
 
 
-@lru_cache(maxsize=ORDERS_KEPT_MAX)
 def _order(keys: tuple[str, ...]) -> Sequence[str]:
     """Sort keys, shortest first, then byte by byte, as code points sort. Raise `_NotPlain` for other than text."""
+    known = _orders.get(keys)
+    if known is not None:
+        return known
     if not all(type(key) is str for key in keys):
         raise _NotPlain
-    return sorted(sorted(keys), key=len if "".join(keys).isascii() else _bytes)
+    text = "".join(keys)
+    found = sorted(sorted(keys), key=len if text.isascii() else _bytes)
+    return remember(_orders, keys, found, len(text)) if len(keys) <= KEYS_REMEMBERED_MAX else found
 
 
 def _bytes(key: str) -> int:

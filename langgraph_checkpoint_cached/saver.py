@@ -35,6 +35,7 @@ from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.event_loop import wrong_loop
 from langgraph_checkpoint_cached.records import Record
 from langgraph_checkpoint_cached.serde import codec
+from langgraph_checkpoint_cached.stats import ReadOutcome
 from langgraph_checkpoint_cached.stores.postgres.pool import Pool, opened, postgres_pool
 from langgraph_checkpoint_cached.stores.redis.url import redis_client
 from langgraph_checkpoint_cached.sync_methods import SyncMethodsMixin
@@ -202,7 +203,13 @@ class CachedPostgresSaver(SyncMethodsMixin):
             record, outcome = await self._engine.read_path.latest(namespace)
         else:
             record, outcome = await self._engine.read_path.by_id(namespace, checkpoint_id)
-        found = None if record is None else self._decode(record)
+        try:
+            found = None if record is None else self._decode(record)
+        except Exception as exc:
+            if record is None or outcome is not ReadOutcome.HIT:
+                raise
+            record, outcome = await self._engine.read_path.reread(namespace, checkpoint_id, record, exc)
+            found = None if record is None else self._decode(record)
         self._engine.stats.record_read(outcome, time.perf_counter() - started)
         return found
 
@@ -270,7 +277,11 @@ class CachedPostgresSaver(SyncMethodsMixin):
         if asyncio.get_running_loop() is not self._loop:
             raise wrong_loop("aget_delta_channel_history")
         found = await self._engine.histories.get(namespace, checkpoint_id, channels) if channels else {}
-        return codec.decode_delta_histories(found, channels, self.serde)
+        try:
+            return codec.decode_delta_histories(found, channels, self.serde)
+        except Exception:  # noqa: BLE001 - if it is Postgres' fault, it is raised again
+            found = await self._engine.histories.reread(namespace, checkpoint_id, channels)
+            return codec.decode_delta_histories(found, channels, self.serde)
 
     # -- writes ----------------------------------------------------------------------------------------------
 

@@ -8,11 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import escape as glob_escape
 from typing import Any
 
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
 from langgraph_checkpoint_cached.stores.redis.keys import stats_key
+from langgraph_checkpoint_cached.stores.redis.scan import escape_glob
 
 SCAN_COUNT = 1_000
 SCAN_SECONDS = 5.0
@@ -72,7 +72,7 @@ class SaverCountersReader:
     """
 
     def __init__(self, client: AnyRedis, prefix: str) -> None:
-        self._client, self._pattern = client, stats_key(glob_escape(prefix), "*")
+        self._client, self._pattern = client, stats_key(escape_glob(prefix), "*")
         self._keys: set[bytes | str] = set()
         self._scan: asyncio.Task[None] | None = None
         self._scan_again_at = 0.0

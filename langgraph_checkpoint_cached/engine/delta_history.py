@@ -55,6 +55,15 @@ class DeltaHistoryReader:
         self._stats.history_loads += 1
         return await self._tasks.finish(self._load(namespace, checkpoint_id, channels, may_fill=may_fill))
 
+    async def reread(
+        self, namespace: Namespace, checkpoint_id: str, channels: Sequence[str]
+    ) -> Mapping[str, History]:
+        """Return what Postgres holds in place of histories whose values could not be decoded; drop the entry."""
+        self._stats.damaged += 1
+        await self._discard(namespace)
+        self._stats.history_loads += 1
+        return await self._tasks.finish(self._store.histories(namespace, checkpoint_id, channels))
+
     async def drain(self) -> None:
         """Wait until nothing is under way."""
         await self._tasks.drain()

@@ -23,7 +23,7 @@ from langgraph_checkpoint_cached.stores.redis.entries import (
     ReadReply,
     RedisEntries,
 )
-from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry
+from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry, damaged
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from langgraph_checkpoint_cached.utils.tokens import new_token
@@ -116,6 +116,24 @@ class ReadPath:
             self._stats.degraded_reads += 1
             outcome = ReadOutcome.DEGRADED
         return ReadResult(await self._tasks.finish(self._store.by_id(namespace, checkpoint_id)), outcome)
+
+    async def reread(
+        self, namespace: Namespace, checkpoint_id: str | None, served: Record, error: Exception
+    ) -> ReadResult:
+        """Return what Postgres holds in place of a hit whose values could not be decoded, and drop the entry.
+
+        Raises `error` if Postgres holds the very same.
+        """
+        if checkpoint_id is None:
+            stored = (await self._store.latest(namespace, None)).record
+        else:
+            stored = await self._tasks.finish(self._store.by_id(namespace, checkpoint_id))
+        if stored == served:
+            raise error
+        with contextlib.suppress(RedisUnavailable):
+            await self._discard(namespace, damaged(namespace, error))
+        self._stats.bypasses += 1
+        return ReadResult(stored, ReadOutcome.BYPASS)
 
     async def drain(self) -> None:
         """Wait until nothing is under way."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.stores.redis import scan
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
-from tests.support.agreement import Tiers
-from tests.support.conversations import Conversation
+from tests.support.agreement import PATIENT_SECONDS, Tiers, on_thread
+from tests.support.conversations import Conversation, open_saver
 from tests.support.inspect import inspect
 
 pytestmark = pytest.mark.integration
@@ -72,3 +72,25 @@ async def test_scan_that_times_out_leaves_the_cache_usable(
     with pytest.raises(RedisUnavailable, match="no answer"):
         await inspect(saver).invalidation.invalidate_all()
     assert saver.stats()["redis_usable"] == 1
+
+
+@pytest.mark.parametrize(
+    "odd", ["\\", "\\*", "a\\b", "*", "?", "[ab]", "[^a]", "[a-z]", "a-b", "]", "^", " ", "ü", "'", '"', "%"]
+)
+async def test_scan_finds_keys_of_an_odd_prefix_alone(
+    tiers: Tiers, odd: str, ask_cli: Callable[..., Awaitable[tuple[int, Any]]], migrated_database_url: str
+) -> None:
+    prefix = f"{tiers.prefix}{odd}"
+    others = f"{tiers.prefix}a"  # which some of these match as a glob
+    async with (
+        open_saver(migrated_database_url, tiers.redis_url, prefix=prefix, redis_timeout=PATIENT_SECONDS) as saver,
+        open_saver(migrated_database_url, tiers.redis_url, prefix=others, redis_timeout=PATIENT_SECONDS) as other,
+    ):
+        for each in (saver, other):
+            await each.aput_writes(on_thread("t", checkpoint_ns="", checkpoint_id="1"), [("a", 1)], "task")
+            assert await each.aget_tuple(on_thread("t")) is None
+        found = {key async for key in inspect(saver).invalidation.keys(":*")}
+        assert {f"{prefix}:{{t}}:thread", f"{prefix}:{{t}}:ns:"} <= found
+        assert all(key.startswith(f"{prefix}:") for key in found)
+        servers = ["--postgres-uri", migrated_database_url, "--redis-url", tiers.redis_url, "--prefix", prefix]
+        assert await ask_cli("invalidate", "--all", servers=servers) == (0, {"invalidated": 1})

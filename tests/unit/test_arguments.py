@@ -137,6 +137,8 @@ def test_a_time_of_another_type_is_refused(value: Any) -> None:
 BAD_OPTIONS = [
     ({"ttl": 0}, "ttl"),
     ({"prefix": "{x}"}, "prefix"),
+    ({"prefix": "x\0"}, "prefix"),
+    ({"prefix": "\ud800"}, "prefix"),
     ({"mode": "write_around"}, "mode"),
     ({"redis_durability": "moon"}, "redis_durability"),
     ({"redis_timeout": -1}, "redis_timeout"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from glob import escape as glob_escape
-
 from redis.exceptions import RedisError, ResponseError
 
 from langgraph_checkpoint_cached.cli.checks.findings import Check, Finding, Level, RedisTarget
 from langgraph_checkpoint_cached.cli.nodes import Node
 from langgraph_checkpoint_cached.cli.output import size
 from langgraph_checkpoint_cached.stores.redis.client import reason
+from langgraph_checkpoint_cached.stores.redis.scan import escape_glob
 from langgraph_checkpoint_cached.stores.redis.scripts import Script, lua
 from langgraph_checkpoint_cached.stores.redis.server_check import REDIS_VERSION_MIN
 
@@ -65,7 +64,7 @@ async def commands(target: RedisTarget) -> list[Finding]:
             for name, error in zip(reply[::2], reply[1::2], strict=True)
         }
         try:
-            await node.scan_some(glob_escape(target.options.prefix) + ":*")
+            await node.scan_some(escape_glob(target.options.prefix) + ":*")
         except ResponseError as exc:
             refused["SCAN"] = str(exc)
         if not refused:

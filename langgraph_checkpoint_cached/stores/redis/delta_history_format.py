@@ -15,7 +15,13 @@ import msgpack
 from langgraph.checkpoint.base import writes_sort_key
 
 from langgraph_checkpoint_cached.records import DeltaWrite, History, Namespace, Record, StoredValue, Write
-from langgraph_checkpoint_cached.stores.redis.entry_format import DamagedEntry, decode_write, pack, unpack
+from langgraph_checkpoint_cached.stores.redis.entry_format import (
+    DamagedEntry,
+    damaged,
+    decode_write,
+    pack,
+    unpack,
+)
 from langgraph_checkpoint_cached.stores.redis.fields import HISTORY, HISTORY_PATH, WRITE
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity, Scope
 
@@ -69,8 +75,8 @@ def decode_histories(
             writes += [DeltaWrite(w.task_id, w.type, w.blob) for w in added if w.channel == channel]
             histories[channel] = History(_unpack_seed(seed), tuple(writes))
         return EntryHistories(histories, len(path) - 1)
-    except (KeyError, ValueError, TypeError, IndexError) as exc:
-        raise DamagedEntry(f"a history of {namespace} cannot be read: {type(exc).__name__}") from exc
+    except Exception as exc:
+        raise damaged(namespace, exc) from exc
 
 
 def is_stored_in(record: Record, channels: Collection[str]) -> bool:

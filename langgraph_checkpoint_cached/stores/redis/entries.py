@@ -190,7 +190,11 @@ class RedisEntries:
             return Hit(dict(zip(flat[::2], flat[1::2], strict=True)))
         self._stats.fences_expired += reply[2]
         lease = parse_position(reply[3])
-        return FillLease(reply[1].decode(), lease) if kind == b"load" else EntryMiss(MissReason(kind), lease)
+        return (
+            FillLease(reply[1].decode(errors="replace"), lease)
+            if kind == b"load"
+            else EntryMiss(MissReason(kind), lease)
+        )
 
     def decode(self, namespace: Namespace, hit: Hit) -> Latest | None:
         """Return the entry that was hit, None for an opaque one. Raises `DamagedEntry`."""
@@ -233,7 +237,7 @@ class RedisEntries:
         if not reply:
             return None
         flat = reply[1]
-        return reply[0].decode(), dict(zip(flat[::2], flat[1::2], strict=True))
+        return reply[0].decode(errors="replace"), dict(zip(flat[::2], flat[1::2], strict=True))
 
     async def fill_history(
         self,

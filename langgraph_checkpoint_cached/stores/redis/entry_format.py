@@ -57,9 +57,6 @@ class DamagedEntry(Exception):
     """Bytes from Redis are not what this version writes. The caller takes it for a miss."""
 
 
-DAMAGE = (KeyError, ValueError, TypeError)
-"""Errors that reading damaged bytes raises."""
-
 EMPTY: Fields = [CHECKPOINT_ID, "", VERSIONS, msgpack.packb({})]
 """The entry of a namespace that has no checkpoint."""
 
@@ -167,8 +164,8 @@ def decode_put(namespace: Namespace, arguments: Fields, integrity: Integrity = C
             new_versions={value.channel: versions[value.channel] for value in values},
             format=TASKS_CHANNEL_FORMAT,
         )
-    except DAMAGE as exc:
-        raise _damaged(namespace, exc) from exc
+    except Exception as exc:
+        raise damaged(namespace, exc) from exc
 
 
 def decode_writes(namespace: Namespace, arguments: Fields, integrity: Integrity = CHECKSUMS) -> PutWrites:
@@ -180,8 +177,8 @@ def decode_writes(namespace: Namespace, arguments: Fields, integrity: Integrity 
             decode_write(scope, field, value) for field, value in zip(packed[1::3], packed[2::3], strict=True)
         ]
         return PutWrites(namespace, checkpoint_id.decode(), replace == b"1", tuple(writes))
-    except DAMAGE as exc:
-        raise _damaged(namespace, exc) from exc
+    except Exception as exc:
+        raise damaged(namespace, exc) from exc
 
 
 def decode_entry(
@@ -199,8 +196,8 @@ def decode_entry(
         if HEAD not in fields:
             return None
         return Latest(_decode_record(namespace, checkpoint_id, fields, integrity.scoped(*namespace)))
-    except DAMAGE as exc:
-        raise _damaged(namespace, exc) from exc
+    except Exception as exc:
+        raise damaged(namespace, exc) from exc
 
 
 def _decode_record(
@@ -245,7 +242,7 @@ def claimed_namespace(head: bytes) -> Namespace | None:
     for protection_bytes in (CHECKSUM_BYTES, SIGNATURE_BYTES):
         try:
             version, thread_id, checkpoint_ns, *_ = msgpack.unpackb(head[protection_bytes:])
-        except (ValueError, TypeError):
+        except Exception:  # noqa: BLE001, S112 - whatever the bytes are, they claim nothing
             continue
         if version == FORMAT and isinstance(thread_id, str) and isinstance(checkpoint_ns, str):
             return Namespace(thread_id, checkpoint_ns)
@@ -311,7 +308,10 @@ def _only_postgres_can_read(row: Value | Write) -> bool:
     )
 
 
-def _damaged(namespace: Namespace, why: Exception) -> DamagedEntry:
+def damaged(namespace: Namespace, why: Exception) -> DamagedEntry:
+    """Return the error for bytes of which decoding raised `why`."""
+    if isinstance(why, DamagedEntry):
+        return why
     return DamagedEntry(f"what Redis holds of {namespace} cannot be read: {type(why).__name__}")
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Protocol
 from zlib import crc32
 
+from langgraph_checkpoint_cached.utils.text_cache import remember
+
 CHECKSUM_BYTES = 4
 SIGNATURE_BYTES = 16
-SCOPES_CACHED_MAX = 1024
 PERSON = b"lg-cached"
 """Keeps these signatures apart from others that are made with the same key."""
 
@@ -37,10 +37,12 @@ class Checksums:
     """CRC-32 of scope, part and body. It detects damage and mistakes, but anybody can compute one."""
 
     @staticmethod
-    @lru_cache(maxsize=SCOPES_CACHED_MAX)
     def scoped(*names: str) -> _ChecksumScope:
         """Return the scope of these names."""
-        return _ChecksumScope(crc32(_joined(names)))
+        known = _checksum_scopes.get(names)
+        return known or remember(
+            _checksum_scopes, names, _ChecksumScope(crc32(_joined(*names))), sum(map(len, names))
+        )
 
 
 class Signatures:
@@ -57,7 +59,7 @@ class Signatures:
 
     def scoped(self, *names: str) -> Scope:
         """Return the scope of these names."""
-        starts, joined = [start.copy() for start in self._starts], _joined(names)
+        starts, joined = [start.copy() for start in self._starts], _joined(*names)
         for start in starts:
             start.update(joined)
         return _SignatureScope(starts)
@@ -102,13 +104,18 @@ def _sign(start: blake2b, body: bytes | memoryview, part: bytes) -> bytes:
     return state.digest()
 
 
-@lru_cache(maxsize=SCOPES_CACHED_MAX)
-def _joined(names: Sequence[str]) -> bytes:
+def _joined(*names: str) -> bytes:
     """Join names so that no other names give the same: each stands after its length, as a part does."""
-    encoded = (name.encode("utf-8", "surrogatepass") for name in names)
-    return b"".join([b"%d:%b" % (len(name), name) for name in encoded])
+    known = _joined_names.get(names)
+    if known is not None:
+        return known
+    encoded = [name.encode("utf-8", "surrogatepass") for name in names]
+    joined = b"".join([b"%d:%b" % (len(name), name) for name in encoded])
+    return remember(_joined_names, names, joined, len(joined))
 
 
+_checksum_scopes: dict[tuple[str, ...], _ChecksumScope] = {}
+_joined_names: dict[tuple[str, ...], bytes] = {}
 CHECKSUMS = Checksums()
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
-from glob import escape as glob_escape
 
 from langgraph_checkpoint_cached.stores.redis.executor import BATCH_CALLS_MAX, ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.keys import entry_key_beside, names_key_beside, thread_key
 from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
+from langgraph_checkpoint_cached.stores.redis.scan import escape_glob
 from langgraph_checkpoint_cached.stores.redis.scripts import END_THREAD, NAMES, UNLINK
 
 
@@ -40,7 +40,7 @@ class ThreadInvalidation:
 
     def keys(self, pattern: str) -> AsyncIterator[str]:
         """Yield the keys that match a glob after the prefix, by a scan: some perhaps twice."""
-        return self._executor.keys(glob_escape(self._keyspace.prefix) + pattern)
+        return self._executor.keys(escape_glob(self._keyspace.prefix) + pattern)
 
     async def _invalidate(self, fences: Mapping[str, Iterable[str]]) -> None:
         arguments = self._keyspace.thread_arguments

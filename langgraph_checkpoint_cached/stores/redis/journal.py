@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from langgraph_checkpoint_cached.records import Namespace, Put, PutWrites
 from langgraph_checkpoint_cached.stores.redis.entries import EntryUpdate
-from langgraph_checkpoint_cached.stores.redis.entry_format import Fields, decode_put, decode_writes
+from langgraph_checkpoint_cached.stores.redis.entry_format import Fields, damaged, decode_put, decode_writes
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
 from langgraph_checkpoint_cached.stores.redis.keys import entry_keys, journal_key, namespace_key, thread_key
@@ -103,7 +103,8 @@ class Journal:
     async def prepare(self, thread_id: str) -> tuple[str, bytes]:
         """PREPARE: return a token for a new lease, which names the server epoch, and the thread's generation."""
         generation = bytes(await self._submit(PREPARE, thread_id, nonce := new_token()))
-        return f"{generation.decode().partition(':')[0]}.{nonce}", generation
+        server_epoch = generation.partition(b":")[0].decode(errors="replace")
+        return f"{server_epoch}.{nonce}", generation
 
     async def open(self, thread_id: str, token: str, generation: bytes) -> str:
         """OPEN: return "open", or why not."""
@@ -166,7 +167,10 @@ class Journal:
         return script, keys, self._keyspace.thread_arguments(*arguments, name="*")
 
     def _operation(self, thread_id: str, fields: Sequence[bytes]) -> Put | PutWrites:
-        kind, checkpoint_ns = fields[3][:1], fields[3][1:].decode()
+        try:
+            kind, checkpoint_ns = fields[3][:1], fields[3][1:].decode()
+        except (IndexError, UnicodeDecodeError) as exc:
+            raise damaged(Namespace(thread_id), exc) from exc
         arguments: Fields = list(fields[5::2])
         decode = decode_put if kind == b"p" else decode_writes
         return decode(Namespace(thread_id, checkpoint_ns), arguments, self._integrity)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from hashlib import blake2b
 from urllib.parse import quote, unquote
 
 from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.utils.text_cache import remember
 
 NAME_BYTES_MAX = 200
-TAGS_CACHED_MAX = 1024
-ENTRIES_CACHED_MAX = 1024
+_entry_keys: dict[tuple[str, Namespace], tuple[tuple[str, str, str], str]] = {}
+_tags: dict[str, str] = {}
 _PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")  # what quoting leaves as it is
 
 
@@ -57,15 +57,17 @@ def entry_key_beside(of_thread: str, name: str) -> str:
     return f"{of_thread.removesuffix(':thread')}:ns:{name}"
 
 
-@lru_cache(maxsize=ENTRIES_CACHED_MAX)
 def entry_keys(prefix: str, namespace: Namespace) -> tuple[tuple[str, str, str], str]:
     """Return the keys of an entry's thread, namespace and names, as scripts take them, and the entry's name."""
-    of_namespace = namespace_key(prefix, namespace)
-    keys = (thread_key(prefix, namespace.thread_id), of_namespace, names_key(prefix, namespace.thread_id))
-    return keys, of_namespace.rpartition(":")[2]
+    known = _entry_keys.get((prefix, namespace))
+    if known is not None:
+        return known
+    thread_id, of_namespace = namespace.thread_id, namespace_key(prefix, namespace)
+    keys = (thread_key(prefix, thread_id), of_namespace, names_key(prefix, thread_id))
+    found = (keys, of_namespace.rpartition(":")[2])
+    return remember(_entry_keys, (prefix, namespace), found, len(thread_id) + len(namespace.checkpoint_ns))
 
 
-@lru_cache(maxsize=ENTRIES_CACHED_MAX)
 def journal_key(prefix: str, thread_id: str) -> str:
     """Key of the stream of what is acknowledged and perhaps not yet in Postgres, in the slot of its thread's."""
     return f"{prefix}:{_tag(thread_id)}:journal"
@@ -98,7 +100,7 @@ def tag_name(thread_id: str) -> str:
     return encode_name(thread_id) or "!"
 
 
-@lru_cache(maxsize=TAGS_CACHED_MAX)
 def _tag(thread_id: str) -> str:
     """Return the part of a key by which Redis Cluster chooses its slot. An empty one would not count as a tag."""
-    return f"{{{tag_name(thread_id)}}}"
+    known = _tags.get(thread_id)
+    return known or remember(_tags, thread_id, f"{{{tag_name(thread_id)}}}", len(thread_id))

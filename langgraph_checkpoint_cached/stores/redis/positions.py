@@ -14,5 +14,5 @@ class LeasePosition(NamedTuple):
 
 def parse_position(reply: bytes) -> LeasePosition | None:
     """Return the position in a reply of the form `<token> <last>`, None if there is none."""
-    token, _, last = reply.decode().partition(" ")
+    token, _, last = reply.decode(errors="replace").partition(" ")
     return LeasePosition(token, int(last)) if last else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,11 @@ from langgraph_checkpoint_cached.stores.redis.client import AnyRedis
 
 SCAN_COUNT = 1_000
 """Number of keys that a step looks at."""
+
+
+def escape_glob(text: str) -> str:
+    """Return a pattern that matches just this text. `glob.escape` does not do it: Redis knows backslashes too."""
+    return re.sub(r"([*?^\[\]\\-])", r"\\\1", text)
 
 
 async def scan_steps(client: AnyRedis, pattern: str) -> AsyncIterator[list[Any]]:
