@@ -89,7 +89,7 @@ async def test_crafted_history_is_a_miss(tiers: Tiers) -> None:
 
 
 async def test_undecodable_value_of_postgres_is_no_damage(tiers: Tiers) -> None:
-    """What Postgres holds too is not the cache's fault: the error is the upstream saver's, and the entry stays."""
+    """The error is the upstream saver's, and the entry stays, if Postgres holds the same bytes."""
     await put(tiers)
     async with tiers.pool.connection() as conn:
         await conn.execute("update checkpoint_blobs set type = 'nope'")
@@ -103,7 +103,7 @@ async def test_undecodable_value_of_postgres_is_no_damage(tiers: Tiers) -> None:
 async def test_crafted_journal_is_not_replayed(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis
 ) -> None:
-    """Its reader is told that Redis cannot be read, by an error of this package."""
+    """An error of this package tells readers that what Redis holds cannot be read."""
     async with (
         open_saver(migrated_database_url, redis_url, prefix=redis_prefix, mode="write_behind") as behind,
         open_saver(migrated_database_url, redis_url, prefix=redis_prefix) as other,
