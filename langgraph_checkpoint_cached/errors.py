@@ -64,3 +64,17 @@ class WrongThreadError(CachedSaverError, asyncio.InvalidStateError):
 
     Derives from `asyncio.InvalidStateError`, which the upstream saver raises in such a case.
     """
+
+
+class ClosedError(CachedSaverError):
+    """Call on a saver that is closed, or that was closed before the call was done.
+
+    Nothing was written, unless the call was under way: then Postgres may or may not have it.
+    """
+
+
+class ForkedError(CachedSaverError):
+    """Call in a forked process on a saver that its parent made. Nothing was read or written.
+
+    Connections cannot be shared with a parent: make a saver in each worker process.
+    """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -32,7 +31,7 @@ from langgraph_checkpoint_cached.channel_versions import UnstoredVersions
 from langgraph_checkpoint_cached.config import check_checkpoint, check_search, parse_config
 from langgraph_checkpoint_cached.engine.engine import Engine
 from langgraph_checkpoint_cached.errors import ArgumentError
-from langgraph_checkpoint_cached.event_loop import wrong_loop
+from langgraph_checkpoint_cached.event_loop import LoopAccess, running_loop
 from langgraph_checkpoint_cached.records import Record
 from langgraph_checkpoint_cached.serde import codec
 from langgraph_checkpoint_cached.stats import ReadOutcome
@@ -91,7 +90,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
         settings = Settings.from_options(**options)
         super().__init__(serde=settings.serde or postgres.serde)
         self._engine = Engine(redis, postgres, settings)
-        self._loop = self._engine.loop
+        self._access = LoopAccess(self._engine.loop)
         self._unstored_versions = UnstoredVersions()
 
     @classmethod
@@ -126,21 +125,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
             TypeError: a keyword is unknown.
             psycopg.OperationalError, psycopg_pool.PoolTimeout: Postgres cannot be reached on entering the block.
         """
-        settings = ConnectionSettings.from_options(postgres_uri, redis_url, **options)
-        pool = postgres_pool(
-            settings.postgres_uri,
-            min_size=settings.pool_min_size,
-            max_size=settings.pool_max_size,
-            timeout_seconds=settings.pool_timeout_seconds,
-            max_idle_seconds=settings.pool_max_idle_seconds,
-            max_lifetime_seconds=settings.pool_max_lifetime_seconds,
-        )
-        client = redis_client(
-            settings.redis_url,
-            max_connections=settings.redis_max_connections,
-            timeout_seconds=settings.redis_timeout_seconds,
-        )
-        return cls._over(pool, client, settings.saver_options)
+        return cls._over(*own_clients(ConnectionSettings.from_options(postgres_uri, redis_url, **options)))
 
     @classmethod
     @asynccontextmanager
@@ -164,19 +149,23 @@ class CachedPostgresSaver(SyncMethodsMixin):
             UnsupportedServerError: Postgres or Redis is too old, or Redis may evict what `mode="write_behind"`
                 leaves to it. Redis is not checked while it cannot be reached.
         """
-        if asyncio.get_running_loop() is not self._loop:
-            raise wrong_loop("setup")
+        if running_loop() is not self._access.loop:
+            raise self._access.refusal("setup")
         await self._engine.setup()
 
     async def aclose(self) -> None:
-        """Wait for the calls that are under way. Then the clients may be closed; they are not closed here.
+        """Refuse further calls with `ClosedError`, and wait for those under way.
+
+        Then the clients may be closed; they are not closed here.
 
         After 30 seconds, calls that Postgres has not answered fail with `PostgresTimeoutError`.
 
         With `mode="write_behind"` unflushed writes are flushed to Postgres first, for 10 seconds at most. Other
         processes replay the remainder.
         """
-        await self._engine.close()
+        if self._access.allows_closing():
+            self._access.close()
+            await self._engine.close()
 
     def stats(self) -> dict[str, float]:
         """Return counters, times and gauges by name, since this saver was made. `Stats` explains each."""
@@ -196,8 +185,8 @@ class CachedPostgresSaver(SyncMethodsMixin):
             psycopg.Error: as from the upstream saver, when Redis cannot serve the call.
         """
         namespace, checkpoint_id = parse_config(config)
-        if asyncio.get_running_loop() is not self._loop:
-            raise wrong_loop("aget_tuple")
+        if running_loop() is not self._access.loop:
+            raise self._access.refusal("aget_tuple")
         started = time.perf_counter()
         if checkpoint_id is None:
             record, outcome = await self._engine.read_path.latest(namespace)
@@ -274,8 +263,8 @@ class CachedPostgresSaver(SyncMethodsMixin):
                 return await upstream.aget_delta_channel_history(config=config, channels=channels)
 
             return await self._run("get_delta_channel_history", get())
-        if asyncio.get_running_loop() is not self._loop:
-            raise wrong_loop("aget_delta_channel_history")
+        if running_loop() is not self._access.loop:
+            raise self._access.refusal("aget_delta_channel_history")
         found = await self._engine.histories.get(namespace, checkpoint_id, channels) if channels else {}
         try:
             return codec.decode_delta_histories(found, channels, self.serde)
@@ -310,8 +299,8 @@ class CachedPostgresSaver(SyncMethodsMixin):
         """
         namespace, _ = parse_config(config, for_write=True)
         check_checkpoint(checkpoint)
-        if asyncio.get_running_loop() is not self._loop:
-            raise wrong_loop("aput")
+        if running_loop() is not self._access.loop:
+            raise self._access.refusal("aput")
         started = time.perf_counter()
         put = codec.encode_put(
             namespace, config, checkpoint, metadata, new_versions, self.serde, self._unstored_versions.take
@@ -343,8 +332,8 @@ class CachedPostgresSaver(SyncMethodsMixin):
             raise ArgumentError('config["configurable"] has no "checkpoint_id": writes belong to a checkpoint')
         if not writes:
             return
-        if asyncio.get_running_loop() is not self._loop:
-            raise wrong_loop("aput_writes")
+        if running_loop() is not self._access.loop:
+            raise self._access.refusal("aput_writes")
         started = time.perf_counter()
         put = codec.encode_writes(namespace, checkpoint_id, writes, task_id, task_path, self.serde)
         await self._engine.write(put)
@@ -383,3 +372,21 @@ class CachedPostgresSaver(SyncMethodsMixin):
             return await self._engine.store.search(config, filter, before, limit)
 
         return search()
+
+
+def own_clients(settings: ConnectionSettings) -> tuple[Pool, Redis | RedisCluster, SaverOptions]:
+    """Return a pool and a client of a saver's own, which are not open yet, and the saver's keywords."""
+    pool = postgres_pool(
+        settings.postgres_uri,
+        min_size=settings.pool_min_size,
+        max_size=settings.pool_max_size,
+        timeout_seconds=settings.pool_timeout_seconds,
+        max_idle_seconds=settings.pool_max_idle_seconds,
+        max_lifetime_seconds=settings.pool_max_lifetime_seconds,
+    )
+    client = redis_client(
+        settings.redis_url,
+        max_connections=settings.redis_max_connections,
+        timeout_seconds=settings.redis_timeout_seconds,
+    )
+    return pool, client, settings.saver_options

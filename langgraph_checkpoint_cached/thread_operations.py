@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any, TypedDict, TypeVar
@@ -14,7 +13,7 @@ from langgraph_checkpoint_cached.arguments import check_count, to_seconds, uniqu
 from langgraph_checkpoint_cached.engine.engine import Engine
 from langgraph_checkpoint_cached.engine.thread_operations import THREADS_OF_A_CHANGE_MAX
 from langgraph_checkpoint_cached.errors import ArgumentError
-from langgraph_checkpoint_cached.event_loop import wait_on, wrong_loop
+from langgraph_checkpoint_cached.event_loop import LoopAccess, running_loop
 from langgraph_checkpoint_cached.retention import IdleThreads
 
 T = TypeVar("T")
@@ -37,7 +36,7 @@ class IdleOptions(TypedDict, total=False):
 class ThreadOperationsMixin(BaseCheckpointSaver[str]):
     """Methods of a saver that concern whole threads, and the ways onto its event loop."""
 
-    _loop: asyncio.AbstractEventLoop
+    _access: LoopAccess
     _engine: Engine
 
     async def adelete_thread(self, thread_id: str) -> None:
@@ -149,8 +148,8 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
         check_count(batch_size, "batch_size", most=THREADS_OF_A_CHANGE_MAX)
         if limit is not None:
             check_count(limit, "limit")
-        if asyncio.get_running_loop() is not self._loop:
-            raise wrong_loop("adelete_idle_threads")
+        if running_loop() is not self._access.loop:
+            raise self._access.refusal("adelete_idle_threads")
         return await self._engine.threads.delete_idle(
             seconds,
             batch_size=batch_size,
@@ -179,11 +178,11 @@ class ThreadOperationsMixin(BaseCheckpointSaver[str]):
 
     async def _run(self, method: str, work: Coroutine[Any, Any, T]) -> T:
         """Run the work on this saver's loop, to its end even if the caller is cancelled."""
-        if asyncio.get_running_loop() is not self._loop:
+        if running_loop() is not self._access.loop:
             work.close()
-            raise wrong_loop(f"a{method}")
+            raise self._access.refusal(f"a{method}")
         return await self._engine.tasks.finish(work)
 
     def _wait(self, method: str, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine on this saver's loop and block this thread until it is done."""
-        return wait_on(self._loop, method, start)
+        return self._access.wait(method, start)

@@ -37,9 +37,11 @@ from langgraph_checkpoint_cached.stores.redis.integrity import integrity_for
 from langgraph_checkpoint_cached.stores.redis.invalidation import ThreadInvalidation
 from langgraph_checkpoint_cached.stores.redis.journal import Journal
 from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
+from langgraph_checkpoint_cached.stores.redis.redis_internals import descriptors
 from langgraph_checkpoint_cached.stores.redis.script_call import confirmation_for
 from langgraph_checkpoint_cached.stores.redis.server_check import check_redis
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
+from langgraph_checkpoint_cached.utils.forks import cut_off, notify_in_children
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
 
@@ -71,6 +73,12 @@ class Engine:
         self._open_calls(runtime, settings)
         self.stats_publisher = StatsPublisher(runtime, self.executor, settings.prefix)
         self.stats_publisher.start()
+        self._redis = redis
+        notify_in_children(self)
+
+    def after_fork(self) -> None:
+        """Keep a child from using its parent's connections to Redis."""
+        cut_off(descriptors(self._redis))
 
     def _open_redis(self, runtime: Runtime, redis: AnyRedis, settings: Settings) -> None:
         self.health = RedisHealth(runtime)

@@ -14,6 +14,7 @@ from langgraph.graph import START, StateGraph
 from psycopg.rows import dict_row
 
 from tests.support.agreement import CACHED, Saver, Tiers, eventually, on_thread
+from tests.support.inspect import inspect
 
 pytestmark = pytest.mark.integration
 
@@ -150,7 +151,7 @@ async def test_a_write_whose_caller_is_cancelled_is_stored_and_served(tiers: Tie
         await cancel(write)
         during = await tiers.saver.aget_tuple(config)
         assert during == found, "not committed yet"
-    await tiers.saver.aclose()
+    await inspect(tiers.saver).drain()
     after = await tiers.saver.aget_tuple(config)
     assert after
     assert after.pending_writes == [("task", "trail", ["late"])]
@@ -179,7 +180,7 @@ async def test_cancelled_reads_leave_fill_lease_to_others(tiers: Tiers) -> None:
     assert await asyncio.wait_for(tiers.saver.aget_tuple(config), 10) == expected
     stats = tiers.saver.stats()
     assert stats["loads"] == stats["fills"] == 1, "the load went on without those who had asked for it"
-    await tiers.saver.aclose()  # waits for the others, which go on as well
+    await inspect(tiers.saver).drain()  # waits for the others, which go on as well
     await tiers.assert_agree()
 
 

@@ -189,7 +189,7 @@ async def test_cancelled_caller_undoes_and_loses_nothing(
         task.cancel()
     await asyncio.wait(tasks)
     assert [task.cancelled() for task in tasks] == [True, False] * 4
-    await saver.aclose()
+    await inspect(saver).drain()
     for number in range(8):
         found = await inspect(saver).upstream.aget_tuple(config_of(f"t{number}"))
         assert found is not None

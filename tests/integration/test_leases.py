@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from redis.asyncio import Redis
 
-from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached import CachedPostgresSaver, ClosedError
 from langgraph_checkpoint_cached.engine import ended_journals, held_leases
 from langgraph_checkpoint_cached.stores.postgres import leases
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
@@ -345,7 +345,8 @@ async def test_close_does_not_wait_for_late_writes(
         writing = asyncio.ensure_future(conversation.turn())
         await asyncio.sleep(0.02)
         await asyncio.wait_for(saver.aclose(), 10)
-        await asyncio.wait_for(writing, 10)
+        with pytest.raises(ClosedError, match="aput_writes"):  # the checkpoint before it is stored
+            await asyncio.wait_for(writing, 10)
     with psycopg.connect(migrated_database_url) as connection:
         assert connection.execute("select * from checkpoint_cache_leases").fetchall() == []
         assert connection.execute("select count(*) from checkpoints").fetchone() == (1,)
@@ -380,7 +381,8 @@ async def test_close_waits_not_for_good_for_a_hung_postgres(
             await asyncio.wait_for(saver.aclose(), 10)
         finally:
             answers.set()
-        await asyncio.wait_for(writing, 10)
+        with pytest.raises(ClosedError, match="aput_writes"):  # the checkpoint before it is stored
+            await asyncio.wait_for(writing, 10)
 
 
 @pytest.mark.parametrize("mode", ["write_through", "write_behind"])

@@ -279,4 +279,4 @@ async def test_clients_of_the_caller_are_not_closed(
         await saver.aclose()
         assert await client.ping()
         assert (await upstream.aget_tuple(CONFIG)) is not None
-        assert await value_of(saver) == 1
+        assert await value_of(CachedPostgresSaver(client, upstream, prefix=redis_prefix)) == 1

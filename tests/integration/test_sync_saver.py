@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver, SyncCachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, free_port
-from langgraph_checkpoint_cached.errors import WrongThreadError
+from langgraph_checkpoint_cached.errors import ClosedError, WrongThreadError
 from tests.support.agreement import (
     CACHED,
     PATIENT_SECONDS,
@@ -197,7 +197,7 @@ async def test_a_saver_can_be_built_where_no_loop_runs(tiers: Tiers) -> None:
     assert await saver.aget_tuple(stored) == await asyncio.to_thread(saver.get_tuple, stored)
 
 
-def test_a_saver_whose_loop_has_ended_says_so(
+def test_a_saver_whose_block_was_left_says_so(
     migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:
     async def open_and_close() -> CachedPostgresSaver:
@@ -206,7 +206,7 @@ def test_a_saver_whose_loop_has_ended_says_so(
             return saver
 
     saver = asyncio.run(open_and_close())
-    with pytest.raises(WrongThreadError, match="not running"):
+    with pytest.raises(ClosedError, match="closed"):
         saver.get_tuple(CONFIG)
 
 
@@ -268,7 +268,7 @@ def test_the_sync_saver_closes_all_it_has_opened(script: Script) -> None:
         threads = started_since(before)
         assert threads
     asyncio.run(assert_nothing_is_left(script, threads))
-    with pytest.raises(WrongThreadError, match="not running"):
+    with pytest.raises(ClosedError, match="closed"):
         saver.get_tuple(CONFIG)
 
 

@@ -24,7 +24,7 @@ from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from langgraph_checkpoint_cached.stores.redis.transport import transport_for
 from tests.support.agreement import PATIENT_SECONDS
 from tests.support.conversations import Conversation, until_hit
-from tests.support.inspect import connections_in_use
+from tests.support.inspect import connections_in_use, inspect
 from tests.support.other_clients import (
     WithoutParseError,
     WithoutTransport,
@@ -225,5 +225,5 @@ async def test_scripts_that_client_repeats_change_no_answer(
             await turn
             await conversation.check()
         assert saver.stats()["redis_errors"] == 0
-        await saver.aclose()
+        await inspect(saver).drain()
         assert await upstream.aget_tuple(conversation.config) == await saver.aget_tuple(conversation.config)

@@ -82,6 +82,10 @@ class Inside:
         """Upstream saver."""
         return self._engine.upstream
 
+    async def drain(self) -> None:
+        """Wait for what is under way, as `aclose` does, and leave the saver open."""
+        await self._engine.close()
+
     @property
     def stats(self) -> Stats:
         return self._engine.stats  # type: ignore[no-any-return]

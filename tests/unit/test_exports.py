@@ -12,6 +12,8 @@ def test_exported_names() -> None:
         "BehindError",
         "CachedPostgresSaver",
         "CachedSaverError",
+        "ClosedError",
+        "ForkedError",
         "HistoryNeededError",
         "IdleThreads",
         "IntentCache",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from psycopg_pool import AsyncConnectionPool
 from langgraph_checkpoint_cached.stores.postgres import time_limit
 from langgraph_checkpoint_cached.stores.postgres.queries import query
 from langgraph_checkpoint_cached.stores.postgres.time_limit import LATE_SECONDS, TimeLimit
+from langgraph_checkpoint_cached.utils.forks import cut_off, notify_in_children
 
 BACKEND_PID = query("backend_pid")
 Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
@@ -107,15 +109,20 @@ def postgres_pool(
 
 @asynccontextmanager
 async def opened(pool: Pool, client: Closable) -> AsyncIterator[None]:
-    """Open the pool for the block, and close both after it. The client connects when it is first used."""
+    """Open the pool for the block, and close both after it. The client connects when it is first used.
+
+    A child that was forked inside the block closes nothing.
+    """
+    process = os.getpid()
     try:
         await pool.open(wait=True, timeout=pool.timeout)
         yield
     finally:
-        try:
-            await client.aclose()
-        finally:
-            await pool.close()
+        if os.getpid() == process:
+            try:
+                await client.aclose()
+            finally:
+                await pool.close()
 
 
 @contextlib.contextmanager
@@ -156,10 +163,17 @@ class _PoolCallbacks:
 
     def __init__(self) -> None:
         self._seen: WeakKeyDictionary[AsyncConnection[Any], float] = WeakKeyDictionary()
+        notify_in_children(self)
+
+    def after_fork(self) -> None:
+        """Keep a child from rolling back what its parent has under way."""
+        for conn in self._seen:
+            with contextlib.suppress(psycopg.Error):  # it is closed
+                cut_off([conn.fileno()])
 
     async def configure(self, conn: AsyncConnection[Any]) -> None:
-        await _prepare_unless_pooled(conn)
         self._seen[conn] = time.monotonic()
+        await _prepare_unless_pooled(conn)
 
     async def check(self, conn: AsyncConnection[Any]) -> None:
         now = time.monotonic()

@@ -84,6 +84,26 @@ def idle_sockets(pool: ConnectionPool) -> list[object] | None:
     return None if idle is None else [socket_of(connection) for connection in idle if connection.is_connected]
 
 
+def descriptors(client: Redis | RedisCluster) -> list[int]:
+    """Return the descriptors of the sockets that a client has open."""
+    connections: list[Any] = []
+    if isinstance(client, RedisCluster):
+        for node in client.get_nodes():
+            connections += getattr(node, "_connections", ())
+    else:
+        pool = client.connection_pool
+        connections += [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]
+        if isinstance(pool, SentinelConnectionPool):
+            return [*_descriptors(connections), *(found for one in sentinels(pool) for found in descriptors(one))]
+    return _descriptors(connections)
+
+
+def _descriptors(connections: Sequence[Any]) -> list[int]:
+    writers = (getattr(connection, "_writer", None) for connection in connections)
+    sockets = (writer.get_extra_info("socket") for writer in writers if writer is not None)
+    return [sock.fileno() for sock in sockets if sock is not None]
+
+
 async def exchange_by_client(connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
     """Send all commands, then read all replies, through the client's streams.
 
