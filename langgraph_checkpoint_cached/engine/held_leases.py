@@ -329,7 +329,10 @@ class HeldLeases:
             try:
                 await self._journal.close(lease.thread_id, lease.token, JOURNAL_END)
             except RedisUnavailable:
-                await self._invalidator.report_unconfirmed(lease.thread_id, lease.token, recorded=recorded)
+                # Else only this thread's slot is on its way to another node. The lease is over, and
+                # `ended_journals` removes what is left.
+                if not self._health.usable:
+                    await self._invalidator.report_unconfirmed(lease.thread_id, lease.token, recorded=recorded)
 
     async def close(self) -> None:
         """End all leases, with Postgres up to date. Other processes replay what it does not take in time."""

@@ -330,3 +330,17 @@ async def test_in_the_middle_of_a_load(
             assert all(inspect(player.saver).breaker.closed for player in players)
     assert report.errors == []
     assert report.violations == []
+
+
+@pytest.mark.slow
+async def test_moving_slots_is_no_outage_under_write_behind(
+    migrated_database_url: str, cluster: Cluster, prefix: str
+) -> None:
+    options: dict[str, Any] = {"writers": 1, "mode": "write_behind"}
+    async with playing(migrated_database_url, cluster.url, prefix, IDS, **options) as (_, report):
+        for _ in range(5):
+            await asyncio.to_thread(move_slots, cluster, prefix)
+            await asyncio.sleep(0.5)
+    assert (report.errors, report.violations) == ([], [])
+    assert report.stats["breaker_openings"] == 0
+    assert report.stats["appends"] > report.turns

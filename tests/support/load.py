@@ -129,17 +129,17 @@ BACK_WITHIN_SECONDS = 20
 
 @asynccontextmanager
 async def playing(
-    postgres_url: str, redis_url: str, prefix: str, ids: list[str], **options: Any
+    postgres_url: str, redis_url: str, prefix: str, ids: list[str], *, writers: int = SAVERS, **options: Any
 ) -> AsyncIterator[tuple[list[Player], Report]]:
     """Several savers take turns in conversations during the block, which begins and ends with all of them being
-    served from Redis. The report is complete after the block.
+    served from Redis; with fewer `writers`, the others only read. The report is complete after the block.
     """
     async with AsyncExitStack() as stack:
         lengths, on, report = [0] * len(ids), True, Report()
         players = []
         for number in range(SAVERS):
             opening = CachedPostgresSaver.from_conn_string(postgres_url, redis_url, prefix=prefix, **options)
-            players.append(Player(await stack.enter_async_context(opening), number, SAVERS, lengths, ids))
+            players.append(Player(await stack.enter_async_context(opening), number, writers, lengths, ids))
         games = asyncio.gather(*(player.play(lambda: on) for player in players))
         try:
             await all_served(players)

@@ -15,6 +15,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
     SlotNotCoveredError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -35,8 +36,12 @@ from langgraph_checkpoint_cached.utils.progress_timer import running_timeout
 
 PROBE_KEYS_MAX = 5_000
 """Number of keys that are tried until there is one for each primary."""
+MOVING_PAUSES_SECONDS = (0.005, 0.02)
+"""Pauses before a call is tried again that was refused because the slot of its thread is being moved."""
 NODES_MAX = 1000
 """Nodes ever met, after which what is known of them is forgotten."""
+MOVING = (TryAgainError, AskError)
+"""Replies of a node while the slot is being moved, or has just been. The script has not run."""
 REFUSED = (NoScriptError, AskError)  # a MovedError is an AskError
 """Replies of a node that has not run the script, where running it in another way may help."""
 
@@ -45,7 +50,8 @@ class ClusterTransport:
     """Transport to the nodes of a Cluster.
 
     While a slot is on its way from one node to another, a script is refused (TRYAGAIN) until all its keys are on
-    one of them, and one that does not exist counts as missing. That is the call's reply: it is not waited for.
+    one of them, and one that does not exist counts as missing. A call in order, without which its thread's entry
+    or journal is lost, is tried again a few times; for others that is the reply.
     """
 
     def __init__(
@@ -67,10 +73,19 @@ class ClusterTransport:
             await self._refresh_if_outdated()
             replies = await self._run_by_node(calls)
             await self.retry_after_noscript(calls, replies)
+            for pause_seconds in MOVING_PAUSES_SECONDS:
+                if not (moving := _refused_in_order(calls, replies, MOVING)):
+                    break
+                await asyncio.sleep(pause_seconds)
+                again = [calls[i] for i in moving]
+                replies_again = await self._run_by_node(again)
+                await self.retry_after_noscript(again, replies_again)
+                for i, reply in zip(moving, replies_again, strict=True):
+                    replies[i] = reply
         except BaseException:
             self._outdated = True  # a time-out too: a node that hangs is asked until we ask who has its slots now
             raise
-        self._outdated |= any(isinstance(reply, ClusterDownError) for reply in replies)
+        self._outdated |= any(isinstance(reply, (ClusterDownError, AskError)) for reply in replies)
         return replies
 
     async def probe(self, key: str, ttl_ms: int) -> None:
@@ -95,14 +110,10 @@ class ClusterTransport:
         """Run the calls again that were refused, unless a later one of their thread has run: one by one, for the
         client learns from the first where the others are to go.
         """
-        done_later: set[str] = set()
-        refused: list[int] = []
-        for i in reversed(range(len(calls))):
-            if not isinstance(replies[i], REFUSED):
-                done_later.add(calls[i].keys[0])
-            elif not (calls[i].in_order and (overtaken or calls[i].keys[0] in done_later)):
-                refused.append(i)
-        for i in reversed(refused):
+        in_order = set(() if overtaken else _refused_in_order(calls, replies, REFUSED))
+        for i in range(len(calls)):
+            if not isinstance(replies[i], REFUSED) or (calls[i].in_order and i not in in_order):
+                continue
             reply = await self._retry(calls[i], replies[i])
             must_confirm = calls[i].durable and self._confirmation and not isinstance(reply, ResponseError)
             replies[i] = Unconfirmed(reply) if must_confirm else reply
@@ -248,6 +259,20 @@ def _node_for(client: RedisCluster, key: str) -> ClusterNode:
     if node is None:
         raise SlotNotCoveredError(f"no node has the slot of {key!r}")
     return node
+
+
+def _refused_in_order(
+    calls: Sequence[ScriptCall], replies: Sequence[Any], refusals: type[Exception] | tuple[type[Exception], ...]
+) -> list[int]:
+    """Return the calls in order that were refused, and that may run still: no later one of their thread has."""
+    done_later: set[str] = set()
+    refused: list[int] = []
+    for i in reversed(range(len(calls))):
+        if not isinstance(replies[i], refusals):
+            done_later.add(calls[i].keys[0])
+        elif calls[i].in_order and calls[i].keys[0] not in done_later:
+            refused.append(i)
+    return refused[::-1]
 
 
 async def _all(work: Iterable[Awaitable[list[Any]]]) -> list[list[Any]]:

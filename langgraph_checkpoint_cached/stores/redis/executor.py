@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from typing import Any, TypeVar
 
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     NoScriptError,
     RedisClusterException,
@@ -345,8 +346,10 @@ class ScriptExecutor:
         self._stats.redis_errors += 1
         if isinstance(reply, NoScriptError):
             return NotDone("it has lost its scripts")
-        if isinstance(reply, TryAgainError) or NOT_HERE in str(reply):
-            return RedisUnavailable("a Cluster is moving the thread's slot")  # all other threads are well
+        if isinstance(reply, (TryAgainError, AskError)):  # all other threads are well
+            return NotDone("a Cluster is moving the thread's slot")
+        if NOT_HERE in str(reply):
+            return RedisUnavailable("a Cluster is moving the thread's slot")
         if FULL in str(reply):  # Redis 6.2 gives a script's error no class of its own
             if not self._full:
                 self._full = True
