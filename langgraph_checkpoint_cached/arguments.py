@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import blake2b
+from inspect import getattr_static
 from typing import Literal, TypedDict, get_args
 
 import psycopg
@@ -33,8 +34,9 @@ REDIS_TIMEOUT_SECONDS = 0.5
 SECONDS_MAX = 10 * 365 * 24 * 3600
 KEY_BYTES_MIN = 16
 KEY_BYTES_MAX = blake2b.MAX_KEY_SIZE
-REPLACED_METHODS = ("aget_tuple", "alist", "aput", "aput_writes")
-"""Methods of the upstream saver that are never called, so that a subclass with its own would be ignored."""
+USED_METHODS = ("with_allowlist", "get_next_version", "config_specs", "from_conn_string", "adelete_thread")
+MAY_BE_OVERRIDDEN = frozenset(("serde", "setup", "MIGRATIONS", *USED_METHODS))
+"""What a subclass of the upstream saver may have of its own, besides new names: the saver uses it as it is."""
 
 
 class SaverOptions(TypedDict, total=False):
@@ -187,14 +189,26 @@ def check_upstream(saver: object) -> AsyncPostgresSaver:
     """
     if not isinstance(saver, AsyncPostgresSaver):
         raise ArgumentTypeError(f"postgres must be an AsyncPostgresSaver, not {type(saver).__qualname__}")
-    for method in REPLACED_METHODS:
-        if getattr(type(saver), method) is not getattr(AsyncPostgresSaver, method):
-            raise ArgumentTypeError(
-                f"postgres is a {type(saver).__qualname__} with its own {method}(), which would not be called"
-            )
+    if own := _overridden(saver):
+        raise ArgumentTypeError(
+            f"postgres is a {type(saver).__qualname__} with its own {', '.join(own)}, which would be bypassed: "
+            "pass an AsyncPostgresSaver over the same pool. A serializer can do what is to be done to values when "
+            "they are stored, such as encryption: AsyncPostgresSaver(pool, serde=...)"
+        )
     if not isinstance(saver.conn, AsyncConnectionPool) and not saver.conn.autocommit:
         raise ArgumentError("postgres: its connection must be opened with autocommit=True")
     return saver
+
+
+def _overridden(saver: AsyncPostgresSaver) -> list[str]:
+    """Return the names that this saver, or its class, has in place of the upstream saver's own."""
+    own = []
+    for name in dir(AsyncPostgresSaver):
+        if name not in MAY_BE_OVERRIDDEN and not (name.startswith("__") and name.endswith("__")):
+            upstream = getattr_static(AsyncPostgresSaver, name)
+            if name in vars(saver) or getattr_static(type(saver), name) is not upstream:
+                own.append(name)
+    return own
 
 
 def check_mode(mode: object) -> Mode:
