@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
 from typing import TypeVar
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -23,6 +24,7 @@ CONFIRM_ATTEMPTS_MAX = 3
 THREADS_AT_ONCE_MAX = 16
 
 T = TypeVar("T")
+Change = Callable[[Sequence[str], Collection[str]], Awaitable[None]]
 
 
 class ThreadChanges:
@@ -44,10 +46,9 @@ class ThreadChanges:
         thread_ids: Sequence[str],
         change: Callable[[AsyncPostgresSaver], Awaitable[T]],
         *,
-        in_transaction: bool = True,
         deletes: bool = False,
     ) -> T:
-        """Run a change of threads.
+        """Run a change of threads, in one transaction where Redis does not have their fences.
 
         Unless it deletes them, Postgres holds all that was acknowledged of them first. Without Redis even then:
         else a process that writes behind on them would go on, and not know that it has no lease any more.
@@ -55,10 +56,36 @@ class ThreadChanges:
         Args:
             thread_ids: Threads to change.
             change: Does it, on the upstream saver that it is given.
-            in_transaction: Whether that may be inside a transaction. If not, it must leave every latest
-                checkpoint as it is.
             deletes: Whether it deletes all there is of them, so that their leases go too.
         """
+        ended = thread_ids if deletes else ()
+
+        async def apply(thread_ids: Sequence[str], unfenced: Collection[str]) -> T:
+            if not ended and not unfenced:
+                return await change(self._store.upstream())
+            async with self._store.upstream_in_transaction(unfenced, ended) as upstream:
+                return await change(upstream)
+
+        return await self._run(thread_ids, apply, deletes=deletes)
+
+    async def run_in_own_transactions(self, thread_ids: Sequence[str], change: Change) -> None:
+        """Run a change of threads that makes transactions of its own.
+
+        Args:
+            thread_ids: Threads to change.
+            change: Does it for these threads. Redis does not have the fences of those in the second argument: each
+                must be marked stale in the transaction that changes it. A mark before that would not do: others
+                may invalidate the thread for it, and store it anew, before the commit.
+        """
+        await self._run(thread_ids, change, deletes=False)
+
+    async def _run(
+        self,
+        thread_ids: Sequence[str],
+        change: Callable[[Sequence[str], Collection[str]], Awaitable[T]],
+        *,
+        deletes: bool,
+    ) -> T:
         token = new_token()
         leases: dict[str, LeasePosition] = {}
 
@@ -75,29 +102,13 @@ class ThreadChanges:
         unfenced = await self._on_threads(thread_ids, begin)
         try:
             await self._replayer.flush_threads(unfenced if deletes else thread_ids)
-            ended = thread_ids if deletes else ()
-            return await retrying(lambda: self._change(change, unfenced, ended, in_transaction=in_transaction))
+            return await retrying(partial(change, thread_ids, unfenced))
         except BaseException as exc:
             if outcome_unknown(exc):
                 thread_ids = []  # their fences are left to the deadline
             raise
         finally:
             await self._on_threads(thread_ids, end)
-
-    async def _change(
-        self,
-        change: Callable[[AsyncPostgresSaver], Awaitable[T]],
-        unfenced: Collection[str],
-        ended: Collection[str],
-        *,
-        in_transaction: bool,
-    ) -> T:
-        if ended or (unfenced and in_transaction):
-            async with self._store.upstream_in_transaction(unfenced, ended) as upstream:
-                return await change(upstream)
-        if unfenced:
-            await self._store.stale_threads.add(unfenced)
-        return await change(self._store.upstream())
 
     async def _end_thread(self, thread_id: str, token: str, *, recorded: bool) -> None:
         for _ in range(CONFIRM_ATTEMPTS_MAX):

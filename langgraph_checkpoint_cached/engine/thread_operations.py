@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from typing import TypeVar
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -54,15 +54,18 @@ class ThreadOperations:
         await self._replayer.flush_threads(thread_ids)
         deltas = await thread_maintenance.delta_threads(self._store.upstream(), thread_ids) if thread_ids else []
         others = [thread_id for thread_id in thread_ids if thread_id not in set(deltas)]
-        # Each makes transactions of its own, and keeps what is latest.
-        await self._changes.run(others, lambda upstream: upstream.aprune(others), in_transaction=False)
+        await self._changes.run_in_own_transactions(others, self._keep_latest)
         for thread_id in deltas:
-            await self._keep_latest(thread_id)
+            await self._changes.run_in_own_transactions([thread_id], self._keep_latest_by_own_statements)
 
-    async def _keep_latest(self, thread_id: str) -> None:
-        await self._changes.run(
-            [thread_id], lambda upstream: thread_maintenance.keep_latest(upstream, thread_id), in_transaction=False
-        )
+    async def _keep_latest(self, thread_ids: Sequence[str], unfenced: Collection[str]) -> None:
+        await self._store.upstream().aprune([t for t in thread_ids if t not in unfenced])
+        await self._keep_latest_by_own_statements([t for t in thread_ids if t in unfenced], unfenced)
+
+    async def _keep_latest_by_own_statements(self, thread_ids: Sequence[str], unfenced: Collection[str]) -> None:
+        for thread_id in thread_ids:
+            mark_stale = self._store.mark_stale if thread_id in unfenced else None
+            await thread_maintenance.keep_latest(self._store.upstream(), thread_id, mark_stale)
 
     async def copy(self, source: str, target: str, *, overwrite: bool) -> None:
         """Copy a thread. Raises as `thread_maintenance.copy`."""

@@ -9,6 +9,7 @@ import logging
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -18,7 +19,7 @@ from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.engine.recovery import FRESH_SECONDS_MAX
-from langgraph_checkpoint_cached.stores.postgres import own_table
+from langgraph_checkpoint_cached.stores.postgres import own_table, thread_maintenance
 from langgraph_checkpoint_cached.stores.postgres.stale_threads import (
     STALE_THREADS_AT_ONCE_MAX,
     TABLE,
@@ -310,3 +311,39 @@ async def test_collected_saver_stops_polling(alone: Alone) -> None:
         return recovery() is None
 
     await eventually(gone)  # once the entry is filled
+
+
+async def test_prune_without_redis_leaves_nothing_stale(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process invalidates the thread, and stores it anew, before the prune is committed."""
+    first = alone.conversation.latest
+    await alone.conversation.turns(1)
+    root: Any = first["configurable"]["checkpoint_id"]
+    call = on_thread("t", checkpoint_ns="call:1")
+    metadata: Any = {"parents": {"": root}}
+    await alone.reader.aput(call, new_checkpoint(), metadata, {})
+    assert (await alone.reader.aget_tuple(call)) is not None
+
+    async def read() -> None:
+        for config in (alone.conversation.config, call):
+            for _ in range(2):
+                assert await alone.reader.aget_tuple(config) is not None
+
+    async def prune_late(prune: Any, *arguments: Any) -> Any:
+        async def nothing_is_stale() -> bool:
+            return not alone.rows()
+
+        await eventually(nothing_is_stale)
+        await read()
+        return await prune(*arguments)
+
+    for owner, name in ((AsyncPostgresSaver, "aprune"), (thread_maintenance, "keep_latest")):
+        monkeypatch.setattr(owner, name, partial(prune_late, getattr(owner, name)))
+    monkeypatch.setattr(AsyncPostgresSaver, "aprune", lambda *a, late=AsyncPostgresSaver.aprune: late(*a))
+    alone.proxy.stop()
+    await alone.writer.aprune(["t"])
+
+    async def sees_prune() -> bool:
+        latest, inner = [await alone.reader.aget_tuple(c) for c in (alone.conversation.config, call)]
+        return inner is None and latest is not None and latest.parent_config is None
+
+    await eventually(sees_prune)

@@ -14,6 +14,7 @@ import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from psycopg import AsyncCursor
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
 from langgraph_checkpoint_cached.records import History, Latest, Namespace, Put, PutWrites, Record
@@ -127,10 +128,14 @@ class PostgresStore:
             if ended and self.leases.usable:
                 async with self.leases.savepoint(cur):
                     had_leases = await self.leases.end_threads(cur, ended)
-            if (stale_threads := had_leases.union(stale_threads)) and self.stale_threads.usable:
-                async with self.stale_threads.savepoint(cur):
-                    await self.stale_threads.insert(cur, stale_threads)
+            await self.mark_stale(cur, had_leases.union(stale_threads))
             yield self._connections.upstream_on(cur.connection)
+
+    async def mark_stale(self, cur: AsyncCursor[Any], thread_ids: Collection[str]) -> None:
+        """Mark threads stale in the transaction of `cur`, unless their table is missing."""
+        if thread_ids and self.stale_threads.usable:
+            async with self.stale_threads.savepoint(cur):
+                await self.stale_threads.insert(cur, thread_ids)
 
     async def store(
         self, operations: Sequence[Put | PutWrites], stale_threads: Collection[str] = ()

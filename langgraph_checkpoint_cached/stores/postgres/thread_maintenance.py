@@ -7,9 +7,9 @@ plans each for the arrays it gets, and they find rows by the leading columns of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncCursor, Rollback
@@ -43,6 +43,7 @@ COUNT_THREADS = query("count_threads")
 DELETE_IDLE = query("delete_idle")
 THREADS_LEFT = query("threads_left")
 
+Mark: TypeAlias = "Callable[[AsyncCursor[Any], Collection[str]], Awaitable[None]]"
 Channels = Mapping[str, Collection["str | None"]]
 """The `DeltaChannel`s of each namespace. None stands for one whose name is not known."""
 
@@ -119,18 +120,33 @@ async def delete_runs(upstream: AsyncPostgresSaver, run_ids: Sequence[str], thre
 
 
 async def delta_threads(upstream: AsyncPostgresSaver, thread_ids: Sequence[str]) -> list[str]:
-    """Find those of the threads that use `DeltaChannel`s, all of whose names are known."""
+    """Find those of the threads that use `DeltaChannel`s.
+
+    Raises:
+        NotImplementedError: the names of those of a thread are not known.
+    """
     async with upstream._cursor() as cur:
         channels = await _delta_channels(cur, thread_ids)
-    return [t for t in thread_ids if t in channels and not any(None in names for names in channels[t].values())]
+    if unknown := sorted(t for t in channels if any(None in names for names in channels[t].values())):
+        raise NotImplementedError(
+            f"keep_latest can't prune threads that use a DeltaChannel: {', '.join(unknown)} (of LangGraph.js)"
+        )
+    return [thread_id for thread_id in thread_ids if thread_id in channels]
 
 
-async def keep_latest(upstream: AsyncPostgresSaver, thread_id: str) -> None:
+async def keep_latest(upstream: AsyncPostgresSaver, thread_id: str, mark_stale: Mark | None = None) -> None:
     """Prune a thread to the latest checkpoint of each namespace and the ancestors that its `DeltaChannel`s need.
 
     All of it reads one snapshot: what a run saves meanwhile is neither seen nor deleted.
+
+    Args:
+        upstream: The upstream saver whose connection it takes.
+        thread_id: Thread to prune.
+        mark_stale: Marks the thread stale in the same transaction, if Redis does not have its fence.
     """
     async with _transaction(upstream, one_snapshot=True) as cur:
+        if mark_stale is not None:
+            await mark_stale(cur, [thread_id])
         channels = (await _delta_channels(cur, [thread_id])).get(thread_id, {})
         heads = await _rows(cur, PRUNE_HEADS, {"thread": thread_id})
         if over := [row["checkpoint_ns"] for row in heads if row["over"]]:
