@@ -87,6 +87,13 @@ def test_a_namespace_without_checkpoints_is_an_entry_too() -> None:
     assert fields[field] == value
 
 
+def test_old_checkpoint_comes_back_with_its_sends() -> None:
+    old = record(
+        checkpoint_json=b'{"v":2,"channel_versions":{}}', values=(), sends=(("msgpack", b"\x01"), ("json", b""))
+    )
+    assert decode_entry(NAMESPACE, stored(entry_fields(NAMESPACE, Latest(old)))) == Latest(old)
+
+
 @pytest.mark.parametrize("too", ["old", "large"])
 def test_a_checkpoint_that_no_entry_can_hold_makes_an_opaque_one(
     too: str, monkeypatch: pytest.MonkeyPatch
@@ -95,7 +102,7 @@ def test_a_checkpoint_that_no_entry_can_hold_makes_an_opaque_one(
         monkeypatch.setattr(entry_format, "ENTRY_BYTES_MAX", 50)
         latest = Latest(record())
     else:
-        latest = Latest(record(checkpoint_json=b'{"v":3,"channel_versions":{}}'))
+        latest = Latest(record(checkpoint_json=b'{"v":0}'))
     fields = stored(entry_fields(NAMESPACE, latest))
     assert fields == {b"i": b"c1"}
     assert decode_entry(NAMESPACE, fields) is None

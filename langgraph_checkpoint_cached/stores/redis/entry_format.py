@@ -33,7 +33,14 @@ from langgraph_checkpoint_cached.records import (
     Value,
     Write,
 )
-from langgraph_checkpoint_cached.stores.redis.fields import CHANNEL, CHECKPOINT_ID, HEAD, VERSIONS, WRITE
+from langgraph_checkpoint_cached.stores.redis.fields import (
+    CHANNEL,
+    CHECKPOINT_ID,
+    HEAD,
+    PREDATES_TASKS,
+    VERSIONS,
+    WRITE,
+)
 from langgraph_checkpoint_cached.stores.redis.integrity import (
     CHECKSUM_BYTES,
     CHECKSUMS,
@@ -64,8 +71,8 @@ EMPTY: Fields = [CHECKPOINT_ID, "", VERSIONS, msgpack.packb({})]
 def entry_fields(namespace: Namespace, latest: Latest, integrity: Integrity = CHECKSUMS) -> Fields:
     """Make the entry for what Postgres holds.
 
-    A checkpoint that no entry can hold (its format is too old, it is too large) makes an opaque one: its id alone,
-    which tells readers to ask Postgres.
+    A checkpoint that no entry can hold, as it is too large, makes an opaque one: its id alone, which tells readers
+    to ask Postgres. One of before format 4 is stored with its parent's pending sends.
     """
     record, scope = latest.record, integrity.scoped(*namespace)
     if any(map(_only_postgres_can_read, latest.early_writes)):
@@ -73,15 +80,17 @@ def entry_fields(namespace: Namespace, latest: Latest, integrity: Integrity = CH
     if record is None:
         return EMPTY + [part for write in latest.early_writes for part in encode_write(scope, write)]
     opaque: Fields = [CHECKPOINT_ID, record.checkpoint_id]
-    if record.predates_tasks_channel:
-        return opaque
-    versions = record.checkpoint["channel_versions"]
-    if any("\\" in channel for channel in versions):
-        return opaque  # Postgres returns its value under another name
+    versions = record.checkpoint.get("channel_versions")
+    if not isinstance(versions, dict) or any("\\" in channel for channel in versions):
+        return opaque  # the latter's value Postgres returns under another name
     json_texts = (record.checkpoint_json, record.metadata_json)
     stored = [value.channel for value in record.values]
-    head = (*namespace, record.checkpoint_id, record.parent_id, *json_texts, stored)
-    fields: Fields = [*opaque, HEAD, pack(scope, head, HEAD), VERSIONS, _pack_versions(versions)]
+    head: tuple[Any, ...] = (*namespace, record.checkpoint_id, record.parent_id, *json_texts, stored)
+    fields: Fields = [*opaque, VERSIONS, _pack_versions(versions)]
+    if record.predates_tasks_channel:
+        head = (*head, record.sends)
+        fields += (PREDATES_TASKS, record.checkpoint_id)
+    fields += (HEAD, pack(scope, head, HEAD))
     for channel, kind, blob in record.values:
         field = CHANNEL + channel.encode()
         fields += (field, pack(scope, (kind, blob), _value_part(field, versions[channel])))
@@ -206,7 +215,7 @@ def _decode_record(
     thread_id, checkpoint_ns, head_id, *rest = unpack(scope, fields[HEAD], HEAD)
     if (thread_id, checkpoint_ns, head_id) != (*namespace, checkpoint_id):
         raise DamagedEntry(f"an entry of {namespace} holds another checkpoint")
-    parent_id, checkpoint_json, metadata_json, channels = rest
+    parent_id, checkpoint_json, metadata_json, channels, *sends = rest
     checkpoint = jsonb.loads(checkpoint_json)
     versions = checkpoint["channel_versions"]
     values, writes, own_writes = {}, [], WRITE + checkpoint_id.encode() + b"\0"
@@ -230,6 +239,7 @@ def _decode_record(
         metadata_json=metadata_json,
         values=tuple(values.values()),
         writes=tuple(writes),
+        sends=tuple([(kind, blob) for kind, blob in sends[0]]) if sends else (),
         parsed=checkpoint,
     )
 

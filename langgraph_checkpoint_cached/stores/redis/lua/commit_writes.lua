@@ -9,6 +9,11 @@ local id, replace = ARGV[6], ARGV[7] == '1'
 return apply(function(latest)
   if not redis.call('HGET', namespace, VERSIONS) or not (latest == '' or comparable(latest, id)) then return nil end
   if id < latest then
+    if redis.call('HGET', namespace, PREDATES_TASKS) == latest then
+      for _, channel in ipairs(cmsgpack.unpack(ARGV[8])) do
+        if channel == '__pregel_tasks' then return nil end -- perhaps a pending send of the entry's checkpoint
+      end
+    end
     local channels = channels_with_history()
     for _, channel in ipairs(channels and cmsgpack.unpack(ARGV[8]) or {}) do
       if channels[channel] then
