@@ -33,10 +33,13 @@ class HistoryNeededError(CachedSaverError):
 
 
 class OverloadedError(CachedSaverError):
-    """Refusal of a call because too many operations wait for Postgres. Nothing was written; retry later."""
+    """Refusal of a call because many others wait for Postgres, which took none for a minute. Nothing was written.
+
+    Until then calls wait for each other, however many a graph makes at once.
+    """
 
 
-OVERLOADED = "{} operations are waiting for Postgres already: it is too slow for this load, or down"
+OVERLOADED = "too many operations wait for Postgres, which has taken none for {:.0f} seconds: it is down, or hangs"
 
 
 class PostgresTimeoutError(CachedSaverError, psycopg.OperationalError):

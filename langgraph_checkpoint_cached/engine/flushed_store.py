@@ -28,6 +28,8 @@ class FlushedStore:
             namespace: Namespace to read.
             position: Position of the thread's lease in an earlier reply of Redis, None if there was none.
         """
+        if not self._store.has_room:
+            await self._store.wait_for_room()
         latest = await self._store.latest(namespace)
         while not self._replayer.is_flushed(position, latest.lease):
             position = await self._tasks.finish(self._replayer.flush(namespace.thread_id))

@@ -13,7 +13,6 @@ from langgraph_checkpoint_cached.engine import held_leases
 from langgraph_checkpoint_cached.engine.held_leases import HeldLeases
 from langgraph_checkpoint_cached.engine.leases import Lease, PendingWrite
 from langgraph_checkpoint_cached.engine.write_through import Operation, WriteThrough
-from langgraph_checkpoint_cached.errors import OverloadedError
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.postgres.validation import is_storable
 from langgraph_checkpoint_cached.stores.redis.entries import DROP, EntryUpdate, RedisEntries
@@ -53,7 +52,7 @@ class WriteBehindQueue:
     def write(self, operation: Operation) -> asyncio.Future[None]:
         """Store an operation in Redis, to be flushed to Postgres later.
 
-        Queued when this returns; a caller that is cancelled does not stop it. Raises as `WriteThrough.write`.
+        Queued when this returns; a caller that is cancelled does not stop it.
         """
         update = self._entries.entry_update_for(operation)
         if (
@@ -142,11 +141,7 @@ class WriteBehindQueue:
         self._write_through(write.operation, update, done)
 
     def _write_through(self, operation: Operation, update: EntryUpdate, done: asyncio.Future[None]) -> None:
-        try:
-            written = self._through.write(operation, update)
-        except OverloadedError as exc:
-            answer(done, exc)
-            return
+        written = self._through.write(operation, update)
         written.add_done_callback(lambda written: answer(done, written.exception()))
 
 

@@ -24,7 +24,8 @@ from langgraph_checkpoint_cached.stores.redis.entries import DROP, EntryUpdate, 
 from langgraph_checkpoint_cached.stores.redis.fences import Fence, FenceAck
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
-from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, QueueFull, answer
+from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, answer
+from langgraph_checkpoint_cached.utils.room import NoRoom, Room
 
 CONFIRM_ATTEMPTS_MAX = 3
 BATCH_ROWS_MAX = 512
@@ -35,6 +36,10 @@ SHARE_MIN = 32
 LATE_BATCHES_MAX = 4
 """Batches of `LATE_SECONDS` and more, past which the others are written on other connections of the pool."""
 WRITES_WAITING_MAX = 10_000
+WAITING_BYTES_MAX = 64 * 1024 * 1024
+"""Writes and their bytes that wait for Postgres or are under way. Beyond that callers wait, before they encode."""
+ROOM_SECONDS_MAX = 60.0
+"""Longest wait of a caller for room while Postgres takes nothing."""
 CANCELED_MAX = 3
 """Writes of one batch that may each run into a statement timeout."""
 
@@ -51,6 +56,7 @@ class _Write:
     fence: Fence
     update: EntryUpdate | None
     """Change to the entry, once it is worked out."""
+    size_bytes: int
     fence_ack: FenceAck | None = None
     """Redis' confirmation of the fence. Without it, the write marks its thread stale."""
     is_flushed: bool = False
@@ -59,10 +65,6 @@ class _Write:
     @property
     def rows(self) -> int:
         return self.operation.rows
-
-    @property
-    def size_bytes(self) -> int:
-        return self.operation.size_bytes
 
 
 class WriteThrough:
@@ -88,11 +90,13 @@ class WriteThrough:
         self._entries, self._fences, self._store = entries, entries.fences, store
         self._replayer, self._recovery = replayer, recovery
         self._invalidator: StaleThreadInvalidator = recovery.invalidator
+        self.room = Room(count_max=WRITES_WAITING_MAX, bytes_max=WAITING_BYTES_MAX, seconds_max=ROOM_SECONDS_MAX)
+        """Room for writes. A caller without any waits for it before it encodes what it writes."""
         self._queue: BatchQueue[_Write] = BatchQueue(
             self._run_batch,
             rows_max=BATCH_ROWS_MAX,
             bytes_max=BATCH_BYTES_MAX,
-            waiting_max=WRITES_WAITING_MAX,
+            room=self.room,
             at_once=BATCHES_AT_ONCE if store.is_pooled else 1,
             key=_thread_id,
             share_min=SHARE_MIN,
@@ -111,19 +115,24 @@ class WriteThrough:
         Args:
             operation: Checkpoint or pending writes.
             update: What it does to the entry, if that is known already.
-
-        Raises:
-            OverloadedError: too many are waiting already. Nothing was written.
         """
         done: asyncio.Future[None] = self._loop.create_future()
         fence = self._fences.take(operation.namespace)
-        try:
-            self._queue.add(_Write(operation, operation.namespace.thread_id, done, fence, update))
-        except QueueFull as exc:
-            self._fences.end_write(fence, was_active=True)
-            raise _overloaded() from exc
+        thread_id = operation.namespace.thread_id
+        self._queue.add(_Write(operation, thread_id, done, fence, update, operation.size_bytes))
         self._stats.writes_waiting = len(self._queue.waiting)
         return done
+
+    async def wait_for_room(self) -> None:
+        """Wait until few enough writes wait for Postgres. Then `write` before any other `await`.
+
+        Raises:
+            OverloadedError: Postgres took none for `ROOM_SECONDS_MAX`. Nothing was written.
+        """
+        try:
+            await self.room.wait()
+        except NoRoom as exc:
+            raise OverloadedError(f"not stored, {OVERLOADED.format(ROOM_SECONDS_MAX)}") from exc
 
     async def drain(self) -> None:
         """Wait until nothing is queued or under way."""
@@ -205,8 +214,6 @@ class WriteThrough:
             await self._replayer.flush(write.thread_id)
             _mark_flushed(write)
             self._queue.add(write)
-        except QueueFull:
-            self._send_commit(write, _overloaded())
         except Exception as exc:  # noqa: BLE001 - for the caller to handle
             self._send_commit(write, exc)
 
@@ -304,7 +311,3 @@ def _mark_flushed(write: _Write) -> None:
 
 def _thread_id(write: _Write) -> str:
     return write.thread_id
-
-
-def _overloaded() -> OverloadedError:
-    return OverloadedError(f"not stored, {OVERLOADED.format(WRITES_WAITING_MAX)}")

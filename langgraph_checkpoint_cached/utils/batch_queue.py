@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
+from langgraph_checkpoint_cached.utils.room import Room
 
 RESUME_SECONDS = 1.0
 """After its tasks were cancelled, a queue refuses operations for this long: the event loop is probably ending."""
@@ -38,10 +39,6 @@ class Operation(Protocol):
 Op = TypeVar("Op", bound=Operation)
 
 
-class QueueFull(Exception):
-    """The queue is full. The operation was not taken."""
-
-
 @dataclass(eq=False, slots=True)
 class _Lateness:
     """Timer of a batch, and whether it has run out."""
@@ -57,7 +54,8 @@ class BatchQueue(Generic[Op]):
         run: Runs a batch and sets each operation's `done`, now or later. An error that it raises becomes the
             result of all that have none yet.
         rows_max, bytes_max: Largest batch, unless a single operation is larger.
-        waiting_max: Number of operations that may wait.
+        room: Room that operations take from when they are added until their batch has run. They are never refused:
+            whoever may add many waits for it first.
         at_once: Number of batches that may run at the same time.
         key: Operations with equal keys never run in two batches at once; those that wait together are in one
             batch, in their order.
@@ -75,7 +73,7 @@ class BatchQueue(Generic[Op]):
         *,
         rows_max: int,
         bytes_max: int,
-        waiting_max: int,
+        room: Room,
         at_once: int = 1,
         key: Callable[[Op], Hashable] | None = None,
         share_min: int = 0,
@@ -84,7 +82,7 @@ class BatchQueue(Generic[Op]):
         before: Callable[[Op], Awaitable[None]] | None = None,
     ) -> None:
         self._run, self._before, self._key, self._share_min = run, before, key, share_min
-        self._rows_max, self._bytes_max, self._waiting_max = rows_max, bytes_max, waiting_max
+        self._rows_max, self._bytes_max, self.room = rows_max, bytes_max, room
         self._at_once, self._workers = at_once, 0  # workers that are not late
         self._late_seconds, self._late_max, self._late = late_seconds, late_max, 0
         self.waiting: deque[Op] = deque()
@@ -95,7 +93,7 @@ class BatchQueue(Generic[Op]):
         self._ended: BaseException | None = None
 
     def add(self, operation: Op) -> None:
-        """Queue an operation. Raise `QueueFull` instead when too many wait.
+        """Queue an operation.
 
         After the queue's tasks were cancelled, as a loop that ends does to all, no task is started for a moment,
         since nobody would wait for it: the operation gets that error.
@@ -103,8 +101,7 @@ class BatchQueue(Generic[Op]):
         if self._ended is not None:
             fail([operation], self._ended)
             return
-        if len(self.waiting) >= self._waiting_max:
-            raise QueueFull(f"{self._waiting_max} operations are waiting")
+        self.room.take(operation.size_bytes)
         self.waiting.append(operation)
         if not self._workers or (
             self._workers < self._at_once and len(self.waiting) + self._running >= self._share_min
@@ -177,11 +174,16 @@ class BatchQueue(Generic[Op]):
         if self._key is not None:
             self._busy.difference_update(map(self._key, batch))
             self._running -= len(batch)
+        self._give_room(batch)
+
+    def _give_room(self, operations: Collection[Op]) -> None:
+        self.room.give(len(operations), sum(operation.size_bytes for operation in operations))
 
     def _end(self, batch: Sequence[Op], error: BaseException) -> None:
         self._ended = error
         asyncio.get_running_loop().call_later(RESUME_SECONDS, self._resume)
         fail([*batch, *self.waiting], error)
+        self._give_room(self.waiting)
         self.waiting.clear()
 
     def _resume(self) -> None:

@@ -10,7 +10,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
-from langgraph_checkpoint_cached.utils.batch_queue import RESUME_SECONDS, QueueFull, fail
+from langgraph_checkpoint_cached.utils.batch_queue import RESUME_SECONDS, fail
+
+
+class QueueFull(Exception):
+    """The queue is full. The call was not taken."""
 
 
 class Call(Protocol):

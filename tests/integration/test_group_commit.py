@@ -20,8 +20,8 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from langgraph_checkpoint_cached import ArgumentError, CachedPostgresSaver, OverloadedError
-from langgraph_checkpoint_cached.engine import write_through
 from langgraph_checkpoint_cached.records import Latest, Namespace
+from langgraph_checkpoint_cached.serde import codec
 from langgraph_checkpoint_cached.stores.postgres import latest_loader
 from langgraph_checkpoint_cached.stores.postgres import store as postgres_store
 from langgraph_checkpoint_cached.stores.redis.script_call import ScriptCall
@@ -230,20 +230,67 @@ async def test_one_bad_load_fails_alone(saver: CachedPostgresSaver) -> None:
     assert isinstance(found[20], psycopg.DataError)
 
 
-async def test_write_beyond_queue_limit_is_refused_and_not_stored(
+@pytest.mark.parametrize("bound", ["writes_waiting_max", "waiting_bytes_max"])
+async def test_writes_beyond_queue_limit_wait_and_are_stored(
+    saver: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(*getattr(inspect(saver), bound), 5)
+    most = 0
+    encode = codec.encode_put
+
+    def watched(*arguments: Any) -> Any:
+        nonlocal most
+        most = max(most, inspect(saver).write_through.room.count)
+        return encode(*arguments)
+
+    monkeypatch.setattr(codec, "encode_put", watched)
+    threads = [f"t{i % 7}" for i in range(60)]
+    answers = await asyncio.gather(*(put(saver, config_of(t), i) for i, t in enumerate(threads)))
+    assert len(answers) == 60
+    assert most < 5, "it was encoded before there was room"
+    for thread in set(threads):
+        found = await saver.aget_tuple(config_of(thread))
+        assert found == await inspect(saver).upstream.aget_tuple(config_of(thread)) is not None
+    assert inspect(saver).write_through.room.is_free
+    assert not await fences_left(inspect(saver).redis, "")
+
+
+async def test_write_that_waits_for_room_may_be_cancelled(
     saver: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(*inspect(saver).writes_waiting_max, 5)
-    operations = [put(saver, config_of(f"t{i}"), i) for i in range(20)]
-    answers = await asyncio.gather(*operations, return_exceptions=True)
-    refused = [i for i, answer in enumerate(answers) if isinstance(answer, OverloadedError)]
-    assert refused == list(range(5, 20))
-    assert str(answers[5]).startswith(f"not stored, {write_through.WRITES_WAITING_MAX}")
-    for number in range(20):
-        found = await saver.aget_tuple(config_of(f"t{number}"))
-        assert (found is None) is (number in refused)
-    await put(saver, config_of("t19"), "again")
-    assert not await fences_left(inspect(saver).redis, "")
+    monkeypatch.setattr(*inspect(saver).writes_waiting_max, 1)
+    writes = [asyncio.ensure_future(put(saver, config_of(f"t{i}"), i)) for i in range(10)]
+    await asyncio.sleep(0)
+    for write in writes[1::2]:
+        write.cancel()
+    await asyncio.gather(*writes, return_exceptions=True)
+    found = [await saver.aget_tuple(config_of(f"t{i}")) for i in range(10)]
+    assert [one is not None for one in found] == [True, False] * 5
+
+
+async def test_write_fails_when_postgres_takes_none_for_long(
+    saver: CachedPostgresSaver, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(*inspect(saver).writes_waiting_max, 1)
+    monkeypatch.setattr(*inspect(saver).room_seconds_max, 0.3)
+    await put(saver, config_of("t"), 0)
+    async with await psycopg.AsyncConnection.connect(migrated_database_url) as blocker:
+        await blocker.execute("lock table checkpoints")
+        blocked = asyncio.ensure_future(put(saver, config_of("t"), 1))
+        await asyncio.sleep(0)
+        answers = await asyncio.gather(*(put(saver, config_of("u"), i) for i in range(5)), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [OverloadedError] * 5
+        assert "not stored, too many operations wait for Postgres" in str(answers[0])
+    await asyncio.wait_for(blocked, 10)
+    assert await saver.aget_tuple(config_of("u")) is None
+
+
+async def test_reads_beyond_queue_limit_wait(saver: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch) -> None:
+    await put(saver, config_of("t0"), 0)
+    assert await inspect(saver).redis.flushall()
+    monkeypatch.setattr(*inspect(saver).loads_waiting_max, 2)
+    found = await asyncio.gather(*(saver.aget_tuple(config_of(f"t{i}")) for i in range(100)))
+    assert [i for i, one in enumerate(found) if one is not None] == [0]
 
 
 # -- calls to Redis ------------------------------------------------------------------------------------------

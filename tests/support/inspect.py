@@ -198,7 +198,19 @@ class Inside:
 
     @property
     def writes_waiting_max(self) -> Private:
-        return Private(self.write_through._queue, "_waiting_max")
+        return Private(self.write_through.room, "_count_max")
+
+    @property
+    def waiting_bytes_max(self) -> Private:
+        return Private(self.write_through.room, "_bytes_max")
+
+    @property
+    def room_seconds_max(self) -> Private:
+        return Private(self.write_through.room, "_seconds_max")
+
+    @property
+    def loads_waiting_max(self) -> Private:
+        return Private(self.store._loader._queue.room, "_count_max")
 
     @property
     def batch_rows_max(self) -> Private:

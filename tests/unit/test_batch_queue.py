@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, QueueFull, answer
+from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, answer
+from langgraph_checkpoint_cached.utils.room import Room
 from tests.support.inspect import revive, running_tasks
 from tests.support.queued import Item, Runner
 
 
 def groups_of(runner: Any, rows_max: int = 100, bytes_max: int = 1000, **more: Any) -> BatchQueue[Item]:
-    return BatchQueue(runner, rows_max=rows_max, bytes_max=bytes_max, **{"waiting_max": 100, **more})
+    room = Room(count_max=3, bytes_max=10_000, seconds_max=5)
+    return BatchQueue(runner, rows_max=rows_max, bytes_max=bytes_max, room=room, **more)
 
 
 def add(groups: BatchQueue[Item], name: str, size_bytes: int = 0, rows: int = 1) -> asyncio.Future[str]:
@@ -50,20 +52,20 @@ async def test_batches_are_bounded_in_rows() -> None:
     assert runner.groups == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
-async def test_full_queue_refuses_and_keeps_running() -> None:
+async def test_queue_takes_room_until_its_batches_have_run() -> None:
     runner = Runner()
-    groups = groups_of(runner, waiting_max=2)
-    first = add(groups, "a")
+    groups = groups_of(runner)
+    answers = [add(groups, "a")]
     await runner.until_running(1)
-    waiting = [add(groups, "b"), add(groups, "c")]
-    refused = Item("d")
-    with pytest.raises(QueueFull, match="2 operations"):
-        groups.add(refused)
+    answers += [add(groups, "b")]
+    assert groups.room.is_free
+    answers += [add(groups, "bad")]
+    assert not groups.room.is_free, "one runs and two wait"
     runner.gate.set()
-    assert await asyncio.gather(first, *waiting) == ["A", "B", "C"]
-    assert await add(groups, "e") == "E"
-    assert runner.groups == [["a"], ["b", "c"], ["e"]]
-    assert not refused.done.done()
+    await asyncio.gather(*answers, return_exceptions=True)
+    await groups.drain()
+    assert groups.room.is_free
+    assert (groups.room.count, groups.room.size_bytes) == (0, 0)
 
 
 async def test_items_added_during_preparation_join_the_batch() -> None:
@@ -168,7 +170,7 @@ async def test_key_is_in_one_running_batch_and_keeps_its_order() -> None:
             raise ValueError
 
     late = {"late_seconds": 0.0005, "late_max": 3}
-    groups = shared(run, share_min=6, rows_max=12, bytes_max=40, waiting_max=1000, **late)
+    groups = shared(run, share_min=6, rows_max=12, bytes_max=40, **late)
 
     async def lane(key: str) -> None:
         number = 0

@@ -18,7 +18,8 @@ from langgraph_checkpoint_cached.stores.postgres.leases import LeaseTable
 from langgraph_checkpoint_cached.stores.postgres.queries import query
 from langgraph_checkpoint_cached.stores.postgres.rows import decode_write, select, to_records
 from langgraph_checkpoint_cached.stores.postgres.time_limit import LATE_SECONDS
-from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, QueueFull, answer
+from langgraph_checkpoint_cached.utils.batch_queue import BatchQueue, answer
+from langgraph_checkpoint_cached.utils.room import NoRoom, Room
 
 LATEST = query("latest")
 ONE_NAMESPACE = query("one_namespace")
@@ -27,6 +28,8 @@ LEASES_OF_PREFIX = query("leases_of_prefix")
 NO_LEASES = query("no_leases")
 LOADS_OF_A_QUERY_MAX = 32
 LOADS_WAITING_MAX = 10_000
+ROOM_SECONDS_MAX = 60.0
+"""Longest wait of a caller while Postgres answers nothing."""
 QUERIES_AT_ONCE_MAX = 4
 """Queries at once over a pool."""
 LATE_QUERIES_MAX = 4
@@ -51,7 +54,7 @@ class LatestLoader:
             self._load,
             rows_max=LOADS_OF_A_QUERY_MAX,
             bytes_max=0,
-            waiting_max=LOADS_WAITING_MAX,
+            room=Room(count_max=LOADS_WAITING_MAX, bytes_max=1, seconds_max=ROOM_SECONDS_MAX),
             at_once=QUERIES_AT_ONCE_MAX if connections.is_pooled else 1,
             late_seconds=LATE_SECONDS,
             late_max=LATE_QUERIES_MAX if connections.is_pooled else 0,
@@ -60,11 +63,20 @@ class LatestLoader:
     def load(self, namespace: Namespace) -> asyncio.Future[Latest]:
         """Queue a load; see `PostgresStore.latest`."""
         load = _Load(namespace, self._connections.upstream.loop.create_future())
-        try:
-            self._queue.add(load)
-        except QueueFull as exc:
-            raise OverloadedError(f"not read, {OVERLOADED.format(LOADS_WAITING_MAX)}") from exc
+        self._queue.add(load)
         return load.done
+
+    @property
+    def has_room(self) -> bool:
+        """Return whether there is room for a load."""
+        return self._queue.room.is_free
+
+    async def wait_for_room(self) -> None:
+        """Wait for room; see `PostgresStore.wait_for_room`."""
+        try:
+            await self._queue.room.wait()
+        except NoRoom as exc:
+            raise OverloadedError(f"not read, {OVERLOADED.format(ROOM_SECONDS_MAX)}") from exc
 
     async def drain(self) -> None:
         """Wait until no load is queued or under way."""

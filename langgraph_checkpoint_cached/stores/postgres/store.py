@@ -57,12 +57,22 @@ class PostgresStore:
         """Load the namespace's latest checkpoint, and the writes of checkpoints that are not there yet.
 
         The load is queued when this returns, and goes on if its caller is cancelled. Loads that wait at the same
-        time share a query.
-
-        Raises:
-            OverloadedError: too many are waiting already.
+        time share a query. Without room for it, `wait_for_room` first.
         """
         return self._loader.load(namespace)
+
+    @property
+    def has_room(self) -> bool:
+        """Return whether there is room for a load."""
+        return self._loader.has_room
+
+    async def wait_for_room(self) -> None:
+        """Wait until few enough loads wait for Postgres.
+
+        Raises:
+            OverloadedError: Postgres answered none for a minute.
+        """
+        await self._loader.wait_for_room()
 
     @property
     def is_closed(self) -> bool:

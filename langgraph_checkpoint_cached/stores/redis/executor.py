@@ -33,8 +33,8 @@ from langgraph_checkpoint_cached.stores.redis.script_call import Argument, Confi
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from langgraph_checkpoint_cached.stores.redis.transport import transport_for
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
-from langgraph_checkpoint_cached.utils.batch_queue import QueueFull, answer, fail
-from langgraph_checkpoint_cached.utils.pipeline_queue import PipelineQueue
+from langgraph_checkpoint_cached.utils.batch_queue import answer, fail
+from langgraph_checkpoint_cached.utils.pipeline_queue import PipelineQueue, QueueFull
 from langgraph_checkpoint_cached.utils.progress_timer import running_timeout
 
 T = TypeVar("T")
