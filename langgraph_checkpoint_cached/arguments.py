@@ -38,6 +38,18 @@ USED_METHODS = ("with_allowlist", "get_next_version", "config_specs", "from_conn
 MAY_BE_OVERRIDDEN = frozenset(("serde", "setup", "MIGRATIONS", *USED_METHODS))
 """What a subclass of the upstream saver may have of its own, besides new names: the saver uses it as it is."""
 
+FOREIGN_SCHEMES = tuple(f"postgresql+{driver}" for driver in ("psycopg", "psycopg2", "asyncpg", "pg8000"))
+FOREIGN_PARAMETERS = {
+    "pgbouncer": "leave it out, poolers are found without it",
+    "connection_limit": "leave it out and set pool_max_size",
+    "pool_timeout": "leave it out and set the argument pool_timeout",
+    "schema": "use options=-csearch_path%3Dname",
+    "ssl": "use sslmode=require or sslmode=verify-full",
+    "statement_cache_size": "leave it out, poolers are found without it",
+    "prepared_statement_cache_size": "leave it out, poolers are found without it",
+}
+"""Parameters of Prisma, asyncpg and SQLAlchemy, and what to do instead."""
+
 
 class SaverOptions(TypedDict, total=False):
     """Keywords of `CachedPostgresSaver`, which documents them."""
@@ -280,7 +292,10 @@ def check_postgres_uri(uri: object) -> str:
     Raises:
         ArgumentTypeError, ArgumentError: it cannot. No part of it is in the message.
     """
-    if not _is_conninfo(text := check_str(uri, "postgres_uri")):
+    text = check_str(uri, "postgres_uri")
+    if hint := _foreign_uri(text):
+        raise ArgumentError(f"postgres_uri {hint}")
+    if not _is_conninfo(text):
         raise ArgumentError(
             "postgres_uri does not parse: use postgresql://user:password@host:5432/database, with special "
             "characters of the password percent-encoded"
@@ -346,6 +361,18 @@ def to_seconds(value: float | timedelta, name: str, *, most: float = SECONDS_MAX
     if not 0 < value <= most:  # also refuses NaN
         raise ArgumentError(f"{name} must be more than 0 and at most {most} seconds, not {value!r}")
     return float(value)
+
+
+def _foreign_uri(uri: str) -> str:
+    """Return what is wrong with a URI that another library takes and libpq does not; "" if it is none."""
+    scheme, _, rest = uri.partition("://")
+    if scheme in FOREIGN_SCHEMES:
+        return f"starts with {scheme}://, which is SQLAlchemy's: use postgresql://"
+    query = rest.rpartition("?")[2] if "?" in rest else ""
+    for name in (pair.partition("=")[0] for pair in query.split("&")):
+        if name in FOREIGN_PARAMETERS:
+            return f"has the parameter {name}, which libpq does not know: {FOREIGN_PARAMETERS[name]}"
+    return ""
 
 
 def _is_conninfo(uri: str) -> bool:

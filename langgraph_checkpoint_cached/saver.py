@@ -35,7 +35,7 @@ from langgraph_checkpoint_cached.event_loop import LoopAccess, running_loop
 from langgraph_checkpoint_cached.records import Record
 from langgraph_checkpoint_cached.serde import codec
 from langgraph_checkpoint_cached.stats import ReadOutcome
-from langgraph_checkpoint_cached.stores.postgres.pool import Pool, opened, postgres_pool
+from langgraph_checkpoint_cached.stores.postgres.pool import CheckedPool, opened, postgres_pool
 from langgraph_checkpoint_cached.stores.redis.url import redis_client
 from langgraph_checkpoint_cached.sync_methods import SyncMethodsMixin
 
@@ -123,14 +123,15 @@ class CachedPostgresSaver(SyncMethodsMixin):
         Raises:
             ArgumentTypeError, ArgumentError: an argument cannot work; the message names it.
             TypeError: a keyword is unknown.
-            psycopg.OperationalError, psycopg_pool.PoolTimeout: Postgres cannot be reached on entering the block.
+            psycopg.OperationalError: Postgres refuses the connection on entering the block.
+            psycopg_pool.PoolTimeout: it cannot be reached for `pool_timeout`; the message says why.
         """
         return cls._over(*own_clients(ConnectionSettings.from_options(postgres_uri, redis_url, **options)))
 
     @classmethod
     @asynccontextmanager
     async def _over(
-        cls, pool: Pool, client: Redis | RedisCluster, options: SaverOptions
+        cls, pool: CheckedPool, client: Redis | RedisCluster, options: SaverOptions
     ) -> AsyncGenerator[Self, None]:
         async with opened(pool, client):
             saver = cls(client, AsyncPostgresSaver(pool, serde=options.get("serde")), **options)
@@ -146,7 +147,8 @@ class CachedPostgresSaver(SyncMethodsMixin):
         no right to create any. A caller that is cancelled does not stop a migration that has begun.
 
         Raises:
-            UnsupportedServerError: Postgres or Redis is too old, or Redis may evict what `mode="write_behind"`
+            UnsupportedServerError: Postgres or Redis is too old, a pooler is in statement mode, a database in
+                SQL_ASCII is used without `client_encoding=utf8`, or Redis may evict what `mode="write_behind"`
                 leaves to it. Redis is not checked while it cannot be reached.
         """
         if running_loop() is not self._access.loop:
@@ -379,7 +381,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
         return search()
 
 
-def own_clients(settings: ConnectionSettings) -> tuple[Pool, Redis | RedisCluster, SaverOptions]:
+def own_clients(settings: ConnectionSettings) -> tuple[CheckedPool, Redis | RedisCluster, SaverOptions]:
     """Return a pool and a client of a saver's own, which are not open yet, and the saver's keywords."""
     pool = postgres_pool(
         settings.postgres_uri,

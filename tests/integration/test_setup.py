@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, EmbeddedServerError, free_port
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
-from langgraph_checkpoint_cached.stores.postgres import leases, schema, stale_threads
+from langgraph_checkpoint_cached.stores.postgres import leases, server_check, stale_threads
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from tests.support.agreement import CACHED, PATIENT_SECONDS, eventually, new_checkpoint, new_saver, on_thread
 from tests.support.inspect import SERVER_INFO
@@ -283,7 +283,7 @@ async def test_a_recent_redis_or_one_that_does_not_say_is_taken(
 async def test_an_old_postgres_is_refused(
     new_database: CachedPostgresSaver, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "POSTGRES_VERSION_MIN", 990_000)
+    monkeypatch.setattr(server_check, "POSTGRES_VERSION_MIN", 990_000)
     with pytest.raises(UnsupportedServerError, match=r"PostgreSQL \d+ is too old: 99 or later"):
         await new_database.setup()
     assert rows(database_url, "select 1 from pg_tables where schemaname = 'public'") == []

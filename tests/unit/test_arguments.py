@@ -156,6 +156,11 @@ BAD_CONNECTIONS = [
     ({"redis_max_connections": 0}, "redis_max_connections"),
     ({"postgres_uri": "postgres//user:secret@host"}, "postgres_uri"),
     ({"postgres_uri": 5}, "postgres_uri"),
+    ({"postgres_uri": "postgresql+psycopg://user:secret@host/db"}, "use postgresql://"),
+    ({"postgres_uri": "postgresql+asyncpg://user:secret@host/db"}, "use postgresql://"),
+    ({"postgres_uri": "postgresql://user:secret@host/db?sslmode=require&pgbouncer=true"}, "pgbouncer"),
+    ({"postgres_uri": "postgresql://user:secret@host/db?ssl=require"}, "sslmode=require"),
+    ({"postgres_uri": "postgresql://user:secret@host/db?schema=public"}, "search_path"),
     ({"redis_url": "http://user:secret@host"}, "redis_url"),
     ({"redis_url": None}, "redis_url"),
 ]

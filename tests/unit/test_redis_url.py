@@ -95,6 +95,8 @@ async def test_a_sentinel_service() -> None:
         ("redis+sentinel://user:secret@a:1/primary/1/2", "must name the service"),
         ("redis+sentinel://user:secret@a:x/primary", "does not parse"),
         ("redis+sentinel://a/primary?secret=1", "unknown option"),
+        ("rediss://user:secret@a?ssl_ca_certs=/no/such/ca.pem", r"ssl_ca_certs .* /no/such/ca\.pem"),
+        ("rediss+cluster://user:secret@a?ssl_keyfile=/no/such/key.pem", r"ssl_keyfile .* /no/such/key\.pem"),
     ],
 )
 async def test_a_bad_one_is_answered_with_what_to_write_and_no_secret(url: str, reply: str) -> None:

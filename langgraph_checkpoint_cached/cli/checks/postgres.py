@@ -9,8 +9,9 @@ from langgraph.checkpoint.postgres.base import BasePostgresSaver
 
 from langgraph_checkpoint_cached.cli.checks.findings import Check, Finding, Level, PostgresTarget
 from langgraph_checkpoint_cached.cli.output import span
+from langgraph_checkpoint_cached.stores.postgres import server_check
 from langgraph_checkpoint_cached.stores.postgres.leases import TABLE as LEASES
-from langgraph_checkpoint_cached.stores.postgres.schema import POSTGRES_VERSION_MIN
+from langgraph_checkpoint_cached.stores.postgres.server_check import POSTGRES_VERSION_MIN
 from langgraph_checkpoint_cached.stores.postgres.stale_threads import TABLE as STALE_THREADS
 
 RIGHTS: Mapping[str, tuple[str, ...]] = {
@@ -31,7 +32,7 @@ SETUP = "run `await saver.setup()` once, as a role that may create tables"
 
 
 async def version(target: PostgresTarget) -> list[Finding]:
-    """Check that Postgres is recent enough, and takes writes that are durable."""
+    """Check that Postgres is recent enough, takes writes that are durable, and encodes text."""
     number = target.conn.info.server_version
     row = await target.row(
         "select current_setting('server_version') as text, pg_is_in_recovery() as standby,"
@@ -45,10 +46,11 @@ async def version(target: PostgresTarget) -> list[Finding]:
         message = "it is a standby" if row["standby"] else "transactions are read-only by default"
         found.append(Finding("postgres writes", "problem", message, "use the address of the primary"))
     elif row["synchronous"] == "off":
-        advice = "a crash loses the last writes that were acknowledged: set synchronous_commit = on for this role"
-        found.append(Finding("postgres writes", "warning", "synchronous_commit is off", advice))
+        found.append(Finding("postgres writes", "warning", server_check.NOT_DURABLE, server_check.DURABLE_ADVICE))
     else:
         found.append(Finding("postgres writes", "ok", f"a primary, synchronous_commit {row['synchronous']}"))
+    if server_check.lacks_encoding(target.conn):
+        found.append(Finding("encoding", "problem", server_check.NO_ENCODING, server_check.ENCODING_ADVICE))
     return found
 
 
@@ -62,9 +64,14 @@ async def pooler(target: PostgresTarget) -> list[Finding]:
     if (await target.row(pid))["pid"] == target.conn.info.backend_pid:
         return [Finding("pooler", "ok", "none: prepared statements are safe")]
     async with AsyncExitStack() as stack:
-        other = PostgresTarget(
-            target.options, await stack.enter_async_context(await target.options.connect_postgres())
-        )
+
+        async def connect() -> PostgresTarget:
+            connection = await stack.enter_async_context(await target.options.connect_postgres())
+            return PostgresTarget(target.options, connection)
+
+        if not await server_check.has_transactions((await connect()).conn):
+            return [Finding("pooler", "problem", server_check.NO_TRANSACTIONS, server_check.TRANSACTION_ADVICE)]
+        other = await connect()
         for _ in range(POOLER_ATTEMPTS_MAX):
             if (await target.row(pid))["pid"] == (await other.row(pid))["pid"]:
                 advice = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
@@ -13,8 +14,9 @@ from weakref import WeakKeyDictionary
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import InvalidParameterValue
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from langgraph_checkpoint_cached.stores.postgres import time_limit
 from langgraph_checkpoint_cached.stores.postgres.queries import query
@@ -22,6 +24,7 @@ from langgraph_checkpoint_cached.stores.postgres.time_limit import LATE_SECONDS,
 from langgraph_checkpoint_cached.utils.forks import cut_off, notify_in_children
 
 BACKEND_PID = query("backend_pid")
+CHECK_CLIENT = query("check_client")
 Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
 CHECK_AFTER_IDLE_SECONDS = 5.0
@@ -29,6 +32,29 @@ CHECK_AFTER_IDLE_SECONDS = 5.0
 RECONNECT_SECONDS = 5.0
 """Time after which a pool that has lost Postgres starts over: until then the pauses between attempts double."""
 NUDGE_SECONDS = 0.01
+CLIENT_CHECK_SECONDS = 10.0
+"""Time after which Postgres notices in the middle of a statement that its connection was closed."""
+RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 2.0
+"""Pauses between attempts to reach Postgres at the start."""
+PASSING = (
+    "Connection refused",
+    "No such file or directory\n\tIs the server running",
+    "timeout expired",
+    "could not translate host name",
+    "failed to resolve host",
+    "Name or service not known",
+    "Network is unreachable",
+    "No route to host",
+    "Connection reset by peer",
+    "server closed the connection unexpectedly",
+    "the database system is",  # starting up, shutting down, not yet accepting connections
+    "too many clients",
+    "too many connections",
+    "remaining connection slots",
+    "no more connections allowed",  # PgBouncer
+    "server_login_retry",  # PgBouncer
+)
+"""Texts of libpq's, Postgres' and PgBouncer's errors that may pass. libpq tells nothing else about them."""
 LIVELINESS: Mapping[str, int] = {
     "connect_timeout": 10,
     "keepalives_idle": 15,
@@ -67,6 +93,7 @@ class CheckedPool(Pool):
             **settings,
         )
         care.pool = self
+        self.uri, self.settings = uri, settings["kwargs"]
         self.in_use: set[TimeLimit] = set()
         """Operations that are under way on its connections."""
 
@@ -108,13 +135,14 @@ def postgres_pool(
 
 
 @asynccontextmanager
-async def opened(pool: Pool, client: Closable) -> AsyncIterator[None]:
+async def opened(pool: CheckedPool, client: Closable) -> AsyncIterator[None]:
     """Open the pool for the block, and close both after it. The client connects when it is first used.
 
     A child that was forked inside the block closes nothing.
     """
     process = os.getpid()
     try:
+        await _reach(pool)
         await pool.open(wait=True, timeout=pool.timeout)
         yield
     finally:
@@ -123,6 +151,37 @@ async def opened(pool: Pool, client: Closable) -> AsyncIterator[None]:
                 await client.aclose()
             finally:
                 await pool.close()
+
+
+async def _reach(pool: CheckedPool) -> None:
+    """Connect once, for an error that says why it cannot be done. The pool only logs it, and tries on.
+
+    Raises:
+        psycopg.OperationalError: Postgres refused the connection, or its parameters cannot work.
+        psycopg_pool.PoolTimeout: it cannot be reached; the message has the last reason.
+    """
+    deadline, pause = time.monotonic() + pool.timeout, RETRY_SECONDS_MIN
+    last: BaseException | None = None
+    while (seconds := deadline - time.monotonic()) > 0:
+        try:
+            connecting = AsyncConnection.connect(pool.uri, **pool.settings)
+            await (await asyncio.wait_for(connecting, seconds)).close()
+            return
+        except asyncio.TimeoutError:
+            break
+        except psycopg.OperationalError as exc:
+            if not may_pass(exc):
+                raise
+            last = exc
+        await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        pause = min(2 * pause, RETRY_SECONDS_MAX)
+    why = "it does not answer" if last is None else str(last).strip()
+    raise PoolTimeout(f"no connection to Postgres within {pool.timeout:g} seconds: {why}") from last
+
+
+def may_pass(error: psycopg.OperationalError) -> bool:
+    """Return whether a connection may be had later: the server starts, is full, or cannot be reached."""
+    return isinstance(error, psycopg.errors.ConnectionTimeout) or any(text in str(error) for text in PASSING)
 
 
 @contextlib.contextmanager
@@ -136,15 +195,19 @@ def time_limited_check(conn: AsyncConnection[Any]) -> Iterator[None]:
         limit.stop()
 
 
-async def _prepare_unless_pooled(conn: AsyncConnection[Any]) -> None:
+async def _set_up(conn: AsyncConnection[Any]) -> None:
     """Turn prepared statements off where a pooler may run each transaction on another server connection.
 
-    A pooler answers the connection itself, with a process id that is not the server's.
+    A pooler answers the connection itself, with a process id that is not the server's. Without one, have Postgres
+    end what waits for a lock, say, when this connection is closed.
     """
     with time_limited_check(conn):
         row = await (await conn.execute(BACKEND_PID, prepare=False)).fetchone()
-    if row["pid"] != conn.info.backend_pid:  # type: ignore[index]
-        conn.prepare_threshold = None
+        if row["pid"] != conn.info.backend_pid:  # type: ignore[index]
+            conn.prepare_threshold = None
+            return
+        with contextlib.suppress(InvalidParameterValue):  # its operating system cannot tell
+            await conn.execute(CHECK_CLIENT, {"ms": 1000 * CLIENT_CHECK_SECONDS}, prepare=False)
 
 
 class _PoolCallbacks:
@@ -173,7 +236,7 @@ class _PoolCallbacks:
 
     async def configure(self, conn: AsyncConnection[Any]) -> None:
         self._seen[conn] = time.monotonic()
-        await _prepare_unless_pooled(conn)
+        await _set_up(conn)
 
     async def check(self, conn: AsyncConnection[Any]) -> None:
         now = time.monotonic()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -12,15 +14,19 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from langgraph_checkpoint_cached.errors import UnsupportedServerError
 from langgraph_checkpoint_cached.stores.postgres.leases import TABLE as LEASES
+from langgraph_checkpoint_cached.stores.postgres.pool import BACKEND_PID
 from langgraph_checkpoint_cached.stores.postgres.queries import query
+from langgraph_checkpoint_cached.stores.postgres.server_check import check_postgres
 from langgraph_checkpoint_cached.stores.postgres.stale_threads import TABLE as STALE_THREADS
 
-POSTGRES_VERSION_MIN = 120_000
+logger = logging.getLogger("langgraph_checkpoint_cached")
+
 MIGRATION_LOCK = 7_211_945_316_402_881_113
 """Key of the advisory lock under which tables are migrated; drawn at random, once."""
 LOCK_POLL_SECONDS = 0.1
+SECOND_CONNECTION_SECONDS_MAX = 5.0
+"""Longest wait for a second connection behind a pooler, to which it may allow one alone."""
 
 CREATE_OWN_TABLES = (query("create_stale_threads"), query("create_leases"))
 ARE_TABLES_THERE = query("are_tables_there")
@@ -33,32 +39,53 @@ RELEASE_SESSION_LOCK = query("release_session_lock").format(key=MIGRATION_LOCK)
 async def migrate(upstream: AsyncPostgresSaver, abandoned: asyncio.Event) -> bool:
     """Create what is missing of the upstream saver's tables and of ours, in one process at a time.
 
-    Return whether anything was missing.
+    Return whether anything was missing. One connection is enough, except behind a pooler in transaction mode.
 
     Run it to its end, never cancel it: an index whose statement is cancelled half-way stays, invalid, and is taken
     for done the next time; and psycopg closes a single connection that is cancelled twice. Once `abandoned` is
     set, it does not wait for another process.
 
     Raises:
-        UnsupportedServerError: Postgres is too old.
+        UnsupportedServerError: the tables would be of no use with this server, pooler or connection.
     """
-    if await _is_migrated(upstream):
-        return False
-    async with _one_at_a_time(upstream, abandoned):
-        if not await _is_migrated(upstream):
-            await upstream.setup()
-            async with upstream._cursor(pipeline=True) as cur:  # else one in pipeline mode would not commit it
-                for statement in CREATE_OWN_TABLES:
-                    await cur.execute(statement)
+    async with _on_one_connection(upstream) as single:
+        async with single._cursor() as cur:
+            await check_postgres(cur.connection, in_pipeline=bool(single.pipe))
+        if await _is_migrated(single):
+            return False
+        async with _lock_holder(upstream, single) as holder:
+            while not await _is_migrated(single):
+                async with _locked(single, holder) as is_locked:
+                    if is_locked and not await _is_migrated(single):
+                        await _create_tables(single)
+                        return True
+                if abandoned.is_set():
+                    raise asyncio.CancelledError
+                await asyncio.sleep(LOCK_POLL_SECONDS)
     return True
+
+
+@asynccontextmanager
+async def _on_one_connection(upstream: AsyncPostgresSaver) -> AsyncIterator[AsyncPostgresSaver]:
+    """Yield the upstream saver on one connection of its pool, or on the only one that it has."""
+    if isinstance(upstream.conn, AsyncConnectionPool):
+        async with upstream.conn.connection() as conn:
+            single = copy.copy(upstream)
+            single.conn = conn
+            yield single
+    else:
+        yield upstream
+
+
+async def _create_tables(upstream: AsyncPostgresSaver) -> None:
+    await upstream.setup()
+    async with upstream._cursor(pipeline=True) as cur:  # else one in pipeline mode would not commit it
+        for statement in CREATE_OWN_TABLES:
+            await cur.execute(statement)
 
 
 async def _is_migrated(upstream: AsyncPostgresSaver) -> bool:
     async with upstream._cursor() as cur:
-        if (version := cur.connection.info.server_version) < POSTGRES_VERSION_MIN:
-            raise UnsupportedServerError(
-                f"PostgreSQL {version // 10_000} is too old: {POSTGRES_VERSION_MIN // 10_000} or later is needed"
-            )
         await cur.execute(ARE_TABLES_THERE, {"tables": ["checkpoint_migrations", STALE_THREADS, LEASES]})
         if not all(row["is_there"] for row in await cur.fetchall()):
             return False
@@ -68,37 +95,31 @@ async def _is_migrated(upstream: AsyncPostgresSaver) -> bool:
 
 
 @asynccontextmanager
-async def _one_at_a_time(upstream: AsyncPostgresSaver, abandoned: asyncio.Event) -> AsyncIterator[None]:
-    """Hold the advisory lock for the block.
+async def _lock_holder(
+    upstream: AsyncPostgresSaver, single: AsyncPostgresSaver
+) -> AsyncIterator[AsyncConnection[Any] | None]:
+    """Yield a second connection whose transaction is to hold the lock, None where the session of the first may.
 
-    It is polled for, not waited for: a statement that waits has a snapshot, and the migrations' CREATE INDEX
-    CONCURRENTLY waits for every older snapshot, so the two would wait for each other. Over a pool, a transaction
-    of another connection holds the lock: behind PgBouncer a session's lock may never be released.
+    Behind PgBouncer in transaction mode a session's lock may never be released. In session mode there may be no
+    second connection to be had, but none is needed.
     """
-    if isinstance(upstream.conn, AsyncConnectionPool):
-        async with _second_connection(upstream.conn) as conn:
-            while True:
-                async with conn.transaction():
-                    if await _try_lock(conn.cursor(), TRY_TRANSACTION_LOCK):
-                        yield
-                        return
-                await _pause(abandoned)
-    while True:
-        async with upstream._cursor() as cur:
-            if await _try_lock(cur, TRY_SESSION_LOCK):
-                break
-        await _pause(abandoned)
-    try:
-        yield
-    finally:
-        async with upstream._cursor(pipeline=True) as cur:
-            await cur.execute(RELEASE_SESSION_LOCK)
+    if not isinstance(upstream.conn, AsyncConnectionPool) or await _is_direct(single):
+        yield None
+        return
+    async with AsyncExitStack() as stack:
+        try:
+            holder = await stack.enter_async_context(_second_connection(upstream.conn))
+        except psycopg.OperationalError as exc:
+            logger.info("setup() takes the pooler to be in session mode, for lack of a second connection: %s", exc)
+            holder = None
+        yield holder
 
 
-async def _pause(abandoned: asyncio.Event) -> None:
-    if abandoned.is_set():
-        raise asyncio.CancelledError
-    await asyncio.sleep(LOCK_POLL_SECONDS)
+async def _is_direct(upstream: AsyncPostgresSaver) -> bool:
+    async with upstream._cursor() as cur:
+        await cur.execute(BACKEND_PID, prepare=False)
+        row = await cur.fetchone()
+        return row is not None and row["pid"] == cur.connection.info.backend_pid
 
 
 @asynccontextmanager
@@ -108,7 +129,28 @@ async def _second_connection(pool: AsyncConnectionPool[Any]) -> AsyncIterator[As
         if pool.max_size == 1:
             like_it = AsyncConnectionPool(pool.conninfo, kwargs=pool.kwargs, min_size=1, max_size=1, open=False)
             pool = await stack.enter_async_context(like_it)
-        yield await stack.enter_async_context(pool.connection())
+        yield await stack.enter_async_context(pool.connection(SECOND_CONNECTION_SECONDS_MAX))
+
+
+@asynccontextmanager
+async def _locked(upstream: AsyncPostgresSaver, holder: AsyncConnection[Any] | None) -> AsyncIterator[bool]:
+    """Try to hold the advisory lock for the block, and yield whether it is held.
+
+    It is polled for, not waited for: a statement that waits has a snapshot, and the migrations' CREATE INDEX
+    CONCURRENTLY waits for every older snapshot, so the two would wait for each other.
+    """
+    if holder is not None:
+        async with holder.transaction():
+            yield await _try_lock(holder.cursor(), TRY_TRANSACTION_LOCK)
+        return
+    async with upstream._cursor() as cur:
+        is_locked = await _try_lock(cur, TRY_SESSION_LOCK)
+    try:
+        yield is_locked
+    finally:
+        if is_locked:
+            async with upstream._cursor(pipeline=True) as cur:
+                await cur.execute(RELEASE_SESSION_LOCK)
 
 
 async def _try_lock(cur: psycopg.AsyncCursor[Any], sql: str) -> bool:

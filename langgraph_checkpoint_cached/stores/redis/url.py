@@ -5,8 +5,9 @@ The forms with several hosts are those that docket, Prefect, redisvl and LangCha
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -24,6 +25,7 @@ FORMS = (
     f"redis://user:password@host:6379/0, {CLUSTER_FORM}, {SENTINEL_FORM}, the same with rediss for TLS, or "
     "unix://path, with special characters of the password percent-encoded"
 )
+FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 CLUSTER_PORT, SENTINEL_PORT = 6379, 26379
 
 
@@ -43,12 +45,20 @@ def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> A
         "retry": Retry(NoBackoff(), 1),  # once: a connection may have died while it was idle
     }
     try:
+        _check_files(url)
         return _client(url, settings, timeout_seconds)
     except ArgumentError:
         raise
     except (ValueError, TypeError):
         pass  # the next error has neither cause nor context: their text repeats parts of the URL
     raise ArgumentError(f"redis_url does not parse, or has an unknown option: use {FORMS}")
+
+
+def _check_files(url: str) -> None:
+    """Raise `ArgumentError` for a file that does not exist: the error of a connection would not name it."""
+    for name, paths in parse_qs(urlsplit(url).query).items():
+        if name in FILES and not Path(paths[-1]).exists():
+            raise ArgumentError(f"redis_url: {name} names a file that does not exist, {paths[-1]}")
 
 
 def _client(url: str, settings: dict[str, Any], timeout_seconds: float) -> AnyRedis:

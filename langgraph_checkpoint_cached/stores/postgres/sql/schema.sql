@@ -29,3 +29,13 @@ select pg_backend_pid() as pid
 -- name: set_lock_timeout
 -- Set the longest wait for a lock, in milliseconds, until the transaction ends.
 select set_config('lock_timeout', %(ms)s::int::text, true)
+
+-- name: synchronous_commit
+-- Tell whether a commit is acknowledged before it is durable.
+select current_setting('synchronous_commit') as synchronous_commit
+
+-- name: check_client
+-- Have Postgres 14 or later check, so often in milliseconds, that the client of a statement is still there, unless
+-- that is configured already.
+select set_config('client_connection_check_interval', %(ms)s::int::text, false)
+where current_setting('client_connection_check_interval', true) = '0'
