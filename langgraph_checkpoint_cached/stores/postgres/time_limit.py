@@ -24,6 +24,9 @@ CHECK_SECONDS_MAX = 5.0
 LATE_SECONDS = 1.0
 """Time after which an operation is late: no other waits for it, and other connections are checked before use."""
 
+LAG_SECONDS_MAX = 0.1
+"""Lag of the event loop behind its timers that is not added to the time of an operation."""
+
 
 class TimeLimit:
     """Time limit of an operation on a connection.
@@ -31,7 +34,7 @@ class TimeLimit:
     When the time is over the connection's socket is shut down, so psycopg raises what it raises for a lost
     connection: a pool replaces it, and nobody uses it again. No task is cancelled, and nothing is sent, since a
     server that hangs would not answer that either; and a COMMIT that waits for a standby must not be canceled,
-    for Postgres would report it as done.
+    for Postgres would report it as done. Time in which this process was blocked or suspended does not count.
     """
 
     __slots__ = ("_conn", "_timer", "is_over", "seconds", "started")
@@ -46,7 +49,7 @@ class TimeLimit:
     def start(self, conn: AsyncConnection[Any]) -> None:
         """Start the time of an operation on this connection."""
         self._conn, self.started = conn, time.monotonic()
-        self._timer = asyncio.get_running_loop().call_later(self.seconds, self.expire)
+        self._wait(self.seconds)
 
     def stop(self) -> None:
         """End the operation. If its time was over, close the connection, lest it is used again."""
@@ -56,6 +59,19 @@ class TimeLimit:
         if self.is_over and self._conn is not None:
             self._conn.pgconn.finish()
         self._conn = None
+
+    def _wait(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        self._timer = loop.call_at(due, self._on_time, due)
+
+    def _on_time(self, due: float) -> None:
+        """End the time, unless the event loop was blocked: then there may be an answer that nobody has read."""
+        lag = asyncio.get_running_loop().time() - due
+        if lag > LAG_SECONDS_MAX:
+            self._wait(lag)
+        else:
+            self.expire()
 
     def expire(self) -> None:
         """End the time now."""
