@@ -4,6 +4,7 @@ the data of Redis and the process that wrote it."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -551,6 +552,28 @@ async def test_write_unconfirmed_by_disk_is_flushed_first(
         with inspect(saver).flushing_paused():
             await conversation.turn()
             assert checkpoints(migrated_database_url) == conversation.length
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["replica", "disk"])
+async def test_durability_that_cannot_be_had_is_no_outage(
+    migrated_database_url: str,
+    redis_servers: Callable[..., RedisServer],
+    caplog: pytest.LogCaptureFixture,
+    durability: Any,
+) -> None:
+    """Every write waited for half of `redis_timeout`, one after the other, and the breaker opened."""
+    server = redis_servers()
+    options: dict[str, Any] = {"redis_durability": durability, "redis_timeout": 0.5}
+    async with open_saver(migrated_database_url, server.url, **options) as saver:
+        conversations = [Conversation(saver, f"t{number}") for number in range(40)]
+        started = time.monotonic()
+        await asyncio.gather(*(conversation.turns(5) for conversation in conversations))
+        assert time.monotonic() - started < 20
+        stats = saver.stats()
+        assert (stats["breaker_openings"], stats["redis_errors"], stats["degraded_writes"]) == (0, 0, 0)
+        assert stats["appends"] > 0
+    assert [r.levelname for r in caplog.records if "is not confirmed" in r.getMessage()] == ["WARNING"]
 
 
 async def test_unstorable_write_raises_and_is_not_acknowledged(

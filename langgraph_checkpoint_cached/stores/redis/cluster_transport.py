@@ -156,9 +156,10 @@ class ClusterTransport:
         ]
         confirmation = self._confirmation
         try:
-            if confirmation is None or not confirmation.wanted_by(calls):
+            if confirmation is None:
                 return await self._exchange(node, commands)
-            return confirmation.apply(calls, await self._exchange(node, [*commands, confirmation.command]))
+            confirming = confirmation.commands_for(calls)
+            return confirmation.apply(calls, await self._exchange(node, [*commands, *confirming]))
         except RedisConnectionError as exc:  # the other nodes are well
             self._outdated = True
             return [exc] * len(calls)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
+
+logger = logging.getLogger("langgraph_checkpoint_cached")
+
+UNCONFIRMED_SECONDS = 5.0
+"""Time for which no confirmation is waited for, after one did not come."""
+UNCONFIRMED = (
+    'redis_durability="%s" is not confirmed (reply: %s): until it is, Postgres has each write before the call '
+    "returns; see `langgraph-cached doctor`"
+)
+RESTORED = 'redis_durability="%s" is confirmed again (reply: %s)'
 
 Argument: TypeAlias = "str | bytes"
 Command: TypeAlias = "tuple[Any, ...]"
@@ -48,27 +61,51 @@ class Unconfirmed(NamedTuple):
     answer: Any
 
 
-class Confirmation(NamedTuple):
-    """Command that waits until what its connection wrote is elsewhere too, and how many have to have it."""
+class Confirmation:
+    """Command that waits until what its connection wrote is elsewhere too, and how many have to have it.
 
-    command: Command
-    needed: int
+    Where that is not so in time, nothing is waited for during the next `UNCONFIRMED_SECONDS`: all is unconfirmed.
 
-    def wanted_by(self, calls: Sequence[ScriptCall]) -> bool:
-        """Return whether a call of these is durable."""
-        return any(call.durable for call in calls)
+    Args:
+        durability: `"replica"` or `"disk"`, for the log.
+        command: Command.
+        needed: How many have to have it.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self, durability: str, command: Command, needed: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._durability, self._command, self._needed, self._clock = durability, command, needed, clock
+        self._works = True
+        self._wait_from = -math.inf
+
+    def commands_for(self, calls: Sequence[ScriptCall]) -> list[Command]:
+        """Return what is to be sent after the calls; nothing if none is durable, or it would not be confirmed."""
+        wanted = any(call.durable for call in calls) and self._clock() >= self._wait_from
+        return [self._command] if wanted else []
 
     def apply(self, calls: Sequence[ScriptCall], replies: list[Any]) -> list[Any]:
-        """Return the replies to the calls, out of those to the calls and to `command` after them."""
-        *replies, confirmation = replies
-        if isinstance(confirmation, list):
-            confirmation = confirmation[0]  # WAITAOF counts the server itself, then replicas
-        if not isinstance(confirmation, ResponseError) and confirmation >= self.needed:
-            return replies
+        """Return the replies to the calls, out of those to the calls and to `commands_for` them."""
+        if len(replies) > len(calls):
+            *replies, reply = replies
+            if isinstance(reply, list):
+                reply = reply[0]  # WAITAOF counts the server itself, then replicas
+            works = not isinstance(reply, ResponseError) and reply >= self._needed
+            self._note(works, reply)
+            if works:
+                return replies
         return [
             Unconfirmed(reply) if call.durable and not isinstance(reply, ResponseError) else reply
             for call, reply in zip(calls, replies, strict=True)
         ]
+
+    def _note(self, works: bool, reply: Any) -> None:
+        if not works:
+            self._wait_from = self._clock() + UNCONFIRMED_SECONDS
+        if works is not self._works:
+            self._works = works
+            logger.warning(RESTORED if works else UNCONFIRMED, self._durability, reply)
 
 
 def confirmation_for(durability: str, timeout_seconds: float) -> Confirmation | None:
@@ -79,12 +116,11 @@ def confirmation_for(durability: str, timeout_seconds: float) -> Confirmation | 
         timeout_seconds: Of one call; half of it is for the confirmation.
     """
     half_ms = max(1, int(timeout_seconds * 500))
-    known = {
-        "as_is": None,
-        "replica": Confirmation(("WAIT", 1, half_ms), 1),
-        "disk": Confirmation(("WAITAOF", 1, 0, half_ms), 1),
-    }
-    return known[durability]
+    if durability == "replica":
+        return Confirmation(durability, ("WAIT", 1, half_ms), 1)
+    if durability == "disk":
+        return Confirmation(durability, ("WAITAOF", 1, 0, half_ms), 1)
+    return None
 
 
 def was_demoted(replies: Sequence[Any]) -> bool:

@@ -132,21 +132,22 @@ class ServerTransport:
                 return False
             commands.append(("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.arguments))
         confirmation = self._confirmation
-        if confirmation is None or not confirmation.wanted_by(calls):
+        if confirmation is None:
             return pipelined.send(commands, on_replies)
 
         def on_confirmed(replies: list[Any] | Exception) -> None:
             on_replies(confirmation.apply(calls, replies) if isinstance(replies, list) else replies)
 
-        return pipelined.send([*commands, confirmation.command], on_confirmed)
+        return pipelined.send([*commands, *confirmation.commands_for(calls)], on_confirmed)
 
     async def run(self, calls: Sequence[ScriptCall]) -> list[Any]:
         commands = [evalsha(call) if call.script in self._known else eval_whole(call) for call in calls]
         confirmation = self._confirmation
-        if confirmation is None or not confirmation.wanted_by(calls):
+        if confirmation is None:
             replies = await self._exchange(commands)
         else:
-            replies = confirmation.apply(calls, await self._exchange([*commands, confirmation.command]))
+            confirming = confirmation.commands_for(calls)
+            replies = confirmation.apply(calls, await self._exchange([*commands, *confirming]))
         if any(isinstance(reply, NoScriptError) for reply in replies):
             await self.retry_after_noscript(calls, replies)
         else:
