@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from redis.asyncio import Redis
+from redis.credentials import CredentialProvider
 from redis.exceptions import BusyLoadingError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -254,6 +256,43 @@ async def test_call_that_outlasts_saver_keeps_no_connection(redis_url: str, redi
         reply = await asyncio.gather(*late, return_exceptions=True)
         assert all(each == [0] or isinstance(each, RedisConnectionError) for each in reply), reply
         assert not connections_in_use(client)
+
+
+class Renewed(CredentialProvider):
+    """Credentials of a user whose password, as a token of a cloud, is valid for a while."""
+
+    def __init__(self, password: str) -> None:
+        self.password = password
+
+    def get_credentials(self) -> tuple[str, str]:
+        return "renewed", self.password
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        return self.get_credentials()
+
+
+async def test_connection_is_replaced_when_credentials_are_renewed(redis_url: str) -> None:
+    """As with the tokens of AWS and Entra: the server closes connections whose token has expired."""
+    provider, user = Renewed("first"), ("ACL", "SETUSER", "renewed", "on", "~*", "&*", "+@all")
+    async with Redis.from_url(redis_url) as admin:
+        await admin.execute_command(*user, ">first")  # type: ignore[no-untyped-call]
+        async with Redis.from_url(redis_url, credential_provider=provider) as client:
+            transport = ServerTransport(client, PATIENT_SECONDS)
+            asked = ScriptCall(EXISTS, ["k"], [], asyncio.get_running_loop().create_future())
+            await transport.run([asked])
+            assert transport.can_send([asked])
+            provider.password = "second"
+            await admin.execute_command(*user, "resetpass", ">second")  # type: ignore[no-untyped-call]
+            token: Any = SimpleNamespace(try_get=lambda name: "renewed", get_value=lambda: "second")
+            await client.connection_pool.re_auth_callback(token)
+            assert not transport.can_send([asked])
+            assert await transport.run([asked]) == [0]
+            assert transport.can_send([asked])
+            assert await admin.execute_command("CLIENT", "KILL", "USER", "renewed") >= 1  # type: ignore[no-untyped-call]
+            await asyncio.sleep(0.05)
+            assert await transport.run([asked]) == [0]
+            await transport.close()
+        assert await admin.acl_deluser("renewed") == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
@@ -135,3 +136,36 @@ async def busy_loop() -> AsyncIterator[None]:
     blocking: asyncio.Task[Any] = asyncio.ensure_future(block())
     yield
     blocking.cancel()
+
+
+LARGE_CHARACTERS = 13_000_000
+LINK_BYTES_PER_SECOND = 100e6 / 8
+
+
+@pytest.mark.slow
+async def test_large_state_on_slow_link_is_no_outage(
+    migrated_database_url: str, redis_servers: Callable[..., RedisServer], proxies: Callable[..., Proxy]
+) -> None:
+    proxy = proxies(redis_servers().url, bytes_per_second=LINK_BYTES_PER_SECOND)
+    async with open_saver(migrated_database_url, proxy.url, redis_timeout=0.5) as saver:
+        neighbours = [Conversation(saver, thread_id) for thread_id in IDS]
+        await asyncio.gather(*(neighbour.turns(2) for neighbour in neighbours))
+        version = saver.get_next_version(None, None)
+        checkpoint: Any = {
+            **empty_checkpoint(),
+            "v": 4,
+            "channel_values": {"text": "x" * LARGE_CHARACTERS},
+            "channel_versions": {"text": version},
+        }
+        large: Any = {"configurable": {"thread_id": "large", "checkpoint_ns": ""}}
+        await saver.aput(large, checkpoint, {}, {"text": version})
+        hits = saver.stats()["hits"]
+        for _ in range(3):
+            reading = asyncio.ensure_future(saver.aget_tuple(large))
+            await asyncio.gather(*(neighbour.check() for neighbour in neighbours))
+            found = await reading
+            assert found is not None
+            assert len(found.checkpoint["channel_values"]["text"]) == LARGE_CHARACTERS
+        stats = saver.stats()
+        assert (stats["breaker_openings"], stats["redis_errors"], stats["degraded_reads"]) == (0, 0, 0)
+        assert stats["hits"] >= hits + 3 * len(IDS) + 2

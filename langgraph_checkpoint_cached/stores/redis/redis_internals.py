@@ -52,14 +52,14 @@ def streams(connection: Any) -> Streams:
     never: Callable[[], bool] = lambda: False  # noqa: E731
     should_reconnect = getattr(connection, "should_reconnect", never)  # since redis-py 7
     if getattr(connection, "credential_provider", None) is not None:
-        must_move = should_reconnect
-        should_reconnect = lambda: must_move() or _has_new_credentials(connection)  # noqa: E731
+        must_move, used = should_reconnect, _new_credentials(connection)
+        should_reconnect = lambda: must_move() or _new_credentials(connection) is not used  # noqa: E731
     return Streams(transport, transport.get_protocol(), connection._parser.parse_error, should_reconnect)
 
 
-def _has_new_credentials(connection: Any) -> bool:
-    """Return whether the pool has told the connection to authenticate again, once it is released."""
-    return getattr(connection, "_re_auth_token", None) is not None
+def _new_credentials(connection: Any) -> object:
+    """Return the credentials that the pool has told a connection to authenticate with, once it is released."""
+    return getattr(connection, "_re_auth_token", None)
 
 
 def missing_in_pool(pool: ConnectionPool) -> list[str]:

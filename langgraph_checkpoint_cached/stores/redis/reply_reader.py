@@ -6,6 +6,7 @@ That halves what an exchange costs, and it tells how far a reply has come.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,6 +26,10 @@ from langgraph_checkpoint_cached.stores.redis.script_call import Command, was_de
 from langgraph_checkpoint_cached.utils.batch_queue import answer
 from langgraph_checkpoint_cached.utils.progress_timer import ProgressTimer, running_timeout
 
+LARGE_BYTES = 64 * 1024
+"""Commands that are larger take time to send, which is not the server's."""
+BYTES_PER_SECOND_MIN = 4 * 1024 * 1024
+"""Rate at which large commands are expected to be sent at least: a call may take so much longer."""
 _MORE = object()
 
 OnReplies = Callable[["list[Any] | Exception"], None]
@@ -58,6 +63,7 @@ class ReplyReader(asyncio.Protocol):
         self._waiting: deque[_Pending] = deque()
         self._lost = self._pushed = self._has_error = False
         self._received = 0  # pieces of replies
+        self._sending_until = 0.0
         self._timer = ProgressTimer(timeout_seconds, self._progress, self._on_stalled)
         self._transport.set_protocol(self)
         self._timer.start()
@@ -71,8 +77,12 @@ class ReplyReader(asyncio.Protocol):
 
     def send(self, commands: Sequence[Command], on_replies: OnReplies) -> None:
         """Send all commands."""
-        self._transport.write(b"".join(map(hiredis.pack_command, commands)))
+        packed = b"".join(map(hiredis.pack_command, commands))
+        self._transport.write(packed)
         self._waiting.append(_Pending(len(commands), on_replies, []))
+        if len(packed) > LARGE_BYTES:
+            now = time.monotonic()
+            self._sending_until = max(now, self._sending_until) + len(packed) / BYTES_PER_SECOND_MIN
 
     def watch(self) -> None:
         """Go on to measure progress. To be called when nothing was sent for a second."""
@@ -126,8 +136,10 @@ class ReplyReader(asyncio.Protocol):
             self.close(exc)
 
     def _progress(self) -> tuple[object, object]:
-        waiting = self._waiting
-        return (waiting[0] if waiting else None), (self._received, self._transport.get_write_buffer_size())
+        waiting, now = self._waiting, time.monotonic()
+        sending = now if now < self._sending_until else 0.0  # nobody tells how much the system has sent
+        seen = (self._received, self._transport.get_write_buffer_size(), sending)
+        return (waiting[0] if waiting else None), seen
 
     def _on_stalled(self) -> None:
         self.close(asyncio.TimeoutError())
