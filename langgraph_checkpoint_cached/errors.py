@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 import psycopg
+from psycopg_pool import PoolClosed
 
 
 class CachedSaverError(Exception):
@@ -69,10 +70,11 @@ class WrongThreadError(CachedSaverError, asyncio.InvalidStateError):
     """
 
 
-class ClosedError(CachedSaverError):
+class ClosedError(CachedSaverError, PoolClosed):
     """Call on a saver that is closed, or that was closed before the call was done.
 
-    Nothing was written, unless the call was under way: then Postgres may or may not have it.
+    Nothing was written, unless the call was under way: then Postgres may or may not have it. Derives from
+    `psycopg_pool.PoolClosed`, which the upstream saver raises over a pool that is closed.
     """
 
 

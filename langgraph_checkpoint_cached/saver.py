@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -32,11 +32,10 @@ from langgraph_checkpoint_cached.config import check_checkpoint, check_search, p
 from langgraph_checkpoint_cached.engine.engine import Engine
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.event_loop import LoopAccess, running_loop
+from langgraph_checkpoint_cached.opening import Opening
 from langgraph_checkpoint_cached.records import Record
 from langgraph_checkpoint_cached.serde import codec
 from langgraph_checkpoint_cached.stats import ReadOutcome
-from langgraph_checkpoint_cached.stores.postgres.pool import CheckedPool, opened, postgres_pool
-from langgraph_checkpoint_cached.stores.redis.url import redis_client
 from langgraph_checkpoint_cached.sync_methods import SyncMethodsMixin
 
 
@@ -126,19 +125,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
             psycopg.OperationalError: Postgres refuses the connection on entering the block.
             psycopg_pool.PoolTimeout: it cannot be reached for `pool_timeout`; the message says why.
         """
-        return cls._over(*own_clients(ConnectionSettings.from_options(postgres_uri, redis_url, **options)))
-
-    @classmethod
-    @asynccontextmanager
-    async def _over(
-        cls, pool: CheckedPool, client: Redis | RedisCluster, options: SaverOptions
-    ) -> AsyncGenerator[Self, None]:
-        async with opened(pool, client):
-            saver = cls(client, AsyncPostgresSaver(pool, serde=options.get("serde")), **options)
-            try:
-                yield saver
-            finally:
-                await saver.aclose()
+        return Opening(cls, ConnectionSettings.from_options(postgres_uri, redis_url, **options))
 
     async def setup(self) -> None:
         """Create or migrate the upstream saver's tables and our own.
@@ -181,6 +168,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
         Raises:
             ArgumentError, ArgumentTypeError: `config` names no thread, or has a value that cannot work.
             BehindError: the latest writes are in Redis alone, which cannot be read now.
+            ClosedError, ForkedError: the saver is closed, or belongs to the parent of this process.
             OverloadedError: too many reads wait for Postgres, which has answered none for a minute.
             WrongThreadError: awaited on another event loop.
             PostgresTimeoutError: Postgres does not answer.
@@ -295,6 +283,7 @@ class CachedPostgresSaver(SyncMethodsMixin):
         Raises:
             ArgumentError, ArgumentTypeError: an argument cannot work; the message names it.
             BehindError: earlier writes of the thread are in Redis alone, which cannot be read now.
+            ClosedError, ForkedError: as from `aget_tuple`.
             OverloadedError: too many writes wait for Postgres, which has taken none for a minute.
             WrongThreadError: awaited on another event loop.
             PostgresTimeoutError: Postgres does not answer; the write may have been stored.
@@ -379,21 +368,3 @@ class CachedPostgresSaver(SyncMethodsMixin):
             return await self._engine.store.search(config, filter, before, limit)
 
         return search()
-
-
-def own_clients(settings: ConnectionSettings) -> tuple[CheckedPool, Redis | RedisCluster, SaverOptions]:
-    """Return a pool and a client of a saver's own, which are not open yet, and the saver's keywords."""
-    pool = postgres_pool(
-        settings.postgres_uri,
-        min_size=settings.pool_min_size,
-        max_size=settings.pool_max_size,
-        timeout_seconds=settings.pool_timeout_seconds,
-        max_idle_seconds=settings.pool_max_idle_seconds,
-        max_lifetime_seconds=settings.pool_max_lifetime_seconds,
-    )
-    client = redis_client(
-        settings.redis_url,
-        max_connections=settings.redis_max_connections,
-        timeout_seconds=settings.redis_timeout_seconds,
-    )
-    return pool, client, settings.saver_options

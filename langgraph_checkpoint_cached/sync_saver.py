@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import weakref
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from typing_extensions import Self, Unpack
 
 from langgraph_checkpoint_cached.arguments import ConnectionSettings, ConnStringOptions
-from langgraph_checkpoint_cached.engine.engine import Engine
-from langgraph_checkpoint_cached.event_loop import LoopAccess
-from langgraph_checkpoint_cached.saver import CachedPostgresSaver, own_clients
-from langgraph_checkpoint_cached.stores.postgres.pool import opened
+from langgraph_checkpoint_cached.opening import Opening
+from langgraph_checkpoint_cached.saver import CachedPostgresSaver
 from langgraph_checkpoint_cached.utils.background_loop import BackgroundLoop
 
 S = TypeVar("S", bound="SyncCachedPostgresSaver")
-
-FLUSH_SECONDS_MAX = 15.0
-"""Longest wait, on closing, for calls under way, and for writes to be flushed."""
 
 
 class SyncCachedPostgresSaver(CachedPostgresSaver):
@@ -45,7 +37,7 @@ class SyncCachedPostgresSaver(CachedPostgresSaver):
 
         Args and Raises: As for `CachedPostgresSaver.from_conn_string`.
         """
-        return _Opening(cls, ConnectionSettings.from_options(postgres_uri, redis_url, **options))
+        return _SyncOpening(Opening(cls, ConnectionSettings.from_options(postgres_uri, redis_url, **options)))
 
     def setup(self) -> None:  # type: ignore[override]
         """Create or migrate the upstream saver's tables and our own. As `CachedPostgresSaver.setup`."""
@@ -65,50 +57,27 @@ class SyncCachedPostgresSaver(CachedPostgresSaver):
             self._wait("close", self.aclose)
 
 
-class _Opening(AbstractContextManager[S], Generic[S]):
-    """Opening of a saver, and its closing when the block ends. A saver outlives one that is merely dropped."""
+class _SyncOpening(AbstractContextManager[S], Generic[S]):
+    """Context manager for a saver and its event loop. The saver outlives one that is merely dropped."""
 
-    def __init__(self, cls: type[S], settings: ConnectionSettings) -> None:
-        self._cls = cls
-        self._pool, self._client, self._options = own_clients(settings)
+    def __init__(self, opening: Opening[S]) -> None:
+        self._opening = opening
         self._saver: S | None = None
 
     def __enter__(self) -> S:
         background = BackgroundLoop("langgraph-checkpoint-cached")
         try:
-            self._saver = background.run(self._open(background))
+            saver = background.run(self._opening.__aenter__())
+            background.close_with(saver._access, partial(self._opening.__aexit__, None, None, None))
+            saver._background = background
         except BaseException:
             background.close()
             raise
-        return self._saver
+        self._saver = saver
+        return saver
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._saver is not None:
             self._saver.close()
-
-    async def _open(self, background: BackgroundLoop) -> S:
-        clients = opened(self._pool, self._client)
-        await clients.__aenter__()
-        try:
-            upstream = AsyncPostgresSaver(self._pool, serde=self._options.get("serde"))
-            saver = self._cls(self._client, upstream, **self._options)
-        except BaseException:
-            await clients.__aexit__(None, None, None)
-            raise
-        saver._background = background
-        background.close_with(saver._access, partial(_close, weakref.ref(saver._access), saver._engine, clients))
-        return saver
-
-
-async def _close(
-    access: weakref.ref[LoopAccess], engine: Engine, clients: AbstractAsyncContextManager[None]
-) -> None:
-    """Close all that a saver has open. The saver itself may be gone."""
-    if (of_saver := access()) is not None:
-        of_saver.close()
-    try:
-        await asyncio.wait_for(engine.close(), FLUSH_SECONDS_MAX)
-    finally:
-        await clients.__aexit__(None, None, None)

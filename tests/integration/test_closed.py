@@ -1,4 +1,4 @@
-"""Savers that are closed, and savers that never are: what their callers hear, and what is left behind."""
+"""Savers that are closed, and savers that never are: errors of their callers, and what is left behind."""
 
 from __future__ import annotations
 
@@ -105,6 +105,60 @@ def run(migrated_database_url: str, redis_url: str, redis_prefix: str) -> Callab
         return Process(body, (postgres_url, redis_url), redis_prefix, ["-W", "error"]).end()
 
     return run
+
+
+LEFT_OPEN = {
+    "held": """
+async def main():
+    global opened
+    opened = opening_async()
+    saver = await opened.__aenter__()
+    await graph_of(saver).ainvoke({"steps": []}, on(1))
+""",
+    "held, write-behind": """
+async def main():
+    global opened
+    opened = opening_async(mode="write_behind")
+    saver = await opened.__aenter__()
+    await graph_of(saver).ainvoke({"steps": []}, on(1))
+    assert saver.stats()["appends"]
+""",
+    "saver alone held": """
+async def main():
+    global saver
+    saver = await opening_async().__aenter__()
+    await asyncio.sleep(0.1)
+    await graph_of(saver).ainvoke({"steps": []}, on(1))
+""",
+    "in use": """
+async def main():
+    global opened
+    opened = opening_async()
+    saver = await opened.__aenter__()
+    graph = graph_of(saver)
+    tasks = [asyncio.create_task(graph.ainvoke({"steps": []}, on(n))) for n in range(8)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+""",
+    "clients of the caller": """
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+from redis.asyncio import Redis
+async def main():
+    async with await AsyncConnection.connect(
+        os.environ["SCRIPT_POSTGRES"], autocommit=True, row_factory=dict_row
+    ) as conn, Redis.from_url(os.environ["SCRIPT_REDIS"]) as redis:
+        saver = CachedPostgresSaver(redis, AsyncPostgresSaver(conn), prefix=os.environ["SCRIPT_PREFIX"])
+        await graph_of(saver).ainvoke({"steps": []}, on(1))
+""",
+}
+
+
+@pytest.mark.parametrize("script", LEFT_OPEN)
+def test_asyncio_run_ends_with_open_saver(run: Callable[..., Ended], script: str) -> None:
+    ended = run(f"{LEFT_OPEN[script]}\nasyncio.run(main())")
+    assert ended.code == 0, ended.err
+    assert ended.err == ""
 
 
 def test_thread_waits_when_event_loop_ends(run: Callable[..., Ended]) -> None:

@@ -17,8 +17,9 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncConnection, AsyncCursor, AsyncRawCursor
 from psycopg.errors import ReadOnlySqlTransaction
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from langgraph_checkpoint_cached.errors import ClosedError
 from langgraph_checkpoint_cached.stores.postgres import time_limit
 from langgraph_checkpoint_cached.stores.postgres.bulk_insert import numbered
 from langgraph_checkpoint_cached.stores.postgres.errors import outcome_unknown
@@ -127,7 +128,7 @@ class Connections:
 
     def _check_open(self) -> None:
         if self.is_closed:
-            raise PoolClosed("the saver was closed while this waited for Postgres: nothing was read or written")
+            raise ClosedError("the saver was closed while this waited for Postgres: nothing was read or written")
 
     @contextlib.contextmanager
     def _limited(self, limit: TimeLimit, conn: AsyncConnection[DictRow]) -> Iterator[None]:

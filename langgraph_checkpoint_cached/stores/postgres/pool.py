@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -136,21 +135,16 @@ def postgres_pool(
 
 @asynccontextmanager
 async def opened(pool: CheckedPool, client: Closable) -> AsyncIterator[None]:
-    """Open the pool for the block, and close both after it. The client connects when it is first used.
-
-    A child that was forked inside the block closes nothing.
-    """
-    process = os.getpid()
+    """Open the pool for the block, and close both after it. The client connects when it is first used."""
     try:
         await _reach(pool)
         await pool.open(wait=True, timeout=pool.timeout)
         yield
     finally:
-        if os.getpid() == process:
-            try:
-                await client.aclose()
-            finally:
-                await pool.close()
+        try:
+            await client.aclose()
+        finally:
+            await pool.close()
 
 
 async def _reach(pool: CheckedPool) -> None:
