@@ -6,8 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from langgraph_checkpoint_cached.stats import Stats
+
+if hasattr(time, "CLOCK_BOOTTIME"):
+    boot_clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+else:  # where the monotonic clock goes on, or no machine sleeps
+    boot_clock = partial(time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -18,8 +24,10 @@ class Runtime:
         loop: Event loop that all of them run on.
         stats: Counters of the saver.
         clock: Seconds, monotonic.
+        boot_clock: Seconds, monotonic, which go on while the machine sleeps.
     """
 
     loop: asyncio.AbstractEventLoop
     stats: Stats = field(default_factory=Stats)
     clock: Callable[[], float] = time.monotonic
+    boot_clock: Callable[[], float] = boot_clock

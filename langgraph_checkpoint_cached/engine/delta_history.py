@@ -34,12 +34,11 @@ class DeltaHistoryReader:
         self, namespace: Namespace, checkpoint_id: str, channels: Sequence[str]
     ) -> Mapping[str, History]:
         """Return the histories of these channels at a checkpoint. Served by the entry when that is the one."""
-        if not self._recovery.is_fresh:
-            await self._recovery.poll()
+        may_serve = self._recovery.may_serve(namespace.thread_id) or await self._recovery.renew()
         may_fill = False
         try:
-            reply = await self._entries.read(namespace, new_token(), checkpoint_id)
-            if isinstance(reply, Hit):
+            reply = await self._entries.read(namespace, new_token(), checkpoint_id) if may_serve else None
+            if isinstance(reply, Hit) and self._recovery.may_serve(namespace.thread_id):
                 may_fill = True
                 found = self._entries.histories(namespace, checkpoint_id, reply.fields)
                 if found and found.by_channel.keys() >= set(channels):

@@ -12,6 +12,7 @@ from langgraph_checkpoint_cached.arguments import Settings
 from langgraph_checkpoint_cached.engine.delta_history import DeltaHistoryReader
 from langgraph_checkpoint_cached.engine.ended_journals import EndedJournals
 from langgraph_checkpoint_cached.engine.flushed_store import FlushedStore
+from langgraph_checkpoint_cached.engine.heartbeat import Heartbeat
 from langgraph_checkpoint_cached.engine.held_leases import HeldLeases
 from langgraph_checkpoint_cached.engine.hit_auditor import HitAuditor
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
@@ -19,6 +20,8 @@ from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.engine.read_path import ReadPath
 from langgraph_checkpoint_cached.engine.recovery import Recovery
 from langgraph_checkpoint_cached.engine.reopener import Reopener
+from langgraph_checkpoint_cached.engine.serving_barrier import ServingBarrier
+from langgraph_checkpoint_cached.engine.serving_right import ServingRight
 from langgraph_checkpoint_cached.engine.stats_publisher import StatsPublisher
 from langgraph_checkpoint_cached.engine.thread_changes import ThreadChanges
 from langgraph_checkpoint_cached.engine.thread_operations import ThreadOperations
@@ -99,13 +102,17 @@ class Engine:
     def _open_background(self, runtime: Runtime) -> None:
         ended_journals = EndedJournals(runtime, self.journal, self.store.leases)
         self.ended_journals = ended_journals
+        processes = self.store.processes
+        self.barrier = ServingBarrier(runtime, processes)
+        self.right = ServingRight(runtime, self.executor, self.invalidation, processes)
         self.invalidator = StaleThreadInvalidator(
-            runtime, self.health, self.invalidation, self.store.stale_threads, ended_journals
+            runtime, self.invalidation, self.store.stale_threads, self.barrier, ended_journals
         )
         self.held = HeldLeases(runtime, self.journal, self.store, self.invalidator, ended_journals)
-        self.reopener = Reopener(self.executor, self.fences, self.invalidator)
+        self.reopener = Reopener(self.executor, self.fences, self.invalidator, self.right)
         self.replayer = JournalReplayer(runtime, self.journal, self.store, self.held, self.reopener)
-        self.recovery = Recovery(runtime, self.health, self.reopener, self.invalidator, self.replayer)
+        heartbeat = Heartbeat(runtime, self.right, self.invalidator, processes)
+        self.recovery = Recovery(runtime, self.health, heartbeat, self.reopener, self.replayer)
 
     def _open_calls(self, runtime: Runtime, settings: Settings) -> None:
         self.flushed = FlushedStore(self.store, self.replayer)
@@ -167,5 +174,6 @@ class Engine:
         await self.histories.drain()
         await self.write_through.drain()
         await self.reopener.drain()
+        await self.recovery.leave()
         await self.stats_publisher.close()
         await self.executor.close()

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 
 import psycopg
 
 from langgraph_checkpoint_cached.engine.ended_journals import EndedJournals
+from langgraph_checkpoint_cached.engine.serving_barrier import ServingBarrier
 from langgraph_checkpoint_cached.runtime import Runtime
-from langgraph_checkpoint_cached.stores.postgres.stale_threads import STALE_THREADS_AT_ONCE_MAX, StaleThreadTable
-from langgraph_checkpoint_cached.stores.redis.health import RedisHealth, RedisUnavailable
+from langgraph_checkpoint_cached.stores.postgres.stale_threads import (
+    STALE_THREADS_AT_ONCE_MAX,
+    StaleThread,
+    StaleThreadTable,
+)
+from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.invalidation import ThreadInvalidation
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
@@ -24,9 +30,9 @@ class StaleThreadInvalidator:
     """Stale threads: those that this process remembers, and those of all processes, in the table.
 
     A write whose fence Redis did not confirm marks its thread stale in its own transaction. Every process
-    invalidates the stale threads in Redis before it uses Redis again, and once a second while it uses it. A row
-    is deleted only after that, and only if it is still the one that was seen: a load that began before the write
-    was committed belongs to the generation before, so it cannot become the entry.
+    invalidates the stale threads in Redis before it uses Redis again, and with every heartbeat.
+    A row is deleted only after that, and only if it is still the one that was seen: a load that began before the
+    write was committed belongs to the generation before, so it cannot become the entry.
 
     A process also remembers which writes it could not tell Redis of: it serves nothing from Redis before those
     threads are invalidated, be the table missing or Postgres slow, and it knows which fences to remove.
@@ -35,13 +41,13 @@ class StaleThreadInvalidator:
     def __init__(
         self,
         runtime: Runtime,
-        health: RedisHealth,
         invalidation: ThreadInvalidation,
         table: StaleThreadTable,
+        barrier: ServingBarrier,
         ended_journals: EndedJournals,
     ) -> None:
-        self._stats, self._health, self._invalidation = runtime.stats, health, invalidation
-        self._table, self._ended_journals = table, ended_journals
+        self._stats, self._health, self._invalidation = runtime.stats, invalidation.health, invalidation
+        self._table, self._barrier, self._ended_journals = table, barrier, ended_journals
         self._own: dict[
             str, list[str]
         ] = {}  # thread -> tokens of the fences of writes that Redis does not know of
@@ -60,7 +66,7 @@ class StaleThreadInvalidator:
 
     async def report_unconfirmed(self, thread_id: str, token: str | None, *, recorded: bool) -> None:
         """Take note of a write that Redis did not confirm: this process serves nothing before its thread is
-        invalid.
+        invalid. Return when no other process serves what the write has replaced.
 
         Args:
             thread_id: Thread of the write.
@@ -73,6 +79,7 @@ class StaleThreadInvalidator:
                 await self._table.add([thread_id])
             except psycopg.Error as exc:
                 logger.warning("a write that did not reach Redis is not known to other processes: %s", exc)
+        await self._barrier.wait()
 
     def note_unconfirmed(self, thread_id: str, token: str | None) -> None:
         """Note that this thread is to be invalidated, and this fence to be removed, before anything is served."""
@@ -110,12 +117,26 @@ class StaleThreadInvalidator:
 
         Raises `RedisUnavailable` if that cannot be done, and psycopg's errors.
         """
-        last: str | None = None
-        while seen := await self._table.after(last):
+        await self.remove_seen(await self.invalidate_seen(await self._table.after(None)))
+
+    async def invalidate_seen(self, page: Sequence[StaleThread]) -> Sequence[StaleThread]:
+        """Invalidate the threads of the table's first page, and of those that follow it. Return all of them.
+
+        Raises as `invalidate_recorded`.
+        """
+        seen: list[StaleThread] = []
+        while page:
             await self._invalidation.invalidate_threads(
-                {s.thread_id: self._own.get(s.thread_id, ()) for s in seen}
+                {s.thread_id: self._own.get(s.thread_id, ()) for s in page}
             )
-            await self._ended_journals.remove([s.thread_id for s in seen])
-            await self._table.remove(seen)
-            self._stats.stale_threads += len(seen)
-            last = seen[-1].thread_id
+            seen += page
+            page = await self._table.after(page[-1].thread_id) if len(page) == STALE_THREADS_AT_ONCE_MAX else ()
+        return seen
+
+    async def remove_seen(self, seen: Sequence[StaleThread]) -> None:
+        """Remove invalidated threads from the table, unless they have become stale again. Raises as above."""
+        for start in range(0, len(seen), STALE_THREADS_AT_ONCE_MAX):
+            some = seen[start : start + STALE_THREADS_AT_ONCE_MAX]
+            await self._ended_journals.remove([s.thread_id for s in some])
+            await self._table.remove(some)
+            self._stats.stale_threads += len(some)

@@ -79,6 +79,11 @@ class JournalReplayer:
             position is not None and position.token == row.token and position.last <= row.position
         )
 
+    def is_held(self, thread_id: str) -> bool:
+        """Return whether this process has a lease on a thread: all of it that is new goes through this process."""
+        lease = self._held.leases.get(thread_id)
+        return lease is not None and lease.usable
+
     async def flush_threads(self, thread_ids: Collection[str] | None) -> None:
         """Return when Postgres holds all that was acknowledged of these threads; None for all there are.
 

@@ -81,8 +81,8 @@ class ReadPath:
 
     async def latest(self, namespace: Namespace) -> ReadResult:
         """Return the namespace's latest checkpoint."""
-        if not self._recovery.is_fresh:
-            await self._recovery.poll()
+        if not self._recovery.may_serve(namespace.thread_id) and not await self._recovery.renew():
+            return ReadResult((await self._store.latest(namespace, None)).record, self._without_redis())
         try:
             reply = await self._entries.read(namespace, fill_token := new_token())
             if isinstance(reply, EntryMiss) and reply.reason is MissReason.WAIT:
@@ -103,8 +103,9 @@ class ReadPath:
 
     async def by_id(self, namespace: Namespace, checkpoint_id: str) -> ReadResult:
         """Return one checkpoint. Served by the entry when that is the one."""
-        if not self._recovery.is_fresh:
-            await self._recovery.poll()
+        if not self._recovery.may_serve(namespace.thread_id) and not await self._recovery.renew():
+            outcome = self._without_redis()
+            return ReadResult(await self._tasks.finish(self._store.by_id(namespace, checkpoint_id)), outcome)
         try:
             hit = await self._hit(namespace, await self._entries.read(namespace, new_token(), checkpoint_id))
             if hit is not None:
@@ -135,6 +136,15 @@ class ReadPath:
         self._stats.bypasses += 1
         return ReadResult(stored, ReadOutcome.BYPASS)
 
+    def _without_redis(self) -> ReadOutcome:
+        """Count a read for which this process has no right to serve from Redis."""
+        if self._recovery.is_redis_usable:
+            self._stats.bypasses += 1
+            return ReadOutcome.BYPASS
+        self._recovery.reopen()
+        self._stats.degraded_reads += 1
+        return ReadOutcome.DEGRADED
+
     async def drain(self) -> None:
         """Wait until nothing is under way."""
         if self._auditor is not None:
@@ -156,6 +166,8 @@ class ReadPath:
     async def _hit(self, namespace: Namespace, reply: ReadReply) -> ReadResult | None:
         """Return what is served from Redis, None when Postgres has to be asked."""
         record = None
+        if not self._recovery.may_serve(namespace.thread_id):
+            return None  # the right has run out while Redis was asked
         if isinstance(reply, Hit):
             try:
                 entry = self._entries.decode(namespace, reply)

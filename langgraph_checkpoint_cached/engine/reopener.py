@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import psycopg
+
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
+from langgraph_checkpoint_cached.engine.serving_right import ServingRight
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.fences import Fences
 from langgraph_checkpoint_cached.stores.redis.health import RedisFull, RedisUnavailable
@@ -15,9 +18,15 @@ from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 class Reopener:
     """Brings Redis back. Called by whoever finds it unusable: without that it would stay so for good."""
 
-    def __init__(self, executor: ScriptExecutor, fences: Fences, invalidator: StaleThreadInvalidator) -> None:
+    def __init__(
+        self,
+        executor: ScriptExecutor,
+        fences: Fences,
+        invalidator: StaleThreadInvalidator,
+        right: ServingRight,
+    ) -> None:
         self._executor, self._health = executor, executor.health
-        self._fences, self._invalidator = fences, invalidator
+        self._fences, self._invalidator, self._right = fences, invalidator, right
         self._tasks = BackgroundTasks()
 
     def reopen(self) -> None:
@@ -30,13 +39,15 @@ class Reopener:
         await self._tasks.drain()
 
     async def _reopen(self) -> None:
-        """Invalidate what Redis may hold of stale threads, then let calls through again."""
+        """Register where the address leads now, invalidate stale threads there, then let calls through again."""
         succeeded = False
         try:
             # A write that needs memory, so that a replica or a loading server does not pass. A full one does: it
             # takes what frees memory, and that is enough to be coherent.
+            await self._executor.reconnect()
             with contextlib.suppress(RedisFull):
                 await self._executor.probe()
+            await self._right.register()
             while True:
                 for thread_id, token in self._fences.take_abandoned():
                     self._invalidator.note_unconfirmed(thread_id, token)
@@ -44,7 +55,7 @@ class Reopener:
                 if not self._fences.has_abandoned:  # no wait from here until calls are let through
                     break
             succeeded = True
-        except RedisUnavailable:
+        except (RedisUnavailable, psycopg.Error):
             pass
         finally:
             self._health.end_probe(succeeded=succeeded)

@@ -109,6 +109,7 @@ class ThreadChanges:
             raise
         finally:
             await self._on_threads(thread_ids, end)
+            await self._end_under_right(thread_ids)
 
     async def _end_thread(self, thread_id: str, token: str, *, recorded: bool) -> None:
         for _ in range(CONFIRM_ATTEMPTS_MAX):
@@ -116,6 +117,13 @@ class ThreadChanges:
                 await self._entries.end_thread(thread_id, token)
                 return
         await self._recovery.invalidator.report_unconfirmed(thread_id, token, recorded=recorded)
+
+    async def _end_under_right(self, thread_ids: Sequence[str]) -> None:
+        """Make threads stale that Redis has invalidated, if it is not the one any more that all processes use."""
+        if thread_ids and not self._recovery.has_right and not await self._recovery.renew():
+            for thread_id in thread_ids:
+                self._recovery.invalidator.note_unconfirmed(thread_id, None)
+            await self._recovery.invalidator.report_unconfirmed(thread_ids[0], None, recorded=False)
 
     async def _on_threads(
         self, thread_ids: Sequence[str], step: Callable[[str], Awaitable[None]]

@@ -117,6 +117,7 @@ class WriteThrough:
             update: What it does to the entry, if that is known already.
         """
         done: asyncio.Future[None] = self._loop.create_future()
+        self._recovery.note_use()
         fence = self._fences.take(operation.namespace)
         thread_id = operation.namespace.thread_id
         self._queue.add(_Write(operation, thread_id, done, fence, update, operation.size_bytes))
@@ -257,7 +258,10 @@ class WriteThrough:
             self._fences.end_write(write.fence, was_active=result.was_fenced)
             self._stats.fences_expired += result.expired_fences
             self._stats.entry_updates += result.updated
-            self._finish(write, outcome)
+            if self._recovery.has_right or isinstance(outcome, Exception):
+                self._finish(write, outcome)
+            else:
+                self._tasks.start(self._finish_under_right(write, outcome, recorded=write.fence_ack is None))
         elif isinstance(error, RedisUnavailable):
             self._recovery.reopen()
             self._fences.retire(write.fence)
@@ -282,7 +286,17 @@ class WriteThrough:
             recorded = write.fence_ack is None or isinstance(outcome, Exception)
             await self._invalidator.report_unconfirmed(write.thread_id, None, recorded=recorded)
         self._fences.end_write(write.fence)
-        self._stats.degraded_writes += not confirmed and not isinstance(outcome, Exception)
+        if confirmed and not isinstance(outcome, Exception):
+            await self._finish_under_right(write, outcome, recorded=write.fence_ack is None)
+            return
+        self._stats.degraded_writes += not isinstance(outcome, Exception)
+        self._finish(write, outcome)
+
+    async def _finish_under_right(self, write: _Write, outcome: bool | Exception, *, recorded: bool) -> None:
+        """Finish a write that Redis has confirmed, if that Redis still is the one that all processes use."""
+        if not await self._recovery.renew():
+            await self._invalidator.report_unconfirmed(write.thread_id, None, recorded=recorded)
+            self._stats.degraded_writes += 1
         self._finish(write, outcome)
 
     def _finish(self, write: _Write, outcome: bool | Exception) -> None:

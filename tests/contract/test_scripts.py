@@ -46,13 +46,16 @@ class BothRedis(model.Redis):
         text = script.text.replace(
             lua("server"),
             "local function now_ms() return redis.call('TIME')[1] * 1000 end\n"
+            "local EPOCH_LENGTH = 16\n"
             f"local function server_epoch() return redis.call('GET', '{self.epoch_key}') end",
         )
         keys = self.keys[:1] if thread_only else self.keys
         name = "" if thread_only else "ns"
         if root:
             keys, name = [self.keys[0], self.root_key, self.keys[2]], ""
-        return self.client.eval(text, len(keys), *keys, name, f"fresh{fresh}", LIFE_MS, *arguments)
+        return self.client.eval(
+            text, len(keys), *keys, name, f"fresh{fresh}", LIFE_MS, *arguments, self.replication_id
+        )
 
     # -- scripts ---------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from psycopg import AsyncCursor
 
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.postgres import leases
+from langgraph_checkpoint_cached.stores.postgres.pool import BACKEND_PID
 from langgraph_checkpoint_cached.stores.redis import delta_history_format as pure
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
 from tests.integration.test_prune_deltas import graph_of, turn
@@ -27,15 +28,13 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def queries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Those of this process that read, but for a look at the tables of stale threads and of leases once a
-    second.
-    """
+    """Those of this process that read, but for heartbeats and a look at the table of leases now and then."""
     found: list[str] = []
     execute = AsyncCursor.execute
 
     async def counted(self: Any, query: Any, *args: Any, **options: Any) -> Any:
         text = str(query)
-        looks = text == leases.PAGE_OF_IDLE or "checkpoint_cache_stale_threads" in text
+        looks = text in (leases.PAGE_OF_IDLE, BACKEND_PID) or "checkpoint_cache_processes" in text
         if "select" in text.lower() and not looks and "INSERT" not in text:
             found.append(text)
         return await execute(self, query, *args, **options)

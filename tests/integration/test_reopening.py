@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
-from tests.support.agreement import eventually
+from tests.support.agreement import eventually, new_checkpoint, on_thread
 from tests.support.conversations import Conversation, open_saver
 from tests.support.inspect import inspect
 
@@ -59,7 +59,7 @@ async def test_closed_saver_has_no_probe_under_way(
         monkeypatch.setattr(inside.executor, "probe", slow_probe)
         inside.fail_redis(OUTAGE)
         await asyncio.sleep(0.3)  # a probe is due
-        writing = asyncio.ensure_future(Conversation(saver).turn())
+        writing = asyncio.ensure_future(saver.aput(on_thread("t", checkpoint_ns=""), new_checkpoint(), {}, {}))
         await asyncio.sleep(0)
         await saver.aclose()
         await writing

@@ -215,10 +215,10 @@ async def test_idle_threads_are_deleted_and_unserved_without_redis(tiers: Tiers)
         assert (await alone.adelete_idle_threads(24 * HOUR)).threads == 1
         await alone.adelete_for_runs(["none"])
         assert await count_of(tiers, "old") == NONE
-    other = tiers.another_saver()  # which looks at the table of stale threads first
+    other = tiers.another_saver()  # which looks at the table of stale threads first, if the other has not
     assert await other.aget_tuple(on_thread("old")) is None
     assert await other.aget_tuple(on_thread("copy"))
-    assert other.stats()["stale_threads"] == 2
+    assert tiers.saver.stats()["stale_threads"] + other.stats()["stale_threads"] >= 2
 
 
 def test_all_of_it_without_an_event_loop(migrated_database_url: str, redis_url: str, redis_prefix: str) -> None:

@@ -30,7 +30,7 @@ from redis.exceptions import RedisClusterException, RedisError
 from langgraph_checkpoint_cached import ArgumentError, CachedPostgresSaver, CachedSaverError, IntentCache
 from langgraph_checkpoint_cached.cli.saver_counters import SaverCountersReader
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
-from langgraph_checkpoint_cached.stores.postgres import leases, stale_threads
+from langgraph_checkpoint_cached.stores.postgres import leases, processes, stale_threads
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from tests.support.agreement import new_checkpoint, on_thread
 from tests.support.inspect import inspect
@@ -197,7 +197,7 @@ async def test_keys_of_another_prefix_are_denied(
 ) -> None:
     redis_admin.execute_command(*acl_of(redis_prefix, f"{redis_prefix}-other"))
     keys = await denied(redis_admin, redis_prefix, migrated_database_url, as_user, redis_prefix)
-    assert f"{redis_prefix}:{{t}}:thread" in keys
+    assert f"{redis_prefix}:probe" in keys  # before anything else a process asks which server it is
 
 
 def test_no_script_has_a_command_that_is_not_documented() -> None:
@@ -262,7 +262,7 @@ async def test_the_documented_grants_are_enough_and_each_is_needed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     owner, name, url = role
-    assert len(RIGHTS) == 20
+    assert len(RIGHTS) == 24
     for right, table in RIGHTS:
         grant(owner, right, table, name)
     async with open_saver(url, redis, redis_prefix) as saver:
@@ -274,6 +274,10 @@ async def test_the_documented_grants_are_enough_and_each_is_needed(
             if table == leases.TABLE:  # nobody writes behind, or what was is not replayed
                 with contextlib.suppress(AssertionError, InsufficientPrivilege):
                     await use_everything(saver)
+                assert f"the table {table} cannot be used (permission denied" in caplog.text
+                caplog.clear()
+            elif table == processes.TABLE:  # nor does this
+                await use_everything(saver)
                 assert f"the table {table} cannot be used (permission denied" in caplog.text
                 caplog.clear()
             elif table == stale_threads.TABLE:  # does not stop anybody, but it is logged

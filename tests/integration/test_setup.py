@@ -21,6 +21,7 @@ from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, EmbeddedServerError, free_port
 from langgraph_checkpoint_cached.errors import UnsupportedServerError
 from langgraph_checkpoint_cached.stores.postgres import leases, server_check, stale_threads
+from langgraph_checkpoint_cached.stores.postgres.processes import TABLE as PROCESSES_TABLE
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 from tests.support.agreement import CACHED, PATIENT_SECONDS, eventually, new_checkpoint, new_saver, on_thread
 from tests.support.inspect import SERVER_INFO
@@ -232,6 +233,7 @@ async def test_a_schema_of_choice_has_tables_of_its_own(
         "checkpoint_writes",
         stale_threads.TABLE,
         leases.TABLE,
+        PROCESSES_TABLE,
     }
     async with AsyncPostgresSaver.from_conn_string(url) as upstream:
         saver = new_saver(redis, upstream, redis_prefix)

@@ -89,6 +89,7 @@ async def test_silent_connection_fails_write_in_time(
     proxy = proxies(migrated_database_url)
     async with open_saver(place, proxy.url, redis_url, redis, redis_prefix) as saver:
         await put(saver)
+        await inspect(saver).polled()
         getattr(proxy, silence)()
         took, error = await timed(put(saver, "silent"))
         assert isinstance(error, PostgresTimeoutError), error

@@ -278,8 +278,18 @@ class Inside:
         """Poll for stale threads no more."""
         timer(self._engine.recovery).cancel()
 
-    def age_last_poll(self, seconds: float) -> None:
-        self._engine.recovery._polled_at -= seconds
+    async def polled(self) -> None:
+        """Wait until nothing is done in the background, which would use connections."""
+        await background_tasks(self.recovery).drain()
+
+    def suspend(self) -> None:
+        """Send no heartbeat any more, and hear of no question: as a process that stands still."""
+        self.stop_polling()
+        self._engine.recovery._closed = True
+
+    def end_right(self) -> None:
+        """End the right to serve from Redis, as a long pause does."""
+        self._engine.right.end()
 
 
 def inspect(saver: Any) -> Inside:

@@ -79,6 +79,11 @@ class Proxy:
     def mute(self) -> None:
         self._call(self._let_pass(requests=True, replies=False))
 
+    def lead_to(self, target_url: str) -> None:
+        """Have new connections go to another server, as a name or a virtual address does after a failover."""
+        target = urlsplit(target_url)
+        self.target = (target.hostname or LOCALHOST, target.port or self.target[1])
+
     def hear(self) -> None:
         self._call(self._let_pass(requests=True, replies=True))
 

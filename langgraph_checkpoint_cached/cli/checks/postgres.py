@@ -11,6 +11,8 @@ from langgraph_checkpoint_cached.cli.checks.findings import Check, Finding, Leve
 from langgraph_checkpoint_cached.cli.output import span
 from langgraph_checkpoint_cached.stores.postgres import server_check
 from langgraph_checkpoint_cached.stores.postgres.leases import TABLE as LEASES
+from langgraph_checkpoint_cached.stores.postgres.processes import TABLE as PROCESSES
+from langgraph_checkpoint_cached.stores.postgres.schema import OWN_TABLES
 from langgraph_checkpoint_cached.stores.postgres.server_check import POSTGRES_VERSION_MIN
 from langgraph_checkpoint_cached.stores.postgres.stale_threads import TABLE as STALE_THREADS
 
@@ -21,8 +23,8 @@ RIGHTS: Mapping[str, tuple[str, ...]] = {
     "checkpoint_writes": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     STALE_THREADS: ("SELECT", "INSERT", "UPDATE", "DELETE"),
     LEASES: ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    PROCESSES: ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
-OWN_TABLES = (STALE_THREADS, LEASES)
 INDEXES = ("checkpoints_thread_id_idx", "checkpoint_blobs_thread_id_idx", "checkpoint_writes_thread_id_idx")
 POOLER_ATTEMPTS_MAX = 5
 CONNECTIONS_SHARE = 0.8
@@ -93,6 +95,11 @@ async def tables(target: PostgresTarget) -> list[Finding]:
     if STALE_THREADS in missing:
         advice = f"{SETUP}; until then, other processes do not learn of what a process writes without Redis"
         found.append(Finding("tables", "problem", f"missing: {STALE_THREADS}", advice))
+    if PROCESSES in missing:
+        advice = (
+            f"{SETUP}; until then a process that stands still, or that another Redis answers, may serve old state"
+        )
+        found.append(Finding("tables", "problem", f"missing: {PROCESSES}", advice))
     if LEASES in missing:
         level: Level = "problem" if target.writes_behind else "warning"
         found.append(

@@ -16,6 +16,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from langgraph_checkpoint_cached.stores.postgres.leases import TABLE as LEASES
 from langgraph_checkpoint_cached.stores.postgres.pool import BACKEND_PID
+from langgraph_checkpoint_cached.stores.postgres.processes import TABLE as PROCESSES
 from langgraph_checkpoint_cached.stores.postgres.queries import query
 from langgraph_checkpoint_cached.stores.postgres.server_check import check_postgres
 from langgraph_checkpoint_cached.stores.postgres.stale_threads import TABLE as STALE_THREADS
@@ -28,7 +29,8 @@ LOCK_POLL_SECONDS = 0.1
 SECOND_CONNECTION_SECONDS_MAX = 5.0
 """Longest wait for a second connection behind a pooler, to which it may allow one alone."""
 
-CREATE_OWN_TABLES = (query("create_stale_threads"), query("create_leases"))
+OWN_TABLES = (STALE_THREADS, LEASES, PROCESSES)
+CREATE_OWN_TABLES = (query("create_stale_threads"), query("create_leases"), query("create_processes"))
 ARE_TABLES_THERE = query("are_tables_there")
 UPSTREAM_VERSION = query("upstream_version")
 TRY_TRANSACTION_LOCK = query("try_transaction_lock").format(key=MIGRATION_LOCK)
@@ -86,7 +88,7 @@ async def _create_tables(upstream: AsyncPostgresSaver) -> None:
 
 async def _is_migrated(upstream: AsyncPostgresSaver) -> bool:
     async with upstream._cursor() as cur:
-        await cur.execute(ARE_TABLES_THERE, {"tables": ["checkpoint_migrations", STALE_THREADS, LEASES]})
+        await cur.execute(ARE_TABLES_THERE, {"tables": ["checkpoint_migrations", *OWN_TABLES]})
         if not all(row["is_there"] for row in await cur.fetchall()):
             return False
         await cur.execute(UPSTREAM_VERSION)

@@ -11,6 +11,7 @@ from psycopg import AsyncCursor
 from psycopg.errors import InsufficientPrivilege
 
 from langgraph_checkpoint_cached.stores.postgres.bulk_insert import RowBatch, statements
+from langgraph_checkpoint_cached.stores.postgres.control_connection import ControlConnection
 from langgraph_checkpoint_cached.stores.postgres.own_table import Cursors, OwnTable
 from langgraph_checkpoint_cached.stores.postgres.queries import query
 from langgraph_checkpoint_cached.utils.tokens import new_token
@@ -30,7 +31,7 @@ class StaleThread(NamedTuple):
 
 
 class StaleThreadTable(OwnTable):
-    """The stale threads of one prefix.
+    """The stale threads of one prefix. Reads and deletes do not wait for the application's use of the pool.
 
     Without the table, or a right to it, an error is logged once and nothing is recorded: a process that alone
     loses Redis, and ends before it reaches it again, then leaves a stale entry to the others.
@@ -41,8 +42,9 @@ class StaleThreadTable(OwnTable):
     missing_log_level = logging.ERROR
     denied_is_missing = True
 
-    def __init__(self, cursor: Cursors, prefix: str) -> None:
+    def __init__(self, cursor: Cursors, control: ControlConnection, prefix: str) -> None:
         super().__init__(cursor, prefix)
+        self._control = control
         self._may_write = True
 
     def is_missing_table_error(self, error: Exception, *, reading: bool = False) -> bool:
@@ -82,9 +84,7 @@ class StaleThreadTable(OwnTable):
         """Return up to `STALE_THREADS_AT_ONCE_MAX` stale threads, in the order of their ids, after this one."""
         parameters = {"prefix": self.prefix, "after": thread_id, "limit": STALE_THREADS_AT_ONCE_MAX}
         try:
-            async with self._background() as cur:
-                await cur.execute(PAGE, parameters)
-                rows = await cur.fetchall()
+            rows = await self._control.execute(PAGE, parameters)
         except psycopg.Error as exc:
             if not self.is_missing_table_error(exc, reading=True):
                 raise
@@ -96,8 +96,7 @@ class StaleThreadTable(OwnTable):
         """Delete the rows that nobody has renewed since they were seen, or is about to."""
         threads, marks = [s.thread_id for s in seen], [s.mark for s in seen]
         try:
-            async with self._background() as cur:
-                await cur.execute(DELETE, {"prefix": self.prefix, "threads": threads, "marks": marks})
+            await self._control.execute(DELETE, {"prefix": self.prefix, "threads": threads, "marks": marks})
         except psycopg.Error as exc:
             if not self.is_missing_table_error(exc):
                 raise

@@ -22,10 +22,12 @@ from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres import time_limit
 from langgraph_checkpoint_cached.stores.postgres.bulk_insert import one_statement, row_batches, statements
 from langgraph_checkpoint_cached.stores.postgres.connections import Connections, execute
+from langgraph_checkpoint_cached.stores.postgres.control_connection import ControlConnection
 from langgraph_checkpoint_cached.stores.postgres.delta_history import RawSerializer, raw_histories
 from langgraph_checkpoint_cached.stores.postgres.errors import ATTEMPTS_MAX, RETRY_SECONDS_MAX
 from langgraph_checkpoint_cached.stores.postgres.latest_loader import LatestLoader
 from langgraph_checkpoint_cached.stores.postgres.leases import LeaseTable, Replay
+from langgraph_checkpoint_cached.stores.postgres.processes import ProcessTable
 from langgraph_checkpoint_cached.stores.postgres.queries import query
 from langgraph_checkpoint_cached.stores.postgres.rows import select, to_records
 from langgraph_checkpoint_cached.stores.postgres.stale_threads import StaleThreadTable
@@ -42,7 +44,9 @@ class PostgresStore:
     def __init__(self, upstream: AsyncPostgresSaver, prefix: str, stats: Stats) -> None:
         self._connections = connections = Connections(upstream)
         self.is_pooled, self._upstream = connections.is_pooled, connections.upstream
-        self.stale_threads = StaleThreadTable(connections.cursor, prefix)
+        self.control = ControlConnection(upstream.conn, upstream.loop)
+        self.stale_threads = StaleThreadTable(connections.cursor, self.control, prefix)
+        self.processes = ProcessTable(self.control, connections.cursor, prefix)
         self.leases = LeaseTable(connections.cursor, prefix, in_pipeline=bool(upstream.pipe))
         self._loader = LatestLoader(connections, self.leases, stats)
         self._stats = stats

@@ -31,7 +31,7 @@ from langgraph_checkpoint_cached.stores.redis.script_call import (
     eval_whole,
     evalsha,
 )
-from langgraph_checkpoint_cached.stores.redis.scripts import UNDECODED
+from langgraph_checkpoint_cached.stores.redis.scripts import EPOCH, UNDECODED
 from langgraph_checkpoint_cached.utils.progress_timer import running_timeout
 
 PROBE_KEYS_MAX = 5_000
@@ -100,6 +100,23 @@ class ClusterTransport:
         except BaseException:
             self._outdated = True
             raise
+
+    async def epochs(self, key: str) -> list[bytes]:
+        try:
+            await self._refresh_if_outdated()
+            primaries = keys_by_node(self._client, key)
+            replies = await _all(self._exchange(node, [("EVAL", EPOCH.text, 1, name)]) for node, name in primaries)
+        except BaseException:
+            self._outdated = True
+            raise
+        for [reply] in replies:
+            if isinstance(reply, ResponseError):
+                self._outdated = True
+                raise reply
+        return [reply for [reply] in replies]
+
+    async def reconnect(self) -> None:
+        self._outdated = True
 
     async def close(self) -> None:
         """Do nothing: no connection is held."""
@@ -223,6 +240,14 @@ class ClusterClientTransport:
             await self._client.initialize()
             for _, name in keys_by_node(self._client, key):
                 await self._client.set(name, b"1", px=ttl_ms)
+
+    async def epochs(self, key: str) -> list[bytes]:
+        async with running_timeout(CONNECT_TIMEOUTS * self._timeout_seconds):
+            await self._client.initialize()
+            return [await EPOCH.run(self._client, [name], []) for _, name in keys_by_node(self._client, key)]
+
+    async def reconnect(self) -> None:
+        refresh_slots(self._client)
 
     async def close(self) -> None:
         """Do nothing: no connection is held."""

@@ -22,6 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis.client import AnyRedis, reason
 from langgraph_checkpoint_cached.stores.redis.health import (
+    AnotherServer,
     ConnectionDropped,
     NotDone,
     RedisFull,
@@ -85,6 +86,8 @@ class ScriptExecutor:
     ) -> None:
         self._client, self._loop, self._stats, self.health = client, runtime.loop, runtime.stats, health
         self._timeout_seconds, self.probe_key = timeout_seconds, f"{prefix}:probe"
+        self.epoch = ""
+        """Server epochs of all primaries. Every call names them, any other refuses it. Empty until the first."""
         self._transport = transport_for(client, timeout_seconds, confirmation)
         self._queue: PipelineQueue[ScriptCall] = PipelineQueue(
             self._send,
@@ -129,7 +132,7 @@ class ScriptExecutor:
             answer(done, NotDone(NOT_ASKED))
             return done
         try:
-            self._queue.add(ScriptCall(script, keys, arguments, done, in_order, durable), now=now)
+            self._queue.add(ScriptCall(script, keys, (*arguments, self.epoch), done, in_order, durable), now=now)
         except QueueFull as exc:
             answer(done, NotDone(f"not asked: {exc}"))
         return done
@@ -137,9 +140,11 @@ class ScriptExecutor:
     async def run_all(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]]) -> list[Any]:
         """Run scripts whatever the state of the breaker, some at a time. Raises `RedisUnavailable`."""
         found: list[Any] = []
+        epoch = self.epoch or (await self.learn_epoch() if calls else "")
         for start in range(0, len(calls), BATCH_CALLS_MAX):
             some = [
-                ScriptCall(*call, self._loop.create_future()) for call in calls[start : start + BATCH_CALLS_MAX]
+                ScriptCall(script, keys, (*arguments, epoch), self._loop.create_future())
+                for script, keys, arguments in calls[start : start + BATCH_CALLS_MAX]
             ]
             await self._run_calls(some)
             found += [call.done.result() for call in some]
@@ -148,6 +153,16 @@ class ScriptExecutor:
     async def probe(self) -> None:
         """Write to every primary whatever the state of the breaker. Raises `RedisUnavailable`."""
         await self._attempt(self._transport.probe(self.probe_key, PROBE_TTL_MS))
+
+    async def learn_epoch(self) -> str:
+        """Ask every primary for its server epoch, for all calls from now on. Raises `RedisUnavailable`."""
+        epochs = await self._attempt(self._transport.epochs(self.probe_key))
+        self.epoch = " ".join(sorted(epoch.decode() for epoch in epochs))
+        return self.epoch
+
+    async def reconnect(self) -> None:
+        """Have the next calls look anew where the address leads. Raises `RedisUnavailable`."""
+        await self._attempt(self._transport.reconnect())
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
         """Yield keys that match a glob, found by a scan of every node: some perhaps twice.
@@ -187,7 +202,7 @@ class ScriptExecutor:
 
     def _send(self, calls: Sequence[ScriptCall], on_answered: Callable[[], None]) -> bool:
         """Send a batch at once, if the transport can."""
-        if self._is_retrying or not self.health.usable:
+        if self._is_retrying or not self.health.usable or not calls[0].arguments[-1]:
             return False
         started = time.perf_counter()
 
@@ -252,6 +267,9 @@ class ScriptExecutor:
         if not self.health.usable:
             raise NotDone(NOT_ASKED)
         started = time.perf_counter()
+        if not calls[0].arguments[-1]:  # made before this process knew any server epoch
+            epoch = self.epoch or await self.learn_epoch()
+            calls = [call._replace(arguments=(*call.arguments[:-1], epoch)) for call in calls]
         try:
             await self._run_calls(calls)
         finally:
@@ -355,7 +373,8 @@ class ScriptExecutor:
                 self._full = True
                 logger.warning("Redis is full: nothing new is cached until it has memory again")
             return RedisFull(f"it answered: {reason(reply)}")
-        failure = RedisUnavailable(f"it answered: {reason(reply)}")
+        kind = AnotherServer if str(reply).startswith("EPOCH ") else RedisUnavailable
+        failure = kind(f"it answered: {reason(reply)}")
         self.health.fail(failure)
         return failure
 

@@ -27,6 +27,10 @@ class NotDone(RedisUnavailable):
     """Redis certainly has not done it."""
 
 
+class AnotherServer(NotDone):
+    """Redis is not the server that all processes of this prefix are to use, or that this one has used so far."""
+
+
 class RedisFull(NotDone):
     """Redis has no memory for this. Everything that must succeed there still does."""
 

@@ -15,7 +15,7 @@ class ThreadInvalidation:
     """Invalidation of threads' entries. Every method raises `RedisUnavailable` when Redis could not do it."""
 
     def __init__(self, executor: ScriptExecutor, keyspace: Keyspace) -> None:
-        self._executor, self._keyspace = executor, keyspace
+        self._executor, self._keyspace, self.health = executor, keyspace, executor.health
 
     async def invalidate_threads(self, threads: Mapping[str, Iterable[str]]) -> None:
         """Invalidate every entry of these threads, and remove these fences (tokens) of each."""

@@ -60,6 +60,9 @@ _HISTORY = lua("history_functions")
 _COMMIT = (*SHARED, _HISTORY, lua("commit_functions"))
 _APPEND = (*SHARED, _HISTORY, lua("append_functions"))
 
+EPOCH = Script(lua("server"), "return string.sub(server_epoch(), 1, EPOCH_LENGTH)")
+"""Answers with the server's epoch, as a process names it in its calls."""
+
 # What changes an entry or the journal must not run twice: in between, the entry may have got something newer. Its
 # caller invalidates the thread, or revokes the lease, both of which may be repeated. READ may hold the fill lease
 # already, and would wait for itself; PREPARE and OPEN could come after those of another process.

@@ -25,7 +25,7 @@ from langgraph_checkpoint_cached.stores.redis.script_call import (
     eval_whole,
     evalsha,
 )
-from langgraph_checkpoint_cached.stores.redis.scripts import Script
+from langgraph_checkpoint_cached.stores.redis.scripts import EPOCH, Script
 from langgraph_checkpoint_cached.stores.redis.sentinel_quorum import SentinelQuorum
 from langgraph_checkpoint_cached.stores.redis.server_epoch import EpochCheck
 
@@ -68,6 +68,12 @@ class Transport(Protocol):
 
     async def probe(self, key: str, ttl_ms: int) -> None:
         """Store a value on every primary. Raises `ResponseError` too."""
+
+    async def epochs(self, key: str) -> list[bytes]:
+        """Return the server epoch of every primary. Raises `ResponseError` too."""
+
+    async def reconnect(self) -> None:
+        """Close the connections that nobody uses now: the address may lead elsewhere."""
 
     async def close(self) -> None:
         """Leave the client as it was: no connection of it is held any more."""
@@ -170,6 +176,18 @@ class ServerTransport:
         [reply] = await self._exchange([("SET", key, b"1", "PX", ttl_ms)])
         if isinstance(reply, ResponseError):
             raise reply
+
+    async def epochs(self, key: str) -> list[bytes]:
+        [reply] = await self._exchange([("EVAL", EPOCH.text, 1, key)])
+        if isinstance(reply, ResponseError):
+            raise reply
+        return [reply]
+
+    async def reconnect(self) -> None:
+        if self._pipelined is not None:
+            await self._pipelined.close()
+        if not self._client.single_connection_client:
+            await self._client.connection_pool.disconnect(inuse_connections=False)
 
     async def close(self) -> None:
         if (pipelined := self._pipelined) is not None:

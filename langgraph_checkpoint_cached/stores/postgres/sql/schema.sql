@@ -26,6 +26,10 @@ select pg_advisory_unlock({key})
 -- Tell the id of the server process behind a connection.
 select pg_backend_pid() as pid
 
+-- name: set_session_lock_timeout
+-- Set the longest wait for a lock, in milliseconds, for a connection of our own.
+select set_config('lock_timeout', %(ms)s::int::text, false)
+
 -- name: set_lock_timeout
 -- Set the longest wait for a lock, in milliseconds, until the transaction ends.
 select set_config('lock_timeout', %(ms)s::int::text, true)

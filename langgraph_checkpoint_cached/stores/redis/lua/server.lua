@@ -7,6 +7,7 @@ end
 
 -- The replication id is drawn anew at every start and at every promotion. A run_id would not do: it stays the same
 -- when a server loses its mastership to a replica and gets it back, with that replica's stale data.
+local EPOCH_LENGTH = 16 -- of its 40 characters, to tell a few apart
 local replid
 local function server_epoch()
   replid = replid or string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')

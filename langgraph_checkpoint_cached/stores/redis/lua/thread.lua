@@ -7,13 +7,20 @@
 -- numbered from 1. It is the one key that never expires. Each of its entries has the token of its lease.
 --
 -- Every script gets ARGV[1] the namespace's name, ARGV[2] a random string for a generation that may be needed,
--- ARGV[3] the entry's life in ms. Every other key gets an expiry.
+-- ARGV[3] the entry's life in ms, and last of all the server epochs that the process knows, which is not in ARGV any
+-- more after this. Every other key gets an expiry.
 --
 -- When Redis is full it refuses commands that need memory until a script has written once. So a script that must
 -- succeed writes first with a command that frees memory, and one that may fail starts with one that needs memory.
 
 local thread, namespace, names = KEYS[1], KEYS[2], KEYS[3]
+local known_epochs = table.remove(ARGV)
 local name, random, ttl_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
+
+-- To a process that was not told of it, another server epoch is an outage, whatever its connection says.
+if not string.find(known_epochs, string.sub(server_epoch(), 1, EPOCH_LENGTH), 1, true) then
+  return redis.error_reply('EPOCH this is another primary than before, or it was restarted')
+end
 
 local function extend(key, ms)
   if redis.call('PTTL', key) < ms then redis.call('PEXPIRE', key, ms) end
