@@ -9,6 +9,9 @@ from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, free_port
 
 Direction = Literal["requests", "replies"]
 
+LOST_SECONDS_MAX = 20.0
+"""Time after which connections that went silent are dropped after all, lest the server runs out of them."""
+
 
 class Gate:
     """Forwards connections to a local port; clients use `port`.
@@ -17,6 +20,7 @@ class Gate:
     - `deafen`: connections stay and are made, but nothing passes; it is held, and passes after `open`;
     - `mute`: the same for replies only: requests pass;
     - `cut`: connections are dropped, new ones are welcome;
+    - `lose`: nothing passes any more on the connections that there are, and they stay; new ones are welcome;
     - `drop_after`: the connection on which that many more bytes have passed is dropped, in the midst of them.
     """
 
@@ -58,6 +62,12 @@ class Gate:
         for side in list(self.sides):
             side.flow()
 
+    def lose(self) -> None:
+        for side in list(self.sides):
+            side.is_lost = True
+            side.flow()
+            asyncio.get_running_loop().call_later(LOST_SECONDS_MAX, side.abort)
+
     def mute(self) -> None:
         self.is_mute = True
         for side in list(self.sides):
@@ -78,7 +88,7 @@ class _Side(asyncio.Protocol):
         self._gate, self._direction = gate, direction
         self.transport: asyncio.Transport | None = None
         self.peer: _Side | None = None
-        self.peer_is_full = False
+        self.peer_is_full = self.is_lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -130,7 +140,7 @@ class _Side(asyncio.Protocol):
         if transport is None or transport.is_closing() or self.peer is None:
             return
         held = self._gate.is_mute and self._direction == "replies"
-        wanted = self._gate.passes and not held and not self.peer_is_full
+        wanted = self._gate.passes and not held and not self.peer_is_full and not self.is_lost
         if wanted and not transport.is_reading():
             transport.resume_reading()
         elif not wanted and transport.is_reading():

@@ -190,6 +190,12 @@ async def pg_away(world: World, rng: random.Random, seconds: float) -> None:
     gate.open()
 
 
+async def pg_silent(world: World, rng: random.Random, seconds: float) -> None:
+    """Lets a worker's connections to Postgres go silent for good, as a firewall does that forgets them."""
+    rng.choice(world.postgres_gates).lose()
+    await asyncio.sleep(seconds)
+
+
 async def pg_cut(world: World, rng: random.Random, seconds: float) -> None:
     """Drops connections in the midst of a request or of its reply, many of them during a commit."""
     gates, until = [rng.choice(world.postgres_gates)], time.monotonic() + seconds
@@ -241,6 +247,7 @@ OF_THE_REST: dict[str, Fault] = {
     "pg-terminate": pg_terminate,
     "pg-restart": pg_restart,
     "pg-cut": pg_cut,
+    "pg-silent": pg_silent,
 }
 ON_DEMAND: dict[str, Fault] = {
     "worker-freeze": worker_freeze,
@@ -265,7 +272,7 @@ KEEP_DATA = [
 ]
 """Faults after which Redis still has its journals."""
 LOSE_DATA = ["redis-kill", "redis-snapshot", "redis-failover", "redis-flush"]
-LEAVE_WORKERS = ["worker-stop", "pg-terminate", "pg-restart", "pg-cut", "pg-away"]
+LEAVE_WORKERS = ["worker-stop", "pg-terminate", "pg-restart", "pg-cut", "pg-silent", "pg-away"]
 KILL_WORKERS = [*LEAVE_WORKERS, "worker-kill", "worker-kill-all"]
 BEHIND: dict[str, list[str]] = {
     "memory": [*KEEP_DATA, *KILL_WORKERS],

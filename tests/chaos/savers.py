@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
 from langgraph_checkpoint_cached.engine import ended_journals, held_leases, journal_replayer
-from langgraph_checkpoint_cached.stores.postgres import pool
+from langgraph_checkpoint_cached.stores.postgres import pool, time_limit
 from langgraph_checkpoint_cached.stores.redis import fences
 from tests.chaos import mutants
 from tests.support.inspect import inspect
@@ -21,6 +21,7 @@ from tests.support.inspect import inspect
 PREFIX = "chaos"
 REDIS_TIMEOUT_SECONDS = 0.3
 POOL_TIMEOUT_SECONDS = 3.0
+PG_SECONDS_MAX = 2.0
 POOL_SIZE = 6
 ABANDONED_SECONDS = 6.0
 """After which a lease is taken for its holder's last; 10 outside of tests."""
@@ -65,6 +66,7 @@ async def open_saver(
     )
     ended_journals.LAG_SECONDS_MAX = LAG_SECONDS_MAX
     held_leases.LINGER_SECONDS = LINGER_SECONDS
+    time_limit.OPERATION_SECONDS_MAX, time_limit.CHECK_SECONDS_MAX = PG_SECONDS_MAX, PG_SECONDS_MAX / 2
     mutants.flush_late()
     if name != "ours":
         mutants.MUTANTS[name.removeprefix("broken-")].apply()
