@@ -8,7 +8,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, cast
 
@@ -109,15 +109,20 @@ class Connections:
         try:
             if self._pool is None:
                 async with self._original.lock:
-                    with self._limited(limit, conn := cast("AsyncConnection[DictRow]", self._original.conn)):
+                    conn = cast("AsyncConnection[DictRow]", self._original.conn)
+                    try:
+                        self._start(limit, conn)
                         yield conn
+                    finally:
+                        self._stop(limit)
                 return
             conn = await self._take(self._pool, seconds)
             try:
-                with self._limited(limit, conn):
-                    async with conn:
-                        yield conn
+                self._start(limit, conn)
+                async with conn:
+                    yield conn
             finally:
+                self._stop(limit)
                 await self._pool.putconn(conn)
         except psycopg.Error as exc:
             error = limit.error() if limit.is_over else exc
@@ -130,16 +135,14 @@ class Connections:
         if self.is_closed:
             raise ClosedError("the saver was closed while this waited for Postgres: nothing was read or written")
 
-    @contextlib.contextmanager
-    def _limited(self, limit: TimeLimit, conn: AsyncConnection[DictRow]) -> Iterator[None]:
+    def _start(self, limit: TimeLimit, conn: AsyncConnection[DictRow]) -> None:
         self._check_open()
         self._in_use.add(limit)
         limit.start(conn)
-        try:
-            yield
-        finally:
-            limit.stop()
-            self._in_use.discard(limit)
+
+    def _stop(self, limit: TimeLimit) -> None:
+        limit.stop()
+        self._in_use.discard(limit)
 
     async def _take(self, pool: Pool, seconds: float | None) -> AsyncConnection[DictRow]:
         """Take a connection from the pool. One of the caller's may check it, and has no time limit for that."""
