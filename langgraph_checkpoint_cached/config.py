@@ -17,6 +17,10 @@ _CHECKPOINT_KEYS: tuple[tuple[str, type, type], ...] = (
 """Keys that a checkpoint needs, with their usual type, which is fast to tell, and the type that is required."""
 
 
+class NamesNothing(Exception):
+    """A config for a read that names no thread or namespace, but None. Nothing is found there."""
+
+
 def parse_config(config: Any, *, for_write: bool = False) -> tuple[Namespace, str | None]:
     """Return the namespace and the checkpoint id that `config` names; None for the id of the latest checkpoint.
 
@@ -29,6 +33,7 @@ def parse_config(config: Any, *, for_write: bool = False) -> tuple[Namespace, st
     Raises:
         ArgumentError: a key is missing, or Postgres cannot store its value.
         ArgumentTypeError: `config` or one of the values has the wrong type.
+        NamesNothing: the thread or the namespace to read is None.
     """
     if type(config) is dict and type(found := config.get("configurable")) is dict:
         thread_id, checkpoint_id = found.get("thread_id"), found.get("checkpoint_id") or None
@@ -49,20 +54,33 @@ def _parse_unusual(config: object, for_write: bool) -> tuple[Namespace, str | No
         )
     if for_write and "checkpoint_ns" not in configurable:
         raise ArgumentError('config["configurable"] has no "checkpoint_ns": use "" for the root graph')
+    if not for_write and None in (configurable["thread_id"], configurable.get("checkpoint_ns", "")):
+        raise NamesNothing
     namespace = Namespace(_text(configurable, "thread_id"), _text(configurable, "checkpoint_ns"))
     return namespace, _checkpoint_id(configurable)
 
 
-def check_search(config: object, before: object, filter: object, limit: object) -> None:
-    """Check the arguments of `alist`, of which each may be None. Raises as `parse_config`."""
-    if config is not None:
-        parse_config(config)
+def check_search(config: Any, before: object, limit: Any) -> list[str] | None:
+    """Check arguments of `alist`; return the threads that it searches, None for all. Raises as `parse_config`.
+
+    As upstream, an empty config stands for all threads, one whose namespace is None for all of a thread, and a
+    limit may be anything that `int` takes.
+    """
     if before is not None:
         _checkpoint_id(_configurable(before))
-    if filter is not None and not isinstance(filter, Mapping):
-        raise ArgumentTypeError(f"filter must be a dict, not {type(filter).__name__}")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-        raise ArgumentTypeError(f"limit must be an int, not {type(limit).__name__}")
+    try:
+        if limit is not None:
+            int(limit)
+    except (ValueError, TypeError, OverflowError) as exc:
+        raise ArgumentTypeError(f"limit must be an int, not {limit!r}") from exc
+    if not config:
+        return None
+    try:
+        return [parse_config(config)[0].thread_id]
+    except NamesNothing:
+        configurable = _configurable(config)
+        _checkpoint_id(configurable)
+        return [] if configurable["thread_id"] is None else [_text(configurable, "thread_id")]
 
 
 def check_checkpoint(checkpoint: Any) -> None:
@@ -96,4 +114,4 @@ def _text(configurable: Mapping[str, Any], key: str) -> str:
         raise ArgumentError(
             f'config["configurable"]["{key}"] has a NUL or a lone surrogate, which Postgres cannot store'
         )
-    return value
+    return str.__str__(value)  # what psycopg makes of a text of another class, such as a member of an enum

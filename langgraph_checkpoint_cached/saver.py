@@ -28,7 +28,7 @@ from langgraph_checkpoint_cached.arguments import (
     check_upstream,
 )
 from langgraph_checkpoint_cached.channel_versions import UnstoredVersions
-from langgraph_checkpoint_cached.config import check_checkpoint, check_search, parse_config
+from langgraph_checkpoint_cached.config import NamesNothing, check_checkpoint, check_search, parse_config
 from langgraph_checkpoint_cached.engine.engine import Engine
 from langgraph_checkpoint_cached.errors import ArgumentError
 from langgraph_checkpoint_cached.event_loop import LoopAccess, running_loop
@@ -174,7 +174,10 @@ class CachedPostgresSaver(SyncMethodsMixin):
             PostgresTimeoutError: Postgres does not answer.
             psycopg.Error: as from the upstream saver, when Redis cannot serve the call.
         """
-        namespace, checkpoint_id = parse_config(config)
+        try:
+            namespace, checkpoint_id = parse_config(config)
+        except NamesNothing:
+            return None
         if running_loop() is not self._access.loop:
             raise self._access.refusal("aget_tuple")
         started = time.perf_counter()
@@ -244,7 +247,10 @@ class CachedPostgresSaver(SyncMethodsMixin):
         Raises:
             As `aget_tuple`.
         """
-        namespace, checkpoint_id = parse_config(config)
+        try:
+            namespace, checkpoint_id = parse_config(config)
+        except NamesNothing:
+            return {channel: {"writes": []} for channel in channels}
         if checkpoint_id is None:
             upstream = self._engine.store.upstream(self.serde)
 
@@ -360,11 +366,5 @@ class CachedPostgresSaver(SyncMethodsMixin):
         before: RunnableConfig | None,
         limit: int | None,
     ) -> Coroutine[Any, Any, Sequence[Record]]:
-        check_search(config, before, filter, limit)
-        thread_ids = None if config is None else [parse_config(config)[0].thread_id]
-
-        async def search() -> Sequence[Record]:
-            await self._engine.replayer.flush_threads(thread_ids)
-            return await self._engine.store.search(config, filter, before, limit)
-
-        return search()
+        thread_ids = check_search(config, before, limit)
+        return self._engine.flushed.search(thread_ids, config, filter, before, limit)

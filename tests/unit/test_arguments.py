@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver, SyncCachedPostgresSaver
 from langgraph_checkpoint_cached.arguments import ConnectionSettings, Settings, to_seconds
-from langgraph_checkpoint_cached.config import check_checkpoint, check_search, parse_config
+from langgraph_checkpoint_cached.config import NamesNothing, check_checkpoint, check_search, parse_config
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.ttl import Ttl
@@ -53,8 +53,11 @@ def test_what_a_config_lacks_is_named() -> None:
 @pytest.mark.parametrize("key", ["thread_id", "checkpoint_ns"])
 @pytest.mark.parametrize("value", [1, None, b"t", ["t"]])
 def test_wrong_types_in_a_config_are_named(key: str, value: object) -> None:
+    named = {"configurable": {"thread_id": "t", "checkpoint_ns": "", key: value}}
     with pytest.raises(ArgumentTypeError, match=f'"{key}".*{type(value).__name__}'):
-        parse_config({"configurable": {"thread_id": "t", "checkpoint_ns": "", key: value}})
+        parse_config(named, for_write=True)
+    with pytest.raises(ArgumentTypeError if value is not None else NamesNothing):
+        parse_config(named)
 
 
 def test_a_checkpoint_id_is_a_str_or_nothing() -> None:
@@ -89,11 +92,12 @@ def test_unusual_configs_are_parsed_as_usual_ones(mapping: Any, text: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((config(thread_id=1), None, None, None), "thread_id"),
-        ((None, config(checkpoint_id=1), None, None), "checkpoint_id"),
-        ((None, None, ["x"], None), "filter"),
-        ((None, None, None, "10"), "limit"),
-        ((None, None, None, True), "limit"),
+        ((config(thread_id=1), None, None), "thread_id"),
+        ((config(thread_id=1, checkpoint_ns=None), None, None), "thread_id"),
+        ((None, config(checkpoint_id=1), None), "checkpoint_id"),
+        ((None, None, "ten"), "limit"),
+        ((None, None, []), "limit"),
+        ((None, None, float("inf")), "limit"),
     ],
 )
 def test_what_cannot_be_searched_for_is_named(arguments: tuple[Any, ...], named: str) -> None:
@@ -102,8 +106,11 @@ def test_what_cannot_be_searched_for_is_named(arguments: tuple[Any, ...], named:
 
 
 def test_a_search_may_leave_everything_out() -> None:
-    check_search(None, None, None, None)
-    check_search(config(thread_id="t"), config(checkpoint_id="c"), {"source": "loop"}, 10)
+    assert check_search(None, None, None) is None
+    assert check_search({}, None, "1") is None
+    assert check_search(config(thread_id="t"), config(checkpoint_id="c"), 10) == ["t"]
+    assert check_search(config(thread_id="t", checkpoint_ns=None), None, True) == ["t"]
+    assert check_search(config(thread_id=None), None, 1.5) == []
 
 
 @pytest.mark.parametrize("key", ["v", "id", "channel_values", "channel_versions"])
