@@ -103,8 +103,8 @@ class Engine:
         ended_journals = EndedJournals(runtime, self.journal, self.store.leases)
         self.ended_journals = ended_journals
         processes = self.store.processes
-        self.barrier = ServingBarrier(runtime, processes)
         self.right = ServingRight(runtime, self.executor, self.invalidation, processes)
+        self.barrier = ServingBarrier(runtime, self.right, processes)
         self.invalidator = StaleThreadInvalidator(
             runtime, self.invalidation, self.store.stale_threads, self.barrier, ended_journals
         )

@@ -52,6 +52,7 @@ class Heartbeat:
         """Return whether the right is renewed; if not, another heartbeat is needed."""
         sent_at = self._clock()
         self.is_announced = True
+        self.right.claim()
         beat = await self._processes.beat(term[0], serves=True)
         if beat is None:
             await self.invalidator.invalidate_recorded()
@@ -63,22 +64,25 @@ class Heartbeat:
         if (beat.registered, beat.term) != term:
             self.right.end()
             raise AnotherServer("another Redis server, or a restarted one, is registered for this prefix")
-        if not beat.announced:
-            return False
+        self.invalidator.note_table_read()
         seen = await self.invalidator.invalidate_seen(beat.stale)
-        self.right.extend(sent_at)
-        if beat.asked != self._answered:
-            await self._processes.answer(beat.asked)
-            self._answered = beat.asked
+        if beat.announced:
+            self.right.extend(sent_at)
+            if beat.asked != self._answered:
+                await self._processes.answer(beat.asked)
+                self._answered = beat.asked
         await self.invalidator.remove_seen(seen)
-        return True
+        return beat.announced
 
-    async def withdraw(self) -> None:
-        """Say that this process does not serve. Raises psycopg's errors."""
+    async def withdraw(self, *, lacks_redis: bool) -> None:
+        """Say that this process does not serve; with `lacks_redis` again and again. Raises psycopg's errors."""
         self.right.end()
-        if self.is_announced:
-            await self._processes.beat(self.right.term[0] if self.right.term else "", serves=False)
+        if self.is_announced or lacks_redis:
+            sent_at, epoch = self._clock(), self.right.term[0] if self.right.term else ""
+            beat = await self._processes.beat(epoch, serves=False, lacks_redis=lacks_redis)
             self.is_announced = False
+            if beat is not None and beat.may_skip:
+                self.right.note_nobodys(sent_at)
 
     async def listen(self, on_notified: Callable[[], None]) -> None:
         """Have a function called when another process asks this one to look. Raises psycopg's errors."""

@@ -119,6 +119,10 @@ class StaleThreadInvalidator:
         """
         await self.remove_seen(await self.invalidate_seen(await self._table.after(None)))
 
+    def note_table_read(self) -> None:
+        """Note that the table is there: what Redis does not confirm can be recorded."""
+        self._table.note_read()
+
     async def invalidate_seen(self, page: Sequence[StaleThread]) -> Sequence[StaleThread]:
         """Invalidate the threads of the table's first page, and of those that follow it. Return all of them.
 

@@ -53,7 +53,7 @@ class Recovery:
         self._polling: asyncio.Task[None] | None = None
         self._replaying: asyncio.Task[bool] | None = None
         self._replayed_at = self._used_at = -math.inf
-        self._used = self._again = self._closed = self._is_late = False
+        self._used = self._again = self._closed = self._is_late = self._is_alone = False
         self._tasks = BackgroundTasks()
 
     @property
@@ -142,7 +142,8 @@ class Recovery:
         if self._closed:
             return
         # Keeps neither this object nor the loop alive: a saver may be forgotten without being closed.
-        seconds = 0.0 if self._again else HEARTBEAT_SECONDS if self._right.is_valid else POLL_SECONDS
+        is_often = self._right.is_valid or self._is_alone
+        seconds = 0.0 if self._again else HEARTBEAT_SECONDS if is_often else POLL_SECONDS
         self._timer = self._loop.call_later(seconds, _poll, weakref.ref(self))
 
     async def _renew(self) -> None:
@@ -150,8 +151,9 @@ class Recovery:
         if self._used:
             self._used, self._used_at = False, now
         is_used = now - self._used_at < UNUSED_SECONDS
+        self._is_alone = is_used and not self._health.usable
         if not (self._health.usable and is_used):
-            await self._heartbeat.withdraw()
+            await self._heartbeat.withdraw(lacks_redis=self._is_alone)
         if not self._health.usable:
             return
         if is_used:

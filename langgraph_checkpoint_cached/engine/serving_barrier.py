@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from langgraph_checkpoint_cached.engine.serving_right import RIGHT_SECONDS
+from langgraph_checkpoint_cached.engine.serving_right import RIGHT_SECONDS, ServingRight
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.postgres.processes import ProcessTable
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
@@ -34,8 +34,8 @@ class ServingBarrier:
     process serves, nobody is waited for. Calls that come at the same time share a question.
     """
 
-    def __init__(self, runtime: Runtime, processes: ProcessTable) -> None:
-        self._loop, self._clock, self._processes = runtime.loop, runtime.boot_clock, processes
+    def __init__(self, runtime: Runtime, right: ServingRight, processes: ProcessTable) -> None:
+        self._loop, self._clock, self._right, self._processes = runtime.loop, runtime.boot_clock, right, processes
         self._asking = asyncio.Lock()
         self._next: asyncio.Task[None] | None = None
         self._questions: list[_Question] = []
@@ -44,6 +44,8 @@ class ServingBarrier:
 
     async def wait(self) -> None:
         """Wait, at most `RIGHT_SECONDS` and the time that Postgres takes to answer."""
+        if self._right.is_nobodys:
+            return
         if self._next is None:
             self._next = self._tasks.start(self._ask())
         await asyncio.wait({self._next})

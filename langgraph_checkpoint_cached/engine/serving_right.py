@@ -17,6 +17,8 @@ logger = logging.getLogger("langgraph_checkpoint_cached")
 
 RIGHT_SECONDS = 1.0
 """Time that a right lasts, from before its heartbeat was sent. Others wait so long for a silent process."""
+ALONE_SECONDS = 0.6
+"""Time for which it is known that nobody serves."""
 REGISTER_ATTEMPTS_MAX = 3
 REFUSED = (
     "nothing is served from this Redis: other processes are connected to another one, which replaced it. Does the "
@@ -50,7 +52,8 @@ class ServingRight:
     ) -> None:
         self._clock, self._executor = runtime.boot_clock, executor
         self._invalidation, self._processes = invalidation, processes
-        self._until, self._is_refused = -math.inf, False
+        self._until = self._alone_until = -math.inf
+        self._is_refused = False
         self.turn = asyncio.Lock()
         """Held for a heartbeat, and while the server epoch changes."""
         self.term: Term | None = None
@@ -68,6 +71,22 @@ class ServingRight:
     def end(self) -> None:
         """End the right at once."""
         self._until = -math.inf
+
+    @property
+    def is_nobodys(self) -> bool:
+        """Return whether no process has a right: then a write that only Postgres has waits for none."""
+        return self._clock() < self._alone_until
+
+    def note_nobodys(self, sent_at: float) -> None:
+        """Note that a heartbeat, sent then, found that others know that this process lacks Redis, and none serves.
+
+        One that begins to serve after that announces it `RIGHT_SECONDS` before.
+        """
+        self._alone_until = sent_at + ALONE_SECONDS
+
+    def claim(self) -> None:
+        """Note that this process is about to say that it serves."""
+        self._alone_until = -math.inf
 
     async def register(self) -> None:
         """Do as `register_in_turn`, when no heartbeat is under way."""

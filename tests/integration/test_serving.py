@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -173,6 +174,30 @@ async def test_suspended_process_is_waited_for_a_second(
         started_at = time.monotonic()
         await conversation.saver.aput_writes(conversation.latest, [("messages", conversation.length)], "other")
         assert time.monotonic() - started_at < RIGHT_SECONDS + 1
+
+
+async def test_connection_limit_leaves_cache_and_speed(
+    migrated_database_url: str, addresses: tuple[Proxy, Proxy], prefix: str
+) -> None:
+    """Postgres has no connection left for heartbeats, so they take one of the pool's."""
+    with psycopg.connect(migrated_database_url, autocommit=True) as conn:
+        conn.execute("create role limited_to_one login password 'x' connection limit 1")
+        try:
+            conn.execute("grant all on all tables in schema public to limited_to_one")
+            url = urlsplit(migrated_database_url)
+            url = url._replace(netloc=f"limited_to_one:x@{url.hostname}:{url.port}")
+            async with open_saver(url.geturl(), addresses[0].url, prefix=prefix, pool_max_size=1) as saver:
+                conversation = Conversation(saver)
+                await conversation.turn()
+                await until_hit(conversation)
+                started_at = time.monotonic()
+                for _ in range(ROUNDS):
+                    await conversation.turn()
+                assert time.monotonic() - started_at < RIGHT_SECONDS
+                assert saver.stats()["degraded_writes"] == 0
+        finally:
+            conn.execute("drop owned by limited_to_one")
+            conn.execute("drop role limited_to_one")
 
 
 # -- another Redis behind the address --------------------------------------------------------------------------

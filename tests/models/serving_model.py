@@ -35,6 +35,8 @@ RULES = {
     "writer": "a write that Redis confirmed is acknowledged under a right; without one it is unconfirmed",
     "wait": "an unconfirmed write returns when a process that serves has answered, or all rights have run out",
     "answer": "a process answers what was asked before its snapshot of the stale threads, not what came later",
+    "said": "a process waits for nobody if it had said that it lacks Redis, and then saw that none serves",
+    "begin": "a process that begins to serve while another lacks Redis is announced for a second before",
     "beats": "what a process says of itself later counts, whatever comes to Postgres later",
     "announce": "a heartbeat counts only if its snapshot has the one before it, which tells others of it",
 }
@@ -89,6 +91,9 @@ class Row:
     epoch: int = 0
     answered: int = 0
     at: int = 0
+    since: int = 0
+    """Time since which it serves."""
+    lacks_redis: bool = False
     beat: int = 0
     """Number of the last statement of its process that changed it."""
 
@@ -119,6 +124,8 @@ class Process:
     right_until: int = -1
     cut: bool = False
     own_stale: bool = False
+    free_until: int = -1
+    """Until then nobody serves whom its writes would have to wait for."""
     is_talking: bool = False
     """True while Postgres has not answered a heartbeat: one at a time."""
     beats: int = 0
@@ -183,21 +190,23 @@ class World:
         """Say whether that was all."""
         sent, epoch, term, postgres = self.now, process.epoch, process.term, self.postgres
         process.beats += 1
-        beat = process.beats
+        beat, process.free_until = process.beats, -1
         yield
         row = postgres.rows[process.number]
         if self.rng.random() < 0.05:  # given up, and comes to Postgres all the same
             process.is_talking = False
             yield
             if row.beat < beat or not self.on("beats"):
-                row.serves, row.epoch, row.at, row.beat = True, epoch, self.now, beat
+                self.announce(row, epoch, beat)
             return True
         registered, stale, asked = postgres.registered, postgres.stale, postgres.asked
         is_same_term = postgres.term == term or not self.on("term")
         was_announced = row.serves and self.now - row.at < RIGHT
+        if self.on("begin") and any(r.lacks_redis and self.now - r.at < SILENT for r in postgres.rows.values()):
+            was_announced &= self.now - row.since >= RIGHT
         yield  # what others do now is not in its snapshot, nor its row in theirs
         if row.beat < beat or not self.on("beats"):
-            row.serves, row.epoch, row.at, row.beat = True, epoch, self.now, beat
+            self.announce(row, epoch, beat)
         yield
         if self.on("registered") and not (registered == epoch and is_same_term):
             self.fail(process)
@@ -226,6 +235,11 @@ class World:
         row.answered = max(row.answered, asked)
         return True
 
+    def announce(self, row: Row, epoch: int, beat: int) -> None:
+        if not (row.serves and self.now - row.at < RIGHT):
+            row.since = self.now
+        row.serves, row.lacks_redis, row.epoch, row.at, row.beat = True, False, epoch, self.now, beat
+
     def beat(self) -> Step:
         yield from self.heartbeat(self.some_process())
 
@@ -235,12 +249,19 @@ class World:
         if not process.usable and not process.is_talking:
             process.is_talking, process.right_until = True, -1
             process.beats += 1
-            beat, row = process.beats, self.postgres.rows[process.number]
+            sent, beat, row = self.now, process.beats, self.postgres.rows[process.number]
             process.is_talking = self.rng.random() < 0.9  # else given up, as above
+            waits = process.is_talking
             try:
                 yield
+                had_said = row.lacks_redis or not self.on("said")
+                is_any_live = any(map(self.is_live, self.postgres.rows.values()))
+                yield
                 if row.beat < beat or not self.on("beats"):
-                    row.serves, row.beat = False, beat
+                    row.serves, row.lacks_redis, row.at, row.beat = False, True, self.now, beat
+                yield
+                if waits and had_said and not is_any_live:
+                    process.free_until = sent + RIGHT // 2
             finally:
                 process.is_talking = False
 
@@ -321,7 +342,7 @@ class World:
                 postgres.stale = next(self.ids)
             self.counts["unconfirmed"] += 1
             if self.on("wait"):
-                yield from self.wait()
+                yield from self.wait(process)
         self.acknowledged = max(self.acknowledged, version)
 
     def tries(self, process: Process, script: Callable[[Server], object]) -> bool:
@@ -331,9 +352,12 @@ class World:
             return False
         return True
 
-    def wait(self) -> Step:
+    def wait(self, process: Process) -> Step:
         """Wait until nobody serves what Postgres held before now."""
         postgres, since = self.postgres, self.now
+        if self.now < process.free_until:
+            self.counts["free"] += 1
+            return
         yield
         postgres.asked += 1
         asked = postgres.asked

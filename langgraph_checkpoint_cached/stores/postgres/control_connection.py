@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
+import math
 import os
 import socket
+import sys
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,17 +19,29 @@ from psycopg import AsyncConnection, AsyncCursor, Notify
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed
 
-from langgraph_checkpoint_cached.stores.postgres.own_table import SET_LOCK_TIMEOUT
+from langgraph_checkpoint_cached.stores.postgres.own_table import SET_LOCK_TIMEOUT, Cursors
 from langgraph_checkpoint_cached.stores.postgres.pool import BACKEND_PID
 from langgraph_checkpoint_cached.stores.postgres.queries import query
 from langgraph_checkpoint_cached.utils.forks import cut_off, notify_in_children
 
 LOCK_SECONDS_MAX = 0.5
 """Longest wait of a statement for a lock. Postgres must end it: it does not notice that nobody waits any more."""
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout
+
 SET_SESSION_LOCK_TIMEOUT = query("set_session_lock_timeout")
+CONNECT_SECONDS_MAX = 0.5
+RECONNECT_SECONDS = 10.0
+"""Time between two attempts to connect while that fails."""
+FALLBACK_SECONDS_MAX = 5.0
+"""Longest time of a statement on a connection of the upstream saver, which nobody waits for any more."""
 STATEMENT_SECONDS_MAX = 1.0
 """Longest wait for one statement. After it the connection is replaced."""
 
+
+logger = logging.getLogger("langgraph_checkpoint_cached")
 
 Source: TypeAlias = "AsyncConnectionPool[AsyncConnection[DictRow]] | AsyncConnection[DictRow]"
 
@@ -34,16 +49,19 @@ Source: TypeAlias = "AsyncConnectionPool[AsyncConnection[DictRow]] | AsyncConnec
 class ControlConnection:
     """Connection for short statements that must not wait for the application's use of its pool.
 
-    It is made from the settings of the upstream saver's, at the first statement. Statements run one after the
-    other, and each is waited for `STATEMENT_SECONDS_MAX`.
+    It is made from the settings of the upstream saver's, at the first statement. While that cannot be done, as
+    where Postgres has no more connections to give, statements take one of the upstream saver's. They run one after
+    the other, and each is waited for `STATEMENT_SECONDS_MAX`.
 
     Args:
         source: Pool or connection of the upstream saver.
+        cursor: Opens a cursor on one of those.
         loop: Event loop.
     """
 
-    def __init__(self, source: Source, loop: asyncio.AbstractEventLoop) -> None:
-        self._source, self._loop = source, loop
+    def __init__(self, source: Source, cursor: Cursors, loop: asyncio.AbstractEventLoop) -> None:
+        self._source, self._cursor, self._loop = source, cursor, loop
+        self._connect_at = -math.inf
         self._held: _Held | None = None
         self._turn = asyncio.Lock()
         self._running: asyncio.Task[list[DictRow]] | None = None
@@ -98,7 +116,11 @@ class ControlConnection:
             raise PoolClosed("the pool, or the connection, is closed")
         if self._held is not None and self._held.conn.closed:
             self._drop()
-        held = self._held = self._held or await self._connect()
+        held = self._held = self._held or await self._try_to_connect()
+        if held is None:
+            async with self._cursor(pipeline=True, seconds=FALLBACK_SECONDS_MAX) as cur:
+                await cur.connection.execute(SET_LOCK_TIMEOUT, {"ms": 1000 * LOCK_SECONDS_MAX})
+                return await _rows(cur, sql, parameters)
         held.stop_reading()
         try:
             async with held.conn.cursor(row_factory=dict_row) as cur:
@@ -109,6 +131,18 @@ class ControlConnection:
                     return await _rows(cur, sql, parameters)
         finally:
             held.start_reading()
+
+    async def _try_to_connect(self) -> _Held | None:
+        """Connect, unless that has failed a moment ago."""
+        if self._loop.time() < self._connect_at:
+            return None
+        try:
+            async with timeout(CONNECT_SECONDS_MAX):
+                return await self._connect()
+        except (psycopg.Error, asyncio.TimeoutError) as exc:
+            self._connect_at = self._loop.time() + RECONNECT_SECONDS
+            logger.debug("no connection of its own for heartbeats: %s", exc)
+            return None
 
     async def _connect(self) -> _Held:
         """Return a connection with the settings of the pool, or of the single connection."""
@@ -189,8 +223,14 @@ class _Held:
 
 
 async def _rows(cur: AsyncCursor[DictRow], sql: str, parameters: Mapping[str, Any]) -> list[DictRow]:
+    """Return the rows of a statement, none if it has no result. In pipeline mode only fetching tells."""
     await cur.execute(sql, parameters)
-    return await cur.fetchall() if cur.description else []
+    try:
+        return await cur.fetchall()
+    except psycopg.ProgrammingError as exc:
+        if exc.sqlstate:  # Postgres' own
+            raise
+        return []
 
 
 async def _resolve(value: Any) -> Any:

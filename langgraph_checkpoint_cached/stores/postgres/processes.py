@@ -36,7 +36,9 @@ class Beat(NamedTuple):
     term: int
     """Number of its registration."""
     announced: bool
-    """True if others could see in that snapshot that this process serves."""
+    """True if others could see in that snapshot that this process serves, for long enough."""
+    may_skip: bool
+    """True if others could see there that this process lacks Redis, and none of them served."""
     asked: int
     """How often processes had been asked to look for stale threads."""
     stale: list[StaleThread]
@@ -79,18 +81,24 @@ class ProcessTable(OwnTable):
         self._beats = 0
         self._channel = f"{CHANNEL}_{blake2b(prefix.encode(), digest_size=8).hexdigest()}"
 
-    async def beat(self, epoch: str, *, serves: bool) -> Beat | None:
+    async def beat(self, epoch: str, *, serves: bool, lacks_redis: bool = False) -> Beat | None:
         """Renew the row of this process; None if the table is missing, or that of stale threads."""
         self._beats += 1
         rows = await self._execute(
-            BEAT, epoch=epoch, serves=serves, beat=self._beats, limit=STALE_THREADS_AT_ONCE_MAX
+            BEAT,
+            epoch=epoch,
+            serves=serves,
+            lacks_redis=lacks_redis,
+            beat=self._beats,
+            limit=STALE_THREADS_AT_ONCE_MAX,
         )
         if rows is None:
             return None
         self.usable = True
         [row] = rows
         stale = list(map(StaleThread, row["threads"], row["marks"]))
-        return Beat(row["registered"], row["term"] or 0, row["announced"], row["asked"] or 0, stale)
+        may_skip = row["had_said"] and not row["others_serve"]
+        return Beat(row["registered"], row["term"] or 0, row["announced"], may_skip, row["asked"] or 0, stale)
 
     async def answer(self, asked: int) -> None:
         """Note that this process has invalidated what was stale when so many questions had been asked."""

@@ -89,8 +89,12 @@ class StaleThreadTable(OwnTable):
             if not self.is_missing_table_error(exc, reading=True):
                 raise
             return []
-        self.usable = self._may_write
+        self.note_read()
         return [StaleThread(row["thread_id"], row["mark"]) for row in rows]
+
+    def note_read(self) -> None:
+        """Note that the table is there, and could be read."""
+        self.usable = self._may_write
 
     async def remove(self, seen: Sequence[StaleThread]) -> None:
         """Delete the rows that nobody has renewed since they were seen, or is about to."""

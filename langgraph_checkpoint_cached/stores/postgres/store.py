@@ -44,7 +44,7 @@ class PostgresStore:
     def __init__(self, upstream: AsyncPostgresSaver, prefix: str, stats: Stats) -> None:
         self._connections = connections = Connections(upstream)
         self.is_pooled, self._upstream = connections.is_pooled, connections.upstream
-        self.control = ControlConnection(upstream.conn, upstream.loop)
+        self.control = ControlConnection(upstream.conn, connections.cursor, upstream.loop)
         self.stale_threads = StaleThreadTable(connections.cursor, self.control, prefix)
         self.processes = ProcessTable(self.control, connections.cursor, prefix)
         self.leases = LeaseTable(connections.cursor, prefix, in_pipeline=bool(upstream.pipe))

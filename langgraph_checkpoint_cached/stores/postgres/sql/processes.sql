@@ -10,6 +10,8 @@ create table if not exists checkpoint_cache_processes (
     term bigint not null default 0, -- number of the registration
     former text[] not null default '{}', -- server epochs that were registered before, the last one first
     serves boolean not null default false, -- whether the process may serve from Redis
+    since timestamptz not null default clock_timestamp(), -- when it began to
+    lacks_redis boolean not null default false, -- whether the process writes to Postgres alone
     asked bigint not null default 0, -- of the prefix: how often processes were asked to look for stale threads
     answered bigint not null default 0, -- number of the last such question that the process has answered
     beat bigint not null default 0, -- number of the last heartbeat
@@ -19,20 +21,33 @@ create table if not exists checkpoint_cache_processes (
 
 -- name: beat
 -- Renew the row of a process, and tell what is registered, asked and stale, in one snapshot. `announced` tells whether
--- the last heartbeat is in that snapshot, and recent. A heartbeat that arrives after a later one changes nothing. It
--- need not be durable.
+-- the last heartbeat is in that snapshot, and recent; and, where another process lacks Redis, older than a second: that
+-- one need not look again for so long. A heartbeat that arrives after a later one changes nothing. It need not be
+-- durable.
 with own as (
-    insert into checkpoint_cache_processes as p (prefix, owner, epoch, serves, beat)
-    values (%(prefix)s, %(owner)s, %(epoch)s, %(serves)s, %(beat)s)
+    insert into checkpoint_cache_processes as p (prefix, owner, epoch, serves, lacks_redis, beat)
+    values (%(prefix)s, %(owner)s, %(epoch)s, %(serves)s, %(lacks_redis)s, %(beat)s)
     on conflict (prefix, owner) do update
-    set epoch = excluded.epoch, serves = excluded.serves, beat = excluded.beat, beat_at = excluded.beat_at
+    set epoch = excluded.epoch, serves = excluded.serves, lacks_redis = excluded.lacks_redis,
+        since = case when p.serves and p.beat_at > clock_timestamp() - interval '1 second' then p.since
+            else excluded.since end,
+        beat = excluded.beat, beat_at = excluded.beat_at
     where p.beat < excluded.beat
+), others as (
+    select coalesce(bool_or(serves), false) as serve, coalesce(bool_or(lacks_redis), false) as lack_redis
+    from checkpoint_cache_processes
+    where prefix = %(prefix)s and owner not in ('', %(owner)s) and beat_at > clock_timestamp() - interval '3 seconds'
 )
 select set_config('synchronous_commit', 'off', true),
     registered.epoch as registered, registered.term, registered.asked,
-    coalesce(before.serves and before.beat_at > clock_timestamp() - interval '1 second', false) as announced,
+    coalesce(
+        before.serves and before.beat_at > clock_timestamp() - interval '1 second'
+        and (not others.lack_redis or before.since < clock_timestamp() - interval '1 second'),
+        false
+    ) as announced,
+    coalesce(before.lacks_redis, false) as had_said, others.serve as others_serve,
     stale.threads, stale.marks
-from (
+from others cross join (
     select coalesce(array_agg(thread_id), '{}') as threads, coalesce(array_agg(mark), '{}') as marks
     from (
         select thread_id, mark from checkpoint_cache_stale_threads
