@@ -14,6 +14,13 @@ CONNECT_TIMEOUTS = 4
 settings of the client take up to seven round trips, and renewed credentials may have to be fetched."""
 
 
+def is_refused(error: BaseException | None) -> bool:
+    """Return whether nobody listens at the server's address: an outage, and no connection that was lost."""
+    while error is not None and not isinstance(error, ConnectionRefusedError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def reason(error: BaseException) -> str:
     """Return the text of a client's error, without secrets.
 

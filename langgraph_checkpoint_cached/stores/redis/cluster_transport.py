@@ -19,7 +19,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from langgraph_checkpoint_cached.stores.redis.client import CONNECT_TIMEOUTS
+from langgraph_checkpoint_cached.stores.redis.client import CONNECT_TIMEOUTS, is_refused
 from langgraph_checkpoint_cached.stores.redis.links import NodeLink
 from langgraph_checkpoint_cached.stores.redis.redis_internals import refresh_slots
 from langgraph_checkpoint_cached.stores.redis.reply_reader import OnReplies
@@ -177,9 +177,10 @@ class ClusterTransport:
                 return await self._exchange(node, commands)
             confirming = confirmation.commands_for(calls)
             return confirmation.apply(calls, await self._exchange(node, [*commands, *confirming]))
-        except RedisConnectionError as exc:  # the other nodes are well
-            self._outdated = True
-            return [exc] * len(calls)
+        except RedisConnectionError as exc:
+            if is_refused(exc):
+                raise
+            return [exc] * len(calls)  # the other nodes are well
 
     async def _retry(self, call: ScriptCall, refusal: ResponseError) -> Any:
         if isinstance(refusal, AskError) and not isinstance(refusal, MovedError):

@@ -20,7 +20,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from langgraph_checkpoint_cached.runtime import Runtime
-from langgraph_checkpoint_cached.stores.redis.client import AnyRedis, reason
+from langgraph_checkpoint_cached.stores.redis.client import AnyRedis, is_refused, reason
 from langgraph_checkpoint_cached.stores.redis.health import (
     AnotherServer,
     ConnectionDropped,
@@ -48,7 +48,7 @@ NOT_HERE = "attempted to access a non local key"
 """Answer to a script that makes a key anew which it has removed, while the key's slot is being moved."""
 FAILURES = (asyncio.TimeoutError, RedisError, RedisClusterException, OSError)
 """Errors of an exchange with Redis."""
-RECONNECT_PAUSES_SECONDS = (0.0, 0.002, 0.004, 0.008, 0.016, 0.032)
+RECONNECT_PAUSES_SECONDS = (0.0, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 """Pauses before the attempts on a new connection, after one was lost and before Redis counts as unusable."""
 BATCH_CALLS_MAX = 256
 BATCH_BYTES_MAX = 4 * 1024 * 1024
@@ -381,4 +381,6 @@ class ScriptExecutor:
 
 def _is_drop(error: Exception) -> bool:
     """Return whether a connection was lost, or could not be made, for no reason that will last."""
-    return isinstance(error, RedisConnectionError) and not isinstance(error, AuthenticationError)
+    if not isinstance(error, RedisConnectionError) or isinstance(error, AuthenticationError):
+        return False
+    return not is_refused(error)

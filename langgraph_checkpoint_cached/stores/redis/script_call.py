@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from redis.exceptions import ReadOnlyError, ResponseError
 
+from langgraph_checkpoint_cached.stores.redis.client import reason
 from langgraph_checkpoint_cached.stores.redis.scripts import Script
 
 logger = logging.getLogger("langgraph_checkpoint_cached")
@@ -105,7 +106,11 @@ class Confirmation:
             self._wait_from = self._clock() + UNCONFIRMED_SECONDS
         if works is not self._works:
             self._works = works
-            logger.warning(RESTORED if works else UNCONFIRMED, self._durability, reply)
+            logger.warning(RESTORED if works else UNCONFIRMED, self._durability, _text(reply))
+
+
+def _text(reply: Any) -> str:
+    return reason(reply) if isinstance(reply, Exception) else str(reply)
 
 
 def confirmation_for(durability: str, timeout_seconds: float) -> Confirmation | None:
