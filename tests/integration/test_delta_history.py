@@ -16,6 +16,8 @@ from psycopg import AsyncCursor
 
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.stores.postgres import leases
+from langgraph_checkpoint_cached.stores.postgres.control_connection import SET_SESSION_LOCK_TIMEOUT
+from langgraph_checkpoint_cached.stores.postgres.own_table import SET_LOCK_TIMEOUT
 from langgraph_checkpoint_cached.stores.postgres.pool import BACKEND_PID
 from langgraph_checkpoint_cached.stores.redis import delta_history_format as pure
 from langgraph_checkpoint_cached.stores.redis.keys import namespace_key
@@ -35,6 +37,7 @@ def queries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def counted(self: Any, query: Any, *args: Any, **options: Any) -> Any:
         text = str(query)
         looks = text in (leases.PAGE_OF_IDLE, BACKEND_PID) or "checkpoint_cache_processes" in text
+        looks |= text in (SET_LOCK_TIMEOUT, SET_SESSION_LOCK_TIMEOUT)
         if "select" in text.lower() and not looks and "INSERT" not in text:
             found.append(text)
         return await execute(self, query, *args, **options)
