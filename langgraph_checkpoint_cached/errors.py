@@ -59,6 +59,13 @@ class BehindError(CachedSaverError):
     """
 
 
+class LostHistoryError(CachedSaverError):
+    """Checkpoint that continues one which Postgres has lost, in a failover or a restore. Nothing was written.
+
+    Without it the values of all channels that did not change since would be missing for good. Run the graph again.
+    """
+
+
 class UnsupportedServerError(CachedSaverError):
     """Server that is too old, or that may evict what `mode="write_behind"` leaves to it."""
 

@@ -98,6 +98,8 @@ class Latest:
     """True if this is the root and no namespace of its thread has anything. False if that was not checked."""
     lease: LeaseRow | None = None
     """The thread's lease, if there is one: then acknowledged writes may be missing here."""
+    may_fill: bool = True
+    """True if this may become the entry: it is from no standby, and from the Postgres that this process knows."""
 
 
 class DeltaWrite(NamedTuple):

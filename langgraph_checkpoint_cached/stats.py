@@ -130,8 +130,12 @@ class Stats:
     )
     fences_expired: int = _counter(
         "{fence}",
-        "Fences that a read or a write found expired: a process died during a write or just after it, or the "
-        "outcome of its commit is unknown.",
+        "Fences past their deadline that a read removed, as Postgres had no transaction of their process left: it "
+        "died during a write or just after it, or the outcome of its commit is unknown.",
+    )
+    postgres_changes: int = _counter(
+        "{change}",
+        "How often Postgres turned out to be another, restored or restarted: then all entries are void.",
     )
     redis_errors: int = _counter("{call}", "Calls to Redis that failed or took too long.")
     breaker_openings: int = _counter("{opening}", "How often Redis was found unusable.")

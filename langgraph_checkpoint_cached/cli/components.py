@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 from psycopg.rows import DictRow
 
 from langgraph_checkpoint_cached.cli.connections import ConnectionOptions
@@ -47,6 +48,8 @@ class Components:
         """Open a saver for the block, as `ConnectionOptions.open_saver` does."""
         async with options.open_saver(refresh_on_read=refresh_on_read) as saver:
             engine = saver._engine
+            with suppress(psycopg.Error):
+                await engine.store.identity.ask()  # else the first look at an entry would find none
             yield cls(
                 options,
                 saver,

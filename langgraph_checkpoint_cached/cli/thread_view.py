@@ -23,7 +23,7 @@ class FenceView:
         token: Token of the fence.
         owner: Token of the saver that holds it.
         namespace: Namespace as it is named in keys; None for all of the thread.
-        seconds_left: Time to its deadline. Below 0 the fence has expired: the next read removes it.
+        seconds_left: Time to its deadline. Below 0 a read removes it, if no transaction of its owner is left.
     """
 
     token: str

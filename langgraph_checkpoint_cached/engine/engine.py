@@ -71,7 +71,7 @@ class Engine:
         self._closing: asyncio.Task[None] | None = None
         self.writes_behind = settings.mode == "write_behind"
         self._open_redis(runtime, redis, settings)
-        self.store = PostgresStore(upstream, settings.prefix, runtime.stats)
+        self.store = PostgresStore(upstream, settings.prefix, runtime)
         self._open_background(runtime)
         self._open_calls(runtime, settings)
         self.stats_publisher = StatsPublisher(runtime, self.executor, settings.prefix)
@@ -93,7 +93,8 @@ class Engine:
             timeout_seconds=settings.redis_timeout_seconds,
             confirmation=confirmation_for(settings.redis_durability, settings.redis_timeout_seconds),
         )
-        keyspace, integrity = Keyspace(settings.prefix, settings.ttl), integrity_for(settings.signing_keys)
+        keyspace = Keyspace(settings.prefix, settings.ttl, runtime.database)
+        integrity = integrity_for(settings.signing_keys)
         self.fences = Fences(runtime, self.executor, keyspace, retain=not self.writes_behind)
         self.entries = RedisEntries(runtime, self.executor, keyspace, self.fences, integrity)
         self.journal = Journal(self.executor, keyspace, integrity)
@@ -111,11 +112,11 @@ class Engine:
         self.held = HeldLeases(runtime, self.journal, self.store, self.invalidator, ended_journals)
         self.reopener = Reopener(self.executor, self.fences, self.invalidator, self.right)
         self.replayer = JournalReplayer(runtime, self.journal, self.store, self.held, self.reopener)
-        heartbeat = Heartbeat(runtime, self.right, self.invalidator, processes)
+        heartbeat = Heartbeat(runtime, self.right, self.invalidator, processes, self.store.identity)
         self.recovery = Recovery(runtime, self.health, heartbeat, self.reopener, self.replayer)
 
     def _open_calls(self, runtime: Runtime, settings: Settings) -> None:
-        self.flushed = FlushedStore(self.store, self.replayer)
+        self.flushed = FlushedStore(runtime, self.store, self.replayer)
         self.auditor = HitAuditor(
             runtime, self.entries, self.flushed, self.invalidator, fraction=settings.check_hits
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -9,16 +10,22 @@ from langchain_core.runnables import RunnableConfig
 
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.records import History, Latest, Namespace, Record
+from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.redis.positions import LeasePosition
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
+
+SETTLE_RETRY_SECONDS = 0.5
+"""Time after which Postgres is asked again whether a process' transactions are over."""
+UNSETTLED_MAX = 1_000
 
 
 class FlushedStore:
     """Reads of Postgres that see every acknowledged write. They raise `BehindError`, and psycopg's errors."""
 
-    def __init__(self, store: PostgresStore, replayer: JournalReplayer) -> None:
-        self._store, self._replayer = store, replayer
+    def __init__(self, runtime: Runtime, store: PostgresStore, replayer: JournalReplayer) -> None:
+        self._clock, self._store, self._replayer = runtime.clock, store, replayer
+        self._unsettled: dict[str, float] = {}
         self._tasks = BackgroundTasks()
 
     async def latest(self, namespace: Namespace, position: LeasePosition | None) -> Latest:
@@ -35,6 +42,18 @@ class FlushedStore:
             position = await self._tasks.finish(self._replayer.flush(namespace.thread_id))
             latest = await self._store.latest(namespace)
         return latest
+
+    async def is_settled(self, owners: Collection[str]) -> bool:
+        """Return whether no transaction is left of these processes; remembered for a moment if there is."""
+        now = self._clock()
+        if any(self._unsettled.get(owner, -math.inf) > now for owner in owners):
+            return False
+        is_settled = await self._store.identity.is_settled(owners)
+        if not is_settled:
+            if len(self._unsettled) > UNSETTLED_MAX:
+                self._unsettled.clear()
+            self._unsettled.update(dict.fromkeys(owners, now + SETTLE_RETRY_SECONDS))
+        return is_settled
 
     async def by_id(self, namespace: Namespace, checkpoint_id: str) -> Record | None:
         """Return a checkpoint, None if it does not exist."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
 from langgraph_checkpoint_cached.engine.serving_right import ServingRight, Term
 from langgraph_checkpoint_cached.runtime import Runtime
+from langgraph_checkpoint_cached.stores.postgres.identity import IdentityReader
 from langgraph_checkpoint_cached.stores.postgres.processes import ProcessTable
 from langgraph_checkpoint_cached.stores.redis.health import AnotherServer
 
@@ -28,9 +29,10 @@ class Heartbeat:
         right: ServingRight,
         invalidator: StaleThreadInvalidator,
         processes: ProcessTable,
+        identity: IdentityReader,
     ) -> None:
         self._clock, self.right = runtime.boot_clock, right
-        self.invalidator, self._processes = invalidator, processes
+        self.invalidator, self._processes, self._identity = invalidator, processes, identity
         self._answered = 0
         self.is_announced = False
         """True if others may believe that this process serves."""
@@ -53,6 +55,7 @@ class Heartbeat:
         sent_at = self._clock()
         self.is_announced = True
         self.right.claim()
+        await self._identity.ask_beside()
         beat = await self._processes.beat(term[0], serves=True)
         if beat is None:
             await self.invalidator.invalidate_recorded()

@@ -95,7 +95,10 @@ class HitAuditor:
         `"changed"` if nobody can tell, as something was written meanwhile. Raises `RedisUnavailable`,
         `OverloadedError`, `BehindError` and psycopg's errors.
         """
-        held = (await self._store.latest(namespace, None)).record
+        latest = await self._store.latest(namespace, None)
+        held = latest.record
+        if not latest.may_fill:
+            return "changed", held
         if not await self._still_there(namespace, hit, record):
             return "changed", held
         if is_same(record, held):

@@ -194,11 +194,16 @@ class ReadPath:
     async def _load(self, namespace: Namespace, fill_token: str, fill_lease: FillLease) -> Record | None:
         self._stats.loads += 1
         try:
+            is_settled = not fill_lease.overdue or await self._store.is_settled(fill_lease.overdue.values())
             latest = await self._store.latest(namespace, fill_lease.lease)
         except BaseException:
             with contextlib.suppress(RedisUnavailable):
                 await self._entries.release_fill_lease(namespace, fill_token)  # others need not wait for its end
             raise
+        if not is_settled or not latest.may_fill:
+            with contextlib.suppress(RedisUnavailable):
+                await self._entries.release_fill_lease(namespace, fill_token)
+            return latest.record
         # The reader does not wait for it. What this process asks of Redis later comes after it.
         filling = self._tasks.start(self._entries.fill(namespace, fill_token, fill_lease, latest))
         filling.add_done_callback(self._on_filled)

@@ -12,7 +12,9 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.engine.recovery import Recovery
+from langgraph_checkpoint_cached.errors import OverloadedError
 from langgraph_checkpoint_cached.stores.postgres.errors import outcome_unknown, retrying
+from langgraph_checkpoint_cached.stores.postgres.identity import AnotherIdentity, TooLate
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.redis.entries import RedisEntries
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
@@ -20,6 +22,7 @@ from langgraph_checkpoint_cached.stores.redis.journal import Journal
 from langgraph_checkpoint_cached.stores.redis.positions import LeasePosition
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
+TOO_LATE = "nothing was changed: Postgres did not begin the transaction in time. Try again"
 CONFIRM_ATTEMPTS_MAX = 3
 THREADS_AT_ONCE_MAX = 16
 
@@ -48,7 +51,7 @@ class ThreadChanges:
         *,
         deletes: bool = False,
     ) -> T:
-        """Run a change of threads, in one transaction where Redis does not have their fences.
+        """Run a change of threads, in one transaction.
 
         Unless it deletes them, Postgres holds all that was acknowledged of them first. Without Redis even then:
         else a process that writes behind on them would go on, and not know that it has no lease any more.
@@ -60,11 +63,15 @@ class ThreadChanges:
         """
         ended = thread_ids if deletes else ()
 
-        async def apply(thread_ids: Sequence[str], unfenced: Collection[str]) -> T:
-            if not ended and not unfenced:
-                return await change(self._store.upstream())
-            async with self._store.upstream_in_transaction(unfenced, ended) as upstream:
-                return await change(upstream)
+        async def apply(thread_ids: Sequence[str], unfenced: Collection[str], deadline: float) -> T:
+            while True:
+                try:
+                    async with self._store.upstream_in_transaction(deadline, unfenced, ended) as upstream:
+                        return await change(upstream)
+                except AnotherIdentity:
+                    await self._store.identity.ask()
+                except TooLate as exc:
+                    raise OverloadedError(TOO_LATE) from exc
 
         return await self._run(thread_ids, apply, deletes=deletes)
 
@@ -77,16 +84,20 @@ class ThreadChanges:
                 must be marked stale in the transaction that changes it. A mark before that would not do: others
                 may invalidate the thread for it, and store it anew, before the commit.
         """
-        await self._run(thread_ids, change, deletes=False)
+
+        async def apply(thread_ids: Sequence[str], unfenced: Collection[str], deadline: float) -> None:
+            await change(thread_ids, unfenced)
+
+        await self._run(thread_ids, apply, deletes=False)
 
     async def _run(
         self,
         thread_ids: Sequence[str],
-        change: Callable[[Sequence[str], Collection[str]], Awaitable[T]],
+        change: Callable[[Sequence[str], Collection[str], float], Awaitable[T]],
         *,
         deletes: bool,
     ) -> T:
-        token = new_token()
+        token, deadline = new_token(), self._entries.fences.start_deadline()
         leases: dict[str, LeasePosition] = {}
 
         async def begin(thread_id: str) -> None:
@@ -102,7 +113,7 @@ class ThreadChanges:
         unfenced = await self._on_threads(thread_ids, begin)
         try:
             await self._replayer.flush_threads(unfenced if deletes else thread_ids)
-            return await retrying(partial(change, thread_ids, unfenced))
+            return await retrying(partial(change, thread_ids, unfenced, deadline))
         except BaseException as exc:
             if outcome_unknown(exc):
                 thread_ids = []  # their fences are left to the deadline

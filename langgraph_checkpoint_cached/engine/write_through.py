@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from langgraph_checkpoint_cached.errors import OVERLOADED, OverloadedError
 from langgraph_checkpoint_cached.records import Put, PutWrites
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.postgres.errors import is_statement_error, outcome_unknown
+from langgraph_checkpoint_cached.stores.postgres.identity import TooLate
 from langgraph_checkpoint_cached.stores.postgres.store import PostgresStore
 from langgraph_checkpoint_cached.stores.postgres.time_limit import LATE_SECONDS
 from langgraph_checkpoint_cached.stores.redis.entries import DROP, EntryUpdate, RedisEntries, parse_commit
@@ -40,6 +42,8 @@ WAITING_BYTES_MAX = 64 * 1024 * 1024
 """Writes and their bytes that wait for Postgres or are under way. Beyond that callers wait, before they encode."""
 ROOM_SECONDS_MAX = 60.0
 """Longest wait of a caller for room while Postgres takes nothing."""
+START_ATTEMPTS_MAX = 3
+TOO_LATE = "not stored: Postgres did not begin a transaction in time, several times. It is too slow for this load"
 CANCELED_MAX = 3
 """Writes of one batch that may each run into a statement timeout."""
 
@@ -220,16 +224,25 @@ class WriteThrough:
 
     async def _store_batch(self, batch: Sequence[_Write]) -> Sequence[bool | Exception]:
         """Return for each write whether it is known what was stored, or the error."""
-        operations, stale = [], set()
-        for write in batch:
-            operations.append(write.operation)
-            if write.fence_ack is None:
-                stale.add(write.thread_id)
-        try:
-            return await self._store.store(operations, stale)
-        except Exception as exc:  # noqa: BLE001 - for the callers to handle
-            if len(batch) == 1 or not is_statement_error(exc):
-                return [exc] * len(batch)
+        for _ in range(START_ATTEMPTS_MAX):
+            operations, stale, begun_at = [], set(), math.inf
+            for write in batch:
+                operations.append(write.operation)
+                if write.fence_ack is None:
+                    stale.add(write.thread_id)
+                else:
+                    begun_at = min(begun_at, write.fence.begun_at)
+            try:
+                return await self._store.store(operations, stale, begun_at + self._fences.start_seconds)
+            except TooLate:  # it waited for a connection that long
+                for write in batch:
+                    await self._confirm_fence(write)
+            except Exception as exc:  # noqa: BLE001 - for the callers to handle
+                if len(batch) == 1 or not is_statement_error(exc):
+                    return [exc] * len(batch)
+                break
+        else:
+            return [OverloadedError(TOO_LATE)] * len(batch)
         # One of them is bad, and it fails alone. Where its time ran out, a few more of that kind mean that
         # Postgres is slow for all; then the others are not tried again, one wait after the other.
         outcomes: list[bool | Exception] = []
@@ -256,7 +269,6 @@ class WriteThrough:
         if error is None:
             result = parse_commit(committing.result())
             self._fences.end_write(write.fence, was_active=result.was_fenced)
-            self._stats.fences_expired += result.expired_fences
             self._stats.entry_updates += result.updated
             if self._recovery.has_right or isinstance(outcome, Exception):
                 self._finish(write, outcome)

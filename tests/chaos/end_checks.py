@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.chaos.history import FAILED, OK, PUT, PUT_WRITES, History, Place, Seen
+from tests.chaos.history import DELETE, FAILED, OK, PUT, PUT_WRITES, History, Place, Seen
 from tests.chaos.order import Visibility, deletes_by_thread
 from tests.chaos.read_checks import Violation, what_is_wrong
 
@@ -67,6 +67,16 @@ def lost(history: History, end: End, visibility: Visibility) -> Iterator[Violati
         acknowledged = write.outcome == OK and kept and (write.place, write.id) in there
         if acknowledged and (write.place, write.id, write.task) not in tasks:
             yield Violation("lost", "acknowledged pending writes are not in Postgres", [write])
+
+
+def orphans(history: History, end: End) -> Iterator[Violation]:
+    """No checkpoint continues one that is not there, but on threads that were deleted meanwhile."""
+    deleted = {delete.thread for delete in history.of_kind(DELETE)}
+    for (thread, ns), found in end.rows.items():
+        ids = {seen.id for seen in found}
+        for seen in found:
+            if thread not in deleted and seen.parent and seen.parent not in ids:
+                yield Violation("orphans", f"{(thread, ns)}: {seen.id} continues {seen.parent}, which is lost")
 
 
 def failed_there(history: History, end: End) -> Iterator[Violation]:

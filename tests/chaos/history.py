@@ -19,6 +19,8 @@ from typing import Any
 
 OK, FAILED, UNKNOWN = "ok", "failed", "unknown"
 READ, READ_BY_ID, PUT, PUT_WRITES, DELETE, TURN = "read", "read by id", "put", "put writes", "delete", "turn"
+REWIND = "rewind"
+"""Loss of commits by Postgres. It is no worker's operation: `order.py` takes it for a delete that spares some."""
 WRITES = (PUT, PUT_WRITES, DELETE)
 UNKNOWN_SECONDS = 5.0
 """A transaction whose client is gone ends within this."""
@@ -95,6 +97,8 @@ class History:
     """Periods in which each process knew its Redis to be unusable."""
     emptied: list[float] = field(default_factory=list)
     """When nothing that Redis held before could be served any more: restarts, failovers, flushes."""
+    rewinds: list[tuple[float, float]] = field(default_factory=list)
+    """Periods whose commits Postgres has lost, each until it was back."""
     stats: dict[str, dict[str, int]] = field(default_factory=dict)
     leaks: dict[str, dict[str, Any]] = field(default_factory=dict)
     unsettled: dict[str, list[str]] = field(default_factory=dict)
@@ -201,6 +205,9 @@ class _Reader:
 
     def _emptied(self, process: str, at: float, line: dict[str, Any]) -> None:
         self._history.emptied.append(at)
+
+    def _rewound(self, process: str, at: float, line: dict[str, Any]) -> None:
+        self._history.rewinds.append((line["since"], at))
 
     def _killed(self, process: str, at: float, line: dict[str, Any]) -> None:
         self._history.killed[line["victim"]] = at

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
+from langgraph_checkpoint_cached.database_identity import DatabaseIdentity
 from langgraph_checkpoint_cached.engine import read_path
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.engine.write_behind import WriteBehindQueue
 from langgraph_checkpoint_cached.stores.postgres import store
+from langgraph_checkpoint_cached.stores.postgres.known_parents import KnownParents
 from langgraph_checkpoint_cached.stores.redis import scripts
 from langgraph_checkpoint_cached.stores.redis.entries import DROP, RedisEntries
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
@@ -128,10 +130,10 @@ def _acknowledged_early() -> None:
     """Writes return before Postgres has them, and nobody hears when it fails."""
     stored, under_way = store.PostgresStore.store, set()
 
-    async def early(self: Any, operations: Any, stale_threads: Any) -> list[bool]:
+    async def early(self: Any, operations: Any, *options: Any) -> list[bool]:
         async def late() -> None:
             await asyncio.sleep(ACKNOWLEDGED_EARLY_SECONDS)
-            await stored(self, operations, stale_threads)
+            await stored(self, operations, *options)
 
         under_way.add(task := asyncio.ensure_future(late()))
         task.add_done_callback(lambda task: (under_way.discard(task), task.cancelled() or task.exception()))
@@ -161,7 +163,7 @@ def _replies_crossed() -> None:
     READ_ENTRY.set(crossed)
 
 
-def _never_purged() -> None:
+def _never_settled() -> None:
     """A fence whose writer died stays for days."""
     submit = ScriptExecutor.submit
 
@@ -205,8 +207,8 @@ def _rolled_back_unseen() -> None:
     """A write that Postgres has stored is said to have failed, now and then."""
     original = store.PostgresStore.store
 
-    async def wrong(self: Any, operations: Any, stale_threads: Any) -> list[bool]:
-        stored = await original(self, operations, stale_threads)
+    async def wrong(self: Any, operations: Any, *options: Any) -> list[bool]:
+        stored = await original(self, operations, *options)
         if random.random() < 0.02:
             raise ValueError("not stored")
         return stored
@@ -250,6 +252,21 @@ def _never_recovered() -> None:
     JournalReplayer.recover = skip  # type: ignore[method-assign]
 
 
+def _built_on_lost() -> None:
+    """Entries outlive the commits that Postgres loses."""
+    DatabaseIdentity.learn = lambda self, facts: setattr(self, "is_known", True)  # type: ignore[assignment, method-assign]
+    DatabaseIdentity.__post_init__ = lambda self: setattr(self, "tag", "constant.")  # type: ignore[attr-defined]
+
+
+def _parents_taken_for_granted() -> None:
+    """Checkpoints are stored on what Postgres has lost."""
+
+    async def no_check(self: KnownParents, operations: Any) -> None:
+        pass
+
+    KnownParents.check = no_check  # type: ignore[method-assign]
+
+
 MUTANTS: dict[str, Mutant] = {
     "early": Mutant("write-through", _acknowledged_early, "pg-terminate,pg-cut,worker-kill", ("lost",)),
     "invalidation": Mutant(
@@ -283,7 +300,7 @@ MUTANTS: dict[str, Mutant] = {
         "none",
         ("keys",),
     ),
-    "purge": Mutant("purge-expired", _never_purged, "worker-kill,pg-cut,pg-terminate", ("fences",)),
+    "settle": Mutant("settle", _never_settled, "worker-kill,pg-cut,pg-terminate", ("fences",)),
     "leak": Mutant("nothing leaks", _leaking, "none", ("leaks",)),
     "available": Mutant("Redis is optional", _redis_needed, "redis-kill", ("available",)),
     "failed": Mutant("what failed is not there", _rolled_back_unseen, "none", ("failed",)),
@@ -299,6 +316,8 @@ MUTANTS: dict[str, Mutant] = {
         mode="write_behind",
     ),
     "memory": Mutant("memory", _memory_lost, "redis-kill", ("lost", "older", "turns"), mode="write_behind"),
+    "identity": Mutant("identity", _built_on_lost, "pg-rewind", ("orphans", "backwards", "tiers")),
+    "parent": Mutant("parent", _parents_taken_for_granted, "pg-rewind", ("orphans",)),
     "recovery": Mutant(
         "others end the leases of who dies",
         _never_recovered,

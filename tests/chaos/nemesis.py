@@ -182,6 +182,15 @@ async def pg_restart(world: World, rng: random.Random, seconds: float) -> None:
     await world.in_thread(world.postgres.start)
 
 
+async def pg_rewind(world: World, rng: random.Random, seconds: float) -> None:
+    """Postgres loses its last commits, as in a failover to a replica that lags."""
+    since = time.monotonic()
+    await world.in_thread(world.postgres.save)
+    await asyncio.sleep(seconds)  # what is written now is lost
+    await world.in_thread(world.postgres.rewind)
+    world.recorder.note("rewound", since=since)
+
+
 async def pg_away(world: World, rng: random.Random, seconds: float) -> None:
     """Cuts a worker off from Postgres alone."""
     gate = rng.choice(world.postgres_gates)
@@ -248,6 +257,7 @@ OF_THE_REST: dict[str, Fault] = {
     "pg-restart": pg_restart,
     "pg-cut": pg_cut,
     "pg-silent": pg_silent,
+    "pg-rewind": pg_rewind,
 }
 ON_DEMAND: dict[str, Fault] = {
     "worker-freeze": worker_freeze,

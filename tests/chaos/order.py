@@ -13,11 +13,15 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
-from tests.chaos.history import DELETE, FAILED, OK, History, Operation
+from tests.chaos.history import DELETE, FAILED, OK, REWIND, History, Operation
 
 GRACE_SECONDS = 3.0
 """Within this, what one worker could not tell Redis is invalidated for all, by the table of stale threads: each
 polls it once a second, on a machine that has more to do."""
+
+
+REWIND_SECONDS = 2.0
+"""Within this every worker has learned that Postgres has lost commits: each polls it once a second."""
 
 
 class Visibility:
@@ -30,10 +34,15 @@ class Visibility:
 
     def __init__(self, history: History, grace: float = GRACE_SECONDS) -> None:
         self._downs, self._emptied, self._grace = history.downs, history.emptied, grace
+        self._rewinds = history.rewinds
 
     def is_degraded(self, write: Operation) -> bool:
         """Say whether its worker knew its Redis to be unusable at any time from its start to its end."""
         return bool(self._downs_during(write))
+
+    def may_be_lost(self, write: Operation) -> bool:
+        """Say whether Postgres may have lost it."""
+        return any(start <= write.end and write.start <= end + REWIND_SECONDS for start, end in self._rewinds)
 
     def visible_by(self, write: Operation) -> float:
         """From when on every read has to show it."""
@@ -58,7 +67,11 @@ class Deletes:
         self._starts = [d.start for d in self._all]
         self._over = _running_max(d.over for d in self._all)
         self._seen_by_all = _running_max(max(d.over, visibility.visible_by(d)) for d in self._all)
-        known = sorted((visibility.visible_by(d), d.start) for d in self._all if d.outcome == OK)
+        known = sorted(
+            (visibility.visible_by(d), d.start)
+            for d in self._all
+            if d.outcome == OK and d.kind != REWIND and not visibility.may_be_lost(d)
+        )
         self._visible = [visible for visible, _ in known]
         self._latest_start = _running_max(start for _, start in known)
 
@@ -87,6 +100,11 @@ def deletes_by_thread(history: History, visibility: Visibility) -> dict[str, Del
     threads: dict[str, list[Operation]] = {o.thread: [] for o in history.operations}
     for delete in history.of_kind(DELETE):
         threads[delete.thread].append(delete)
+    for thread, deletes in threads.items():
+        deletes += [
+            Operation("postgres", 0, REWIND, thread, "", start, end=end + REWIND_SECONDS, outcome=OK)
+            for start, end in history.rewinds
+        ]
     return {thread: Deletes(found, visibility) for thread, found in threads.items()}
 
 

@@ -202,6 +202,8 @@ def _answers_lost(
     for position, earlier in enumerate(recent):
         if earlier.outcome != OK or earlier.id in excused or _holds(turn.answers or [], earlier):
             continue
+        if visibility.may_be_lost(earlier):
+            continue
         excused.add(earlier.id)
         # One that began before the earlier one was visible to all may have gone on without it, for good.
         visible = visibility.visible_by(earlier)

@@ -91,6 +91,7 @@ def check(history: History, end: End, grace: float) -> list[Violation]:
         lambda: read_checks.failed(history),
         lambda: read_checks.turns(history, visibility),
         lambda: end_checks.lost(history, end, visibility),
+        lambda: end_checks.orphans(history, end),
         lambda: end_checks.failed_there(history, end),
         lambda: end_checks.tiers(end),
         lambda: end_checks.served(end),

@@ -60,6 +60,7 @@ async def open_saver(
         return
     fences.FENCE_MS = round(fence_seconds * 1000)
     fences.FENCE_MARGIN_SECONDS = fence_seconds / 2
+    fences.FENCE_START_SECONDS = fence_seconds * 0.8
     journal_replayer.ABANDONED_SECONDS, journal_replayer.FLUSH_SECONDS_MAX = (
         ABANDONED_SECONDS,
         ABANDONED_SECONDS + 5,

@@ -18,13 +18,12 @@ from urllib.parse import urlsplit
 
 import psycopg
 import redis
-from langgraph.checkpoint.postgres import PostgresSaver
 
-from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, PostgresServer, RedisServer
-from langgraph_checkpoint_cached.stores.postgres.schema import CREATE_OWN_TABLES
+from langgraph_checkpoint_cached.demo.embedded import LOCALHOST, RedisServer
 from tests.chaos.gates import Gate
 from tests.chaos.history import Recorder
 from tests.chaos.worker import Job
+from tests.support.rewinding import RewindingPostgres
 
 T = TypeVar("T")
 
@@ -32,8 +31,7 @@ READY_SECONDS_MAX = 60.0
 END_SECONDS_MAX = 20.0
 SAVE_SECONDS_MAX = 10.0
 JOIN_SECONDS_MAX = 20.0
-# Postgres is killed, not the machine: what it has handed to the system survives.
-POSTGRES = {"fsync": "off", "max_connections": "200"}
+POSTGRES = {"max_connections": "200"}
 REDIS = ("--repl-diskless-sync-delay", "0")
 MODES = ("write_through", "write_behind", "mixed")
 """Ways in which workers write; mixed: every other one behind, the rest through."""
@@ -213,7 +211,7 @@ class World:
         self.seed, self.setup, self.directory, self.fence_seconds = seed, setup, directory, fence_seconds
         self.recorder = Recorder(directory / "nemesis.jsonl", "nemesis")
         self.redis = RedisPair(*REDIS_ARGUMENTS[setup.redis])
-        self.postgres = PostgresServer(POSTGRES)
+        self.postgres = RewindingPostgres(POSTGRES)
         self.redis_gates = [Gate(self.redis.master.port) for _ in range(workers)]
         self.postgres_gates = [Gate(self.postgres.port) for _ in range(workers)]
         self.workers = [WorkerProcess(slot, self._start_worker) for slot in range(workers)]
@@ -270,17 +268,11 @@ class World:
     def _start_worker(self, slot: int, server_epoch: int) -> subprocess.Popen[bytes]:
         return self.start_module("tests.chaos.worker", self.job(slot, f"{slot}.{server_epoch}"))
 
-    def _migrate(self) -> None:
-        with PostgresSaver.from_conn_string(self.postgres.url) as saver:
-            saver.setup()
-            for statement in CREATE_OWN_TABLES:
-                saver.conn.execute(statement)
-
     async def open(self) -> None:
         await asyncio.gather(self.in_thread(self.postgres.start), self.in_thread(self.redis.start))
         for gate in (*self.redis_gates, *self.postgres_gates, self.redis.replication):
             await gate.start()
-        await asyncio.gather(self.in_thread(self._migrate), self.in_thread(self.redis.follow))
+        await asyncio.gather(self.in_thread(self.postgres.migrate), self.in_thread(self.redis.follow))
         await asyncio.gather(*(worker.spawn() for worker in self.workers))
 
     async def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pytest
@@ -32,7 +32,6 @@ class BothRedis(model.Redis):
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         super().__init__(on=lambda rule: True)
         self.client = client
-        self.expired = 0  # fences that reads were told of
         self.keys = [thread_key(prefix, "thread"), namespace_key(prefix, NAMESPACE), names_key(prefix, "thread")]
         self.root_key = namespace_key(prefix, Namespace("thread", ""))
         self.epoch_key = f"{prefix}:server epoch"
@@ -40,7 +39,7 @@ class BothRedis(model.Redis):
         self.client.set(self.epoch_key, self.replication_id)
 
     def run(
-        self, script: Script, fresh: int, *arguments: Any, thread_only: bool = False, root: bool = False
+        self, script: Script, fresh: model.Fresh, *arguments: Any, thread_only: bool = False, root: bool = False
     ) -> Any:
         # Which server epoch the server is has to be in our hand; nothing else of the scripts is changed.
         text = script.text.replace(
@@ -54,65 +53,81 @@ class BothRedis(model.Redis):
         if root:
             keys, name = [self.keys[0], self.root_key, self.keys[2]], ""
         return self.client.eval(
-            text, len(keys), *keys, name, f"fresh{fresh}", LIFE_MS, *arguments, self.replication_id
+            text, len(keys), *keys, name, random_text(fresh), LIFE_MS, *arguments, self.replication_id
         )
 
     # -- scripts ---------------------------------------------------------------------------------------------
 
-    def read(self, fill_token: int, fresh: int, over: int = 0) -> Any:
-        standing = set(self.fences) - {over}
-        kind, expected = super().read(fill_token, fresh, over)
+    def read(self, fill_token: int, fresh: model.Fresh, over: int = 0) -> model.Reply:
+        expected = super().read(fill_token, fresh, over)
         answer = self.run(scripts.READ, fresh, fill_token, LIFE_MS, "1", "", over or "")
-        assert answer[0].decode() == kind
-        self._assert_counted(answer, standing)
-        if kind == "load":
-            assert answer[1].decode() == generation_text(expected)
-        if kind == "hit":
+        if expected.kind == "hit":
+            assert answer[0] == b"hit"
             fields = dict(zip(answer[1][::2], answer[1][1::2], strict=True))
-            assert state_of(fields) == expected
-        return kind, expected
-
-    def read_root(self, fill_token: int, fresh: int) -> Any:
-        standing = set(self.fences)
-        kind, generation = super().read_root(fill_token, fresh)
-        self.client.delete(self.root_key)
-        answer = self.run(scripts.READ, fresh, fill_token, LIFE_MS, "1", "", "", root=True)
-        assert answer[0].decode() == kind
-        self._assert_counted(answer, standing)
-        if kind == "load":
-            assert answer[1].decode() == generation_text(generation)
-        return kind, generation
-
-    def _assert_counted(self, answer: Any, standing: set[int]) -> None:
-        """READ says how many of the fences that stood were past their deadline."""
-        expired = len(standing - self.fences.keys())
-        self.expired += expired
-        if answer[0] != b"hit":
-            assert answer[2:] == [expired, b""]
-
-    def fill_root(self, fill_token: int, generation: tuple[int, int], fresh: int) -> None:
-        super().fill_root(fill_token, generation, fresh)
-        nothing = entry_format.entry_fields(NAMESPACE, Latest(None))
-        self.run(scripts.FILL, fresh, fill_token, generation_text(generation), "1", *nothing, root=True)
-
-    def fill(self, fill_token: int, generation: tuple[int, int], state: model.State, fresh: int) -> bool:
-        expected = super().fill(fill_token, generation, state, fresh)
-        fields = entry_format.entry_fields(NAMESPACE, latest_of(state))
-        assert self.run(scripts.FILL, fresh, fill_token, generation_text(generation), "0", *fields) == expected
+            assert state_of(fields) == expected.state
+        else:
+            self._assert_read(answer, expected)
         return expected
 
-    def begin(self, token: int, owner: int, fresh: int) -> None:
+    def read_root(self, fill_token: int, fresh: model.Fresh) -> model.Reply:
+        expected = super().read_root(fill_token, fresh)
+        self.client.delete(self.root_key)
+        answer = self.run(scripts.READ, fresh, fill_token, LIFE_MS, "1", "", "", root=True)
+        self._assert_read(answer, expected)
+        return expected
+
+    def _assert_read(self, answer: Any, expected: model.Reply) -> None:
+        assert answer[0].decode() == expected.kind
+        if expected.generation is not None:
+            assert answer[1].decode() == generation_text(expected.generation)
+            assert dict(zip(*[map(int, answer[2])] * 2, strict=True)) == expected.overdue
+        assert answer[3] == b""
+
+    def fill_root(
+        self,
+        fill_token: int,
+        generation: model.Generation,
+        fresh: model.Fresh,
+        settled: Collection[int] = (),
+    ) -> None:
+        super().fill_root(fill_token, generation, fresh, settled)
+        nothing = entry_format.entry_fields(NAMESPACE, Latest(None))
+        arguments = (fill_token, generation_text(generation), "1", tokens_text(settled), *nothing)
+        self.run(scripts.FILL, fresh, *arguments, root=True)
+
+    def fill(
+        self,
+        fill_token: int,
+        generation: model.Generation,
+        state: model.State,
+        fresh: model.Fresh,
+        settled: Collection[int] = (),
+    ) -> bool:
+        expected = super().fill(fill_token, generation, state, fresh, settled)
+        fields = entry_format.entry_fields(NAMESPACE, latest_of(state))
+        arguments = (fill_token, generation_text(generation), "0", tokens_text(settled), *fields)
+        assert self.run(scripts.FILL, fresh, *arguments) == expected
+        return expected
+
+    def begin(self, token: int, owner: int, fresh: model.Fresh) -> None:
         super().begin(token, owner, fresh)
         self.run(scripts.BEGIN, fresh, token, owner, LIFE_MS)
 
     def release(self, token: int) -> None:
         super().release(token)
-        self.run(scripts.RELEASE, 0, token, thread_only=True)
+        self.run(scripts.RELEASE, model.Fresh(0, 0), token, thread_only=True)
 
     def commit_put(
-        self, token: int, owner: int, parent: int, new: model.State, channel: int, fresh: int, *, retain: bool
+        self,
+        token: int,
+        owner: int,
+        parent: int,
+        new: model.State,
+        channel: int,
+        fresh: model.Fresh,
+        *,
+        retain: bool,
     ) -> bool | None:
-        standing = set(self.fences)
         expected = super().commit_put(token, owner, parent, new, channel, fresh, retain=retain)
         versions = versions_of(new)
         name = CHANNELS[channel]
@@ -129,48 +144,43 @@ class BothRedis(model.Redis):
         )
         arguments = entry_format.put_arguments(put)
         assert arguments is not None
-        self._assert_committed(expected, scripts.COMMIT_PUT, fresh, token, owner, retain, standing, *arguments)
+        self._assert_committed(expected, scripts.COMMIT_PUT, fresh, token, owner, retain, *arguments)
         return expected
 
     def commit_writes(
-        self, token: int, owner: int, of: int, slot: int, write: int, fresh: int, *, retain: bool
+        self, token: int, owner: int, of: int, slot: int, write: int, fresh: model.Fresh, *, retain: bool
     ) -> bool | None:
-        standing = set(self.fences)
         expected = super().commit_writes(token, owner, of, slot, write, fresh, retain=retain)
         put = PutWrites(NAMESPACE, id_of(of), slot == model.REPLACES, (write_of(of, slot, write),))
         arguments = entry_format.writes_arguments(put)
         assert arguments is not None
-        self._assert_committed(expected, scripts.COMMIT_WRITES, fresh, token, owner, retain, standing, *arguments)
+        self._assert_committed(expected, scripts.COMMIT_WRITES, fresh, token, owner, retain, *arguments)
         return expected
 
-    def commit_drop(self, token: int, owner: int, fresh: int, *, retain: bool = False) -> bool | None:
-        standing = set(self.fences)
+    def commit_drop(self, token: int, owner: int, fresh: model.Fresh, *, retain: bool = False) -> bool | None:
         expected = super().commit_drop(token, owner, fresh, retain=retain)
-        self._assert_committed(expected, scripts.COMMIT_DROP, fresh, token, owner, retain, standing)
+        self._assert_committed(expected, scripts.COMMIT_DROP, fresh, token, owner, retain)
         return expected
 
     def _assert_committed(
         self,
         expected: bool | None,
         script: Script,
-        fresh: int,
+        fresh: model.Fresh,
         token: int,
         owner: int,
         retain: bool,
-        standing: set[int],
         *arguments: Any,
     ) -> None:
-        """COMMIT says how it went, or how many fences were past their deadline; nothing if its own was gone."""
-        released = {token} if not retain else set()
-        expired = len(standing - self.fences.keys() - released)
+        """COMMIT says how it went; nothing if its own fence was gone."""
         reply = self.run(script, fresh, token, f"{owner} keeps" if retain else owner, *arguments)
-        assert reply == (None if expected is None else expected or -expired)
+        assert reply == (None if expected is None else int(expected))
 
-    def begin_thread(self, token: int, fresh: int) -> None:
+    def begin_thread(self, token: int, fresh: model.Fresh) -> None:
         super().begin_thread(token, fresh)
         self.run(scripts.BEGIN_THREAD, fresh, token, 0, LIFE_MS, thread_only=True)
 
-    def end_thread(self, token: int, fresh: int) -> None:
+    def end_thread(self, token: int, fresh: model.Fresh) -> None:
         super().end_thread(token, fresh)
         self.run(scripts.END_THREAD, fresh, token, thread_only=True)
 
@@ -274,8 +284,20 @@ def state_of(fields: dict[bytes, bytes]) -> model.State:
     return model.State(number_of(entry.record.checkpoint_id), (values.get("a", 0), values.get("b", 0)), writes)
 
 
-def generation_text(generation: tuple[int, int]) -> str:
-    return f"{generation[0]}:fresh{generation[1]}"
+def generation_text(generation: model.Generation) -> str:
+    return f"{generation[0]}:{random_text(generation[1])}"
+
+
+def random_text(fresh: model.Fresh) -> str:
+    return f"identity{fresh.identity}.fresh{fresh.number}"
+
+
+def tokens_text(tokens: Collection[int]) -> str:
+    return "".join(f"{token} " for token in tokens)
+
+
+def fresh(number: int) -> model.Fresh:
+    return model.Fresh(1, number)
 
 
 @pytest.fixture
@@ -289,7 +311,7 @@ def test_scripts_do_what_the_model_does(client: redis.Redis, redis_prefix: str) 
     for seed in range(SEEDS):
         try:
             both = BothRedis(client, redis_prefix)
-            counts = {**model.explore(seed, redis=both), "expired": both.expired}
+            counts = model.explore(seed, redis=both)
         except AssertionError as exc:
             raise AssertionError(f"seed {seed}: {exc}") from exc
         totals.update(counts)
@@ -303,10 +325,11 @@ def test_commit_drops_damaged_entry_and_releases_fence(
 ) -> None:
     """A script that failed half-way would release the fence and leave the stale entry to every reader."""
     both = BothRedis(client, redis_prefix)
-    _, generation = both.read(1, 1)
-    both.fill(1, generation, model.State(5, (5, 0), {}), 2)
+    generation = both.read(1, fresh(1)).generation
+    assert generation is not None
+    both.fill(1, generation, model.State(5, (5, 0), {}), fresh(2))
     client.hset(both.keys[1], "v", damaged)
-    both.begin(6, 1, 3)
+    both.begin(6, 1, fresh(3))
     assert client.hexists(both.keys[0], "f:6")
     put = Put(
         namespace=NAMESPACE,
@@ -319,7 +342,7 @@ def test_commit_drops_damaged_entry_and_releases_fence(
         new_versions={"b": versions_of(model.State(7, (5, 7), {}))["b"]},
         format=4,
     )
-    assert both.run(scripts.COMMIT_PUT, 4, 6, 1, *(entry_format.put_arguments(put) or [])) == 0
+    assert both.run(scripts.COMMIT_PUT, fresh(4), 6, 1, *(entry_format.put_arguments(put) or [])) == 0
     assert not client.hexists(both.keys[0], "f:6")
     assert not client.exists(both.keys[1])
 
@@ -329,11 +352,12 @@ def test_damaged_fence_invalidates_thread_and_is_gone(
     client: redis.Redis, redis_prefix: str, damaged: bytes
 ) -> None:
     both = BothRedis(client, redis_prefix)
-    _, generation = both.read(1, 1)
-    both.fill(1, generation, model.State(5, (5, 0), {}), 2)
+    generation = both.read(1, fresh(1)).generation
+    assert generation is not None
+    both.fill(1, generation, model.State(5, (5, 0), {}), fresh(2))
     client.hset(both.keys[0], "f:x", damaged)
-    [kind, new_generation, expired, _] = both.run(scripts.READ, 3, 4, LIFE_MS, "1", "", "")
-    assert expired == 1
+    [kind, new_generation, overdue, _] = both.run(scripts.READ, fresh(3), 4, LIFE_MS, "1", "", "")
+    assert overdue == []
     assert (kind, client.hexists(both.keys[0], "f:x")) == (b"load", False)
     assert new_generation.decode() != generation_text(generation)
 

@@ -89,6 +89,7 @@ async def get(saver: Saver, thread: str) -> None:
 async def loading(other: CachedPostgresSaver, namespace: Namespace) -> AsyncIterator[None]:
     """Another process has the fill lease."""
     entries = inspect(other).entries
+    await inspect(other).store.identity.ask()
     assert isinstance(await entries.read(namespace, "foreign"), FillLease)
     yield
     await entries.release_fill_lease(namespace, "foreign")

@@ -298,7 +298,9 @@ async def test_every_key_expires_and_reads_extend_an_entrys_life(
                 keys = [key async for key in redis.scan_iter(match=f"p{refresh}*")]
                 assert len(keys) == 2
                 for key in keys:
-                    assert 99_000 < await redis.pttl(key) <= 100_000
+                    # What may hold a fence outlives the transaction that the fence is for.
+                    expected = 600_000 if key.endswith(b":thread") else 100_000
+                    assert expected - 1_000 < await redis.pttl(key) <= expected
                     await redis.expire(key, 50)
                 await conversation.check()
                 for key in keys:

@@ -3,13 +3,15 @@
 Of the thread's root namespace it has what concerns the other: that a read of the root may find the thread empty in
 Postgres, after which every namespace that nobody has written to since is known to be empty.
 
-It explores random interleavings of writers, readers, deletes, crashes, lost replies, evictions, restarts and
-failovers, and checks:
+It explores random interleavings of writers, readers, deletes, crashes, freezes, lost replies, evictions, restarts
+and failovers of either server, transactions that outlive their process, and checks:
 
   acknowledged  no read returns a checkpoint or pending write older than one that was acknowledged before the
                 read began, nor one that was deleted before it began;
   content       every read returns exactly the channel values that Postgres has for that checkpoint, and no
                 pending write that Postgres does not have;
+  history       no checkpoint is stored on one that Postgres has lost. After a failover of Postgres that lost
+                commits, a process that has learned of it reads nothing of before;
   convergence   once nothing is in flight, every deadline has passed and the table of stale threads has been gone
                 through, a hit is what Postgres holds, whoever crashed before. One case is left out: Redis loses a
                 write's fence (an eviction or a restart) and the writer crashes too, inside that one write, or
@@ -32,9 +34,10 @@ import contextlib
 import copy
 import itertools
 import random
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from tests.models import command
 
@@ -44,7 +47,14 @@ RULES = {
     "generation": "an entry of another generation does not exist",
     "restart": "a generation belongs to one server epoch",
     "promotion": "a server that becomes primary again is another server epoch, though the same process",
-    "purge-expired": "a fence past its deadline goes, and the entry with it",
+    "overdue": "a fence past its deadline holds until a reader has settled it",
+    "settle": "which is if Postgres has no transaction of its process",
+    "settle-first": "as asked before the load",
+    "deadline": "a transaction that begins after its fence's deadline stores nothing",
+    "identity": "a generation belongs to one identity of Postgres",
+    "identity-write": "a transaction under another identity than its process knows stores nothing",
+    "standby": "what was loaded from a standby does not become the entry",
+    "parent": "nor is a checkpoint stored, once its process has learned of a new identity, without its parent",
     "base": "the entry is updated from the checkpoint's parent, or dropped",
     "others": "COMMIT drops the entry if another process' fence is there",
     "order": "one process' COMMITs to a namespace come in the order in which Postgres committed its writes",
@@ -65,8 +75,21 @@ Values = tuple[int, int]  # of two channels: the checkpoint that set each
 Writes = dict[int, dict[int, int]]  # checkpoint id -> slot -> the pending write there
 KEEPS, REPLACES = 0, 1  # slots: one keeps its first write, one is replaced, as the two kinds do in Postgres
 Acknowledge = Callable[[], None]  # makes what a write stored count as acknowledged
-COUNTED = ("hit", "load", "fenced", "wait", "empty", "filled", "advanced", "kept", "deleted", "invalidated")
+COUNTED = (
+    *("hit", "load", "fenced", "wait", "empty", "filled", "advanced", "kept", "deleted", "invalidated"),
+    *("settled", "unsettled", "too late", "outlived", "lost commits", "refused"),
+)
 NOTHING = 0  # the "checkpoint id" of a namespace without checkpoints
+
+
+class Fresh(NamedTuple):
+    """Random part of a new generation, with the identity of Postgres that its process knows."""
+
+    identity: int
+    number: int
+
+
+Generation = tuple[int, Fresh]  # with the server epoch of Redis
 
 
 class State(NamedTuple):
@@ -75,6 +98,12 @@ class State(NamedTuple):
     id: int
     values: Values
     writes: Writes
+
+
+def latest(checkpoints: Mapping[int, Values], writes: Writes) -> State:
+    newest = max(checkpoints, default=NOTHING)
+    values = checkpoints.get(newest, (0, 0))
+    return State(newest, values, {k: w for k, w in writes.items() if k >= newest})
 
 
 def with_write(writes: Writes, of: int, slot: int, write: int) -> Writes:
@@ -86,9 +115,18 @@ def with_write(writes: Writes, of: int, slot: int, write: int) -> Writes:
     return {**writes, of: slots}
 
 
+class Reply(NamedTuple):
+    """Reply to READ. `overdue`: fences past their deadline, with their owners, that a load has to settle."""
+
+    kind: str
+    state: State | None = None
+    generation: Generation | None = None
+    overdue: Mapping[int, int] = MappingProxyType({})
+
+
 @dataclass
 class Entry:
-    generation: tuple[int, int]
+    generation: Generation
     state: State
 
 
@@ -105,66 +143,73 @@ class Redis:
     on: Callable[[str], bool]
     run_id: int = 1
     replication_id: int = 1
-    generation: tuple[int, int] | None = None
+    generation: Generation | None = None
     fences: dict[int, Fence] = field(default_factory=dict)
     entry: Entry | None = None
-    fill_token: tuple[int, tuple[int, int]] | None = None
+    fill_token: tuple[int, Generation] | None = None
     root_fill_lease: int | None = None
     watch: int | None = None  # fill lease of the read of the root that may find the thread empty
-    was_empty: tuple[int, int] | None = None  # of this generation: what nobody has written to since is still empty
+    was_empty: Generation | None = None  # of this generation: what nobody has written to since is still empty
     noted: bool = False  # whether it is among the names of the namespaces that may have an entry
     names_lost: bool = False  # such a name was evicted since, which shows
 
     # -- scripts ---------------------------------------------------------------------------------------------
 
-    def read(self, fill_token: int, fresh: int, over: int = 0) -> tuple[str, State | tuple[int, int] | None]:
+    def read(self, fill_token: int, fresh: Fresh, over: int = 0) -> Reply:
         self.fences.pop(over, None)
-        self._check_fences(0, fresh)
-        if self.fences:
-            return "fenced", None
+        overdue = self._overdue()
+        if self.fences.keys() != overdue.keys():
+            return Reply("fenced")
         generation = self._current_generation(fresh)
-        if self.entry and (self.entry.generation == generation or not self.on("generation")):
-            self.noted |= self.entry.state.id != NOTHING
-            return "hit", self.entry.state
-        if self.was_empty == generation and not self.noted and not self.names_lost:
-            self.fill_token, self.entry = None, Entry(generation, State(NOTHING, (0, 0), {}))
-            return "empty", self.entry.state
+        if not overdue or not self.on("overdue"):
+            if self.entry and (self.entry.generation == generation or not self.on("generation")):
+                self.noted |= self.entry.state.id != NOTHING
+                return Reply("hit", self.entry.state)
+            if self.was_empty == generation and not self.noted and not self.names_lost:
+                self.fill_token, self.entry = None, Entry(generation, State(NOTHING, (0, 0), {}))
+                return Reply("empty", self.entry.state)
         if self.fill_token and self.fill_token[1] == generation:
-            return "wait", None
+            return Reply("wait")
         self._drop()
         self.fill_token = (fill_token, generation)
-        return "load", generation
+        return Reply("load", None, generation, overdue)
 
-    def fill(self, fill_token: int, generation: tuple[int, int], state: State, fresh: int) -> bool:
-        self._check_fences(0, fresh)
-        if self.fences or (self.on("fill_token") and self.fill_token != (fill_token, generation)):
+    def fill(
+        self, fill_token: int, generation: Generation, state: State, fresh: Fresh, settled: Collection[int] = ()
+    ) -> bool:
+        if self.fences.keys() - settled or (self.on("fill_token") and self.fill_token != (fill_token, generation)):
             return False
         if self._current_generation(fresh) != generation:
             return False
         if not self.on("early"):
             state = state._replace(writes={k: w for k, w in state.writes.items() if k == state.id})
         self.fill_token, self.entry, self.noted = None, Entry(generation, state), True
+        for token in settled:
+            self.fences.pop(token, None)
         return True
 
-    def read_root(self, fill_token: int, fresh: int) -> tuple[str, tuple[int, int] | None]:
+    def read_root(self, fill_token: int, fresh: Fresh) -> Reply:
         """READ of the root, which has no entry."""
-        self._check_fences(0, fresh, root=True)
-        if any(fence.owner == 0 for fence in self.fences.values()):
-            return "fenced", None
+        overdue = {token: owner for token, owner in self._overdue().items() if owner == 0}
+        if overdue.keys() != self._over_thread():
+            return Reply("fenced")
         self.root_fill_lease = fill_token
         if not self.fences or not self.on("watch"):
             self.watch = fill_token
-        return "load", self._current_generation(fresh)
+        return Reply("load", None, self._current_generation(fresh), overdue)
 
-    def fill_root(self, fill_token: int, generation: tuple[int, int], fresh: int) -> None:
+    def fill_root(
+        self, fill_token: int, generation: Generation, fresh: Fresh, settled: Collection[int] = ()
+    ) -> None:
         """FILL of the root, with "the thread has no checkpoints and no writes"."""
-        self._check_fences(0, fresh, root=True)
-        if self.root_fill_lease != fill_token or any(fence.owner == 0 for fence in self.fences.values()):
+        if self.root_fill_lease != fill_token or self._over_thread() - set(settled):
             return
+        for token in settled:
+            self.fences.pop(token, None)
         if self._current_generation(fresh) == generation and (self.watch == fill_token or not self.on("watch")):
             self.was_empty, self.names_lost = generation, False
 
-    def begin(self, token: int, owner: int, fresh: int) -> None:
+    def begin(self, token: int, owner: int, fresh: Fresh) -> None:
         self._current_generation(fresh)
         self.watch = None
         if self.on("names"):
@@ -178,7 +223,7 @@ class Redis:
         self.fences.pop(token, None)
 
     def commit_put(
-        self, token: int, owner: int, parent: int, new: State, channel: int, fresh: int, *, retain: bool
+        self, token: int, owner: int, parent: int, new: State, channel: int, fresh: Fresh, *, retain: bool
     ) -> bool | None:
         latest, reply = self._release(token, owner, fresh, retain=retain)
         if latest is None:
@@ -193,51 +238,49 @@ class Redis:
         return self._apply(State(new.id, values, writes))
 
     def commit_writes(
-        self, token: int, owner: int, of: int, slot: int, write: int, fresh: int, *, retain: bool
+        self, token: int, owner: int, of: int, slot: int, write: int, fresh: Fresh, *, retain: bool
     ) -> bool | None:
         latest, reply = self._release(token, owner, fresh, retain=retain)
         if latest is None or of < latest.id or (of > latest.id and not self.on("early")):
             return reply
         return self._apply(latest._replace(writes=with_write(latest.writes, of, slot, write)))
 
-    def commit_drop(self, token: int, owner: int, fresh: int, *, retain: bool = False) -> bool | None:
+    def commit_drop(self, token: int, owner: int, fresh: Fresh, *, retain: bool = False) -> bool | None:
         _, reply = self._release(token, owner, fresh, retain=retain)
         self._drop()
         return reply
 
-    def begin_thread(self, token: int, fresh: int) -> None:
+    def begin_thread(self, token: int, fresh: Fresh) -> None:
         self.generation = (self._server_epoch(), fresh)
         self.fences[token] = Fence(owner=0)
 
-    def end_thread(self, token: int, fresh: int) -> None:
+    def end_thread(self, token: int, fresh: Fresh) -> None:
         self.fences.pop(token, None)
         self.generation = (self._server_epoch(), fresh)
 
     def _server_epoch(self) -> int:
         return self.replication_id if self.on("promotion") else self.run_id
 
-    def _current_generation(self, fresh: int) -> tuple[int, int]:
-        of_another = self.generation is not None and self.generation[0] != self._server_epoch()
-        if self.generation is None or (of_another and self.on("restart")):
+    def _current_generation(self, fresh: Fresh) -> Generation:
+        of_another = self.generation is not None and (
+            (self.generation[0] != self._server_epoch() and self.on("restart"))
+            or (self.generation[1].identity != fresh.identity and self.on("identity"))
+        )
+        if self.generation is None or of_another:
             self.generation = (self._server_epoch(), fresh)
         return self.generation
 
-    def _check_fences(self, owner: int, fresh: int, *, root: bool = False) -> bool:
-        """Purges fences past their deadline; whether others than `owner` hold a live one.
+    def _overdue(self) -> dict[int, int]:
+        return {token: fence.owner for token, fence in self.fences.items() if fence.late}
 
-        From the root only those over the whole thread are seen.
-        """
-        for token, fence in list(self.fences.items()):
-            if fence.late and (fence.owner == 0 or not root):
-                del self.fences[token]
-                if self.on("purge-expired"):
-                    if not root:
-                        self._drop()
-                    if fence.owner == 0:
-                        self.generation = (self._server_epoch(), fresh)
-        return any(fence.owner != owner or owner == 0 for fence in self.fences.values())
+    def _over_thread(self) -> set[int]:
+        return {token for token, fence in self.fences.items() if fence.owner == 0}
 
-    def _release(self, token: int, owner: int, fresh: int, *, retain: bool) -> tuple[State | None, bool | None]:
+    def _fenced_by_others(self, owner: int) -> bool:
+        """Say whether others than `owner` hold a fence, or anybody one past its deadline."""
+        return any(fence.owner != owner or fence.late for fence in self.fences.values())
+
+    def _release(self, token: int, owner: int, fresh: Fresh, *, retain: bool) -> tuple[State | None, bool | None]:
         """Return what a change may be applied to, else None; and the reply of COMMIT: None without its fence."""
         fenced = token in self.fences or not self.on("fence")
         if not retain:
@@ -245,7 +288,7 @@ class Redis:
         if not fenced and self.on("names"):
             self.watch = self.was_empty = None
         generation = self._current_generation(fresh)
-        others = self._check_fences(owner, fresh) and self.on("others")
+        others = self._fenced_by_others(owner) and self.on("others")
         if self.entry and self.entry.generation == generation and not others and fenced:
             return self.entry.state, False
         self._drop()
@@ -313,8 +356,8 @@ class World:
         self.snapshot = self.redis.snapshot()
         self.checkpoints: dict[int, Values] = {}  # what Postgres holds
         self.writes: Writes = {}
-        self.acked_id, self.acked_writes, self.deleted = NOTHING, set[tuple[int, int, int]](), NOTHING
-        self.deletes, self.deleting = 0, NOTHING
+        self.acked_id, self.acked_writes = NOTHING, set[tuple[int, int, int]]()
+        self.deletes, self.deleted = 0, tuple[int, ...]()  # of those not acknowledged, the highest id then
         self.reserved: list[int] = []  # checkpoint ids whose writes came first
         self.ids = itertools.count(1)
         self.stale_thread: tuple[int, list[Acknowledge]] | None = (
@@ -323,7 +366,16 @@ class World:
         self.in_flight: set[int] = set()  # writes that have not ended
         self.unreachable: set[int] = set()  # of those, whose process cannot reach Redis
         self.unfenced: set[int] = set()  # of those, whose fence a fault took away
-        self.crashed: dict[int, Callable[[], None] | None] = {}  # write -> a commit still on its way
+        self.crashed: set[int] = set()  # writes and deletes whose process has died
+        self.past_deadline: set[int] = set()  # tokens of fences
+        self.transactions: dict[int, int] = {}  # write or delete -> its process, whose lock the transaction holds
+        self.outcomes: dict[int, str] = {}  # of transactions
+        self.outliving: dict[int, Iterator[None]] = {}  # transactions whose process has died
+        self.identity, self.rewinds = 1, 0  # of Postgres
+        self.known = {0: 1, 1: 1, 2: 1}  # process -> the identity that it knows
+        self.warned: set[int] = set()  # processes that have learned of another
+        self.saved = self.stored_in_postgres()  # what Postgres may come back with
+        self.lost: set[int] = set()  # checkpoints that it did not come back with
         self.queues: dict[int, list[int]] = {1: [], 2: []}  # owner -> its writes, in order
         self.stored: set[int] = set()  # writes that Postgres has committed
         self.sent: set[int] = set()  # writes whose COMMIT was sent
@@ -332,13 +384,16 @@ class World:
         self.left: set[int] = set()  # fences that their process has released, and Redis perhaps not
         self.counts = dict.fromkeys(COUNTED, 0)
 
-    def fresh(self) -> int:
-        return next(self.ids)
+    def fresh(self, process: int = 0) -> Fresh:
+        return Fresh(self.known[process], next(self.ids))
+
+    def learn(self, process: int) -> None:
+        if self.known[process] != self.identity:
+            self.known[process] = self.identity
+            self.warned.add(process)
 
     def latest(self) -> State:
-        newest = max(self.checkpoints, default=NOTHING)
-        values = self.checkpoints.get(newest, (0, 0))
-        return State(newest, values, {k: w for k, w in self.writes.items() if k >= newest})
+        return latest(self.checkpoints, self.writes)
 
     # -- processes: generators that yield between atomic steps -----------------------------------------------
 
@@ -362,11 +417,11 @@ class World:
             yield from operation(number, owner)
         except GeneratorExit:  # a crash
             if number in self.unfenced:  # survives: only one fault
-                self.end_in_postgres({number} & set(self.crashed))
-                self.redis.commit_drop(fence.token, owner, self.fresh(), retain=self.is_needed(fence, 1))
+                self.end_in_postgres({number})
+                self.redis.commit_drop(fence.token, owner, self.fresh(owner), retain=self.is_needed(fence, 1))
                 self.not_again(owner, fence)
             else:
-                self.crashed.setdefault(number, None)
+                self.crashed.add(number)
                 if self.on("unknown"):
                     fence.stays = True
                     self.not_again(owner, fence)
@@ -382,7 +437,7 @@ class World:
         """BEGIN, or a fence that is active already."""
         if owner not in self.active:
             self.active[owner] = SharedFence(next(self.ids))
-            self.redis.begin(self.active[owner].token, owner, self.fresh())
+            self.redis.begin(self.active[owner].token, owner, self.fresh(owner))
         return self.active[owner]
 
     def not_again(self, owner: int, fence: SharedFence) -> None:
@@ -424,19 +479,22 @@ class World:
         values = tuple(new if i == channel else v for i, v in enumerate(base.values))
 
         def store() -> None:
+            if base.id in self.lost:
+                raise AssertionError(f"history: {new} is stored on {base.id}, which is lost")
             self.checkpoints[new] = values
 
         def acknowledge() -> None:
             if new in self.checkpoints:  # not deleted meanwhile
                 self.acked_id = max(self.acked_id, new)
 
-        yield from self.store(number, owner, store, acknowledge)
+        if not (yield from self.store(number, owner, store, acknowledge, base.id)):
+            return
         token = self.fence_of[number].token
         yield from self.confirm(
             number,
             owner,
             lambda retain: self.redis.commit_put(
-                token, owner, base.id, State(new, values, {}), channel, self.fresh(), retain=retain
+                token, owner, base.id, State(new, values, {}), channel, self.fresh(owner), retain=retain
             ),
             acknowledge,
         )
@@ -453,24 +511,26 @@ class World:
             self.writes = with_write(self.writes, of, slot, stored[0])
 
         def acknowledge() -> None:
-            if slot in self.writes.get(of, ()):  # not deleted meanwhile
+            there = self.writes.get(of, {}).get(slot)  # nothing, or another, if it was deleted or lost meanwhile
+            if there and (slot == KEEPS or there >= stored[0]):
                 self.acked_writes.add((of, slot, stored[0]))
 
-        yield from self.store(number, owner, store, acknowledge)
+        if not (yield from self.store(number, owner, store, acknowledge)):
+            return
         token = self.fence_of[number].token
         yield from self.confirm(
             number,
             owner,
             lambda retain: self.redis.commit_writes(
-                token, owner, of, slot, stored[0], self.fresh(), retain=retain
+                token, owner, of, slot, stored[0], self.fresh(owner), retain=retain
             ),
             acknowledge,
         )
 
     def store(
-        self, number: int, owner: int, change: Callable[[], None], acknowledge: Acknowledge
-    ) -> Iterator[None]:
-        """Postgres commits; if the process crashes just before it hears so, that may happen later still."""
+        self, number: int, owner: int, change: Callable[[], None], acknowledge: Acknowledge, parent: int = NOTHING
+    ) -> Generator[None, None, bool]:
+        """Store a write, and return whether that was done."""
         queue = self.queues[owner]
 
         def commit() -> None:
@@ -480,12 +540,72 @@ class World:
 
         while not self.stored.issuperset(queue[: queue.index(number)]):
             yield  # one transaction of a process after the other
-        self.crashed[number] = commit if self.rng.random() < 0.5 else None
-        yield
-        del self.crashed[number]
-        commit()
+        token = 0 if number in self.unreachable else self.fence_of[number].token
+        yield from self.commit(number, owner, token, commit, parent)
+        while self.outcomes[number] == "moved":
+            self.learn(owner)
+            yield from self.commit(number, owner, token, commit, parent)
         self.stored.add(number)
-        yield
+        if self.outcomes[number] == "committed":
+            yield
+            return True
+        self.sent.add(number)
+        self.counts["refused"] += self.outcomes[number] == "refused"
+        if self.outcomes[number] == "killed":  # so nobody knows, as after a crash
+            self.crashed.add(number)
+            self.fence_of[number].stays = True
+            self.not_again(owner, self.fence_of[number])
+        elif token:
+            retain = self.is_needed(self.fence_of[number], 1)
+            if not retain:
+                self.not_again(owner, self.fence_of[number])
+            self.redis.commit_drop(token, owner, self.fresh(owner), retain=retain)
+        return False
+
+    def commit(
+        self, number: int, owner: int, token: int, commit: Callable[[], None], parent: int = NOTHING
+    ) -> Iterator[None]:
+        """Have a transaction run. Should its process die, it goes on, for as long as it likes."""
+        transaction = self.transaction(number, owner, token, commit, parent)
+        try:
+            for _ in transaction:
+                yield
+        except GeneratorExit:
+            self.outliving[number] = transaction
+            raise
+
+    def transaction(
+        self, number: int, owner: int, token: int, commit: Callable[[], None], parent: int
+    ) -> Iterator[None]:
+        identity = self.known[owner]
+        yield  # on its way, and waiting for a connection
+        if token in self.past_deadline and self.on("deadline"):
+            self.outcomes[number] = "late"
+            self.counts["too late"] += 1
+            return
+        if identity != self.identity and self.on("identity-write"):
+            self.outcomes[number] = "moved"
+            return
+        if owner in self.warned and parent and parent not in self.checkpoints and self.on("parent"):
+            self.outcomes[number] = "refused"
+            return
+        self.transactions[number] = owner
+        yield  # for a lock, or for the commit to be confirmed by a standby
+        if self.transactions.pop(number, None) is None:
+            self.outcomes[number] = "killed"
+            return
+        commit()
+        self.outcomes[number] = "committed"
+        self.counts["outlived"] += number in self.outliving
+
+    def outlive(self) -> Iterator[None]:
+        """A transaction whose process has died goes on."""
+        while self.outliving:
+            yield
+            if self.outliving:
+                number = self.rng.choice(list(self.outliving))
+                if next(self.outliving[number], self) is self:
+                    del self.outliving[number]
 
     def mark_stale(self, acknowledge: Acknowledge) -> None:
         ack = self.stale_thread[1] if self.stale_thread else []
@@ -499,7 +619,9 @@ class World:
         if not self.on("invalidate-first"):
             self.stale_thread = None
         yield
-        self.redis.end_thread(next(self.ids), self.fresh())
+        process = self.rng.choice((0, 1, 2))
+        self.learn(process)
+        self.redis.end_thread(next(self.ids), self.fresh(process))
         for acknowledge in seen[1]:
             acknowledge()
         self.counts["invalidated"] += 1
@@ -550,7 +672,7 @@ class World:
             yield  # what is sent again may come after later writes, so it only drops the entry
             answered = self.rng.random() < 0.7
             if answered or self.rng.random() < 0.5:
-                self.redis.commit_drop(fence.token, owner, self.fresh(), retain=self.is_needed(fence, 1))
+                self.redis.commit_drop(fence.token, owner, self.fresh(owner), retain=self.is_needed(fence, 1))
             if answered:
                 return True
         return False
@@ -561,61 +683,91 @@ class World:
         try:
             if reachable:
                 self.redis.begin_thread(token, self.fresh())
-            yield
-            gone = max([*self.checkpoints, *self.writes], default=NOTHING)
-            self.checkpoints, self.writes = {}, {}
-            self.acked_id, self.acked_writes = NOTHING, set()
-            self.deleting, self.deletes = max(self.deleting, gone), self.deletes + 1
-            self.reserved = [i for i in self.reserved if i > gone]
-            self.counts["deleted"] += 1
+            gone = [NOTHING]
+
+            def delete() -> None:
+                gone.append(max([*self.checkpoints, *self.writes], default=NOTHING))
+                self.checkpoints, self.writes = {}, {}
+                self.acked_id, self.acked_writes = NOTHING, set()
+                self.deleted, self.deletes = (*self.deleted, gone[-1]), self.deletes + 1
+                self.reserved = [i for i in self.reserved if i > max(gone)]
+                self.counts["deleted"] += 1
+                if not reachable and self.on("stale_threads"):
+                    self.mark_stale(acknowledge)
 
             def acknowledge() -> None:
-                self.deleted = max(self.deleted, gone)
+                self.deleted = tuple(highest for highest in self.deleted if highest > max(gone))
 
-            if not reachable:
-                if self.on("stale_threads"):
-                    self.mark_stale(acknowledge)
-                return
-            yield
-            self.redis.end_thread(token, self.fresh())
-            acknowledge()
+            yield from self.commit(token, 0, token if reachable else 0, delete)
+            while self.outcomes[token] == "moved":
+                self.learn(0)
+                yield from self.commit(token, 0, token if reachable else 0, delete)
+            if self.outcomes[token] == "killed":
+                self.crashed.add(token)
+            elif reachable:
+                yield
+                self.redis.end_thread(token, self.fresh())
+                acknowledge()
         except GeneratorExit:
             if token in self.unfenced:
+                self.end_in_postgres({token})
                 self.redis.end_thread(token, self.fresh())
             else:
-                self.crashed.setdefault(token, None)
+                self.crashed.add(token)
             raise
         finally:
             self.in_flight.discard(token)
 
     def reader(self) -> Iterator[None]:
         fill_token, acked_id, acked_writes = next(self.ids), self.acked_id, set(self.acked_writes)
-        deletes, over, owner = self.deletes, 0, self.rng.choice((0, 1, 2))
+        changes, over, owner = (self.deletes, self.rewinds), 0, self.rng.choice((0, 1, 2))
         if fence := self.idle(owner):
             over = fence.token
             if self.on("given-up"):
                 self.not_again(owner, fence)
-        kind, got = self.redis.read(fill_token, self.fresh(), over)
-        self.counts[kind] += 1
-        seen = got
-        if kind not in ("hit", "empty"):
+        up_to_date = self.known[owner] == self.identity
+        reply = self.redis.read(fill_token, self.fresh(owner), over)
+        self.counts[reply.kind] += 1
+        seen = reply.state
+        if seen is None:
             yield
-            seen = self.latest()
+            may_fill = not self.on("settle-first") or self.is_settled(reply)
             yield
-            if kind == "load":
-                self.counts["filled"] += self.redis.fill(fill_token, got, seen, self.fresh())
-        if deletes != self.deletes:  # committed while this read went on: it may have taken what was acknowledged
+            seen, up_to_date = self.latest(), True
+            if self.rng.random() < 0.05:
+                seen, up_to_date = latest(*self.saved[:2]), False
+                may_fill &= not self.on("standby")
+            else:
+                self.learn(owner)
+            yield
+            may_fill &= self.on("settle-first") or self.is_settled(reply)
+            if reply.kind == "load" and may_fill:
+                self.counts["filled"] += self.redis.fill(
+                    fill_token, reply.generation, seen, self.fresh(owner), reply.overdue
+                )
+        if changes != (self.deletes, self.rewinds):  # meanwhile: it may have taken what was acknowledged
             acked_id, acked_writes = NOTHING, set()
-        self.check(kind, seen, acked_id, acked_writes)
+        if up_to_date:
+            self.check(reply.kind, seen, acked_id, acked_writes)
 
     def root_reader(self) -> Iterator[None]:
-        fill_token = next(self.ids)
-        kind, generation = self.redis.read_root(fill_token, self.fresh())
+        fill_token, process = next(self.ids), self.rng.choice((0, 1, 2))
+        reply = self.redis.read_root(fill_token, self.fresh(process))
         yield
-        empty = not self.checkpoints and not self.writes
+        may_fill = self.is_settled(reply)
         yield
-        if kind == "load" and empty:
-            self.redis.fill_root(fill_token, generation, self.fresh())
+        may_fill &= not self.checkpoints and not self.writes and self.known[process] == self.identity
+        yield
+        if reply.kind == "load" and may_fill:
+            self.redis.fill_root(fill_token, reply.generation, self.fresh(process), reply.overdue)
+
+    def is_settled(self, reply: Reply) -> bool:
+        """Ask Postgres whether no transaction is left of the processes whose fences are past their deadline."""
+        if not reply.overdue or not self.on("settle"):
+            return True
+        settled = not set(reply.overdue.values()) & set(self.transactions.values())
+        self.counts["settled" if settled else "unsettled"] += 1
+        return settled
 
     def check(self, kind: str, seen: State, acked_id: int, acked_writes: set[tuple[int, int, int]]) -> None:
         if seen.id < acked_id:
@@ -635,7 +787,7 @@ class World:
 
     def being_deleted(self) -> bool:
         """Say whether a delete has been committed that is not acknowledged: then either answer is right."""
-        return self.deleting > self.deleted
+        return bool(self.deleted)
 
     def fault(self) -> Iterator[None]:
         kind = self.rng.choice(
@@ -647,6 +799,9 @@ class World:
                 "restart",
                 "fail-over-and-back",
                 "deadlines",
+                "deadlines",
+                "save",
+                "rewind",
             )
         )
         if kind == "evict-entry":
@@ -659,7 +814,12 @@ class World:
         elif kind == "snapshot":
             self.snapshot = self.redis.snapshot()
         elif kind == "deadlines":
-            self.pass_deadlines(set(self.crashed) - self.in_flight)
+            frozen = {number for number in self.in_flight if self.rng.random() < 0.2}
+            self.pass_deadlines(self.crashed - self.in_flight, frozen)
+        elif kind == "save":
+            self.saved = self.stored_in_postgres()
+        elif kind == "rewind":
+            self.rewind()
         else:
             self.lose_fences()
             same_process = kind == "fail-over-and-back"
@@ -676,30 +836,53 @@ class World:
         self.unfenced |= self.in_flight
         for fence in self.active.values():
             fence.lost = True
-        self.end_in_postgres(set(self.crashed) - self.in_flight)
+        self.end_in_postgres(set(self.outliving))
 
     def end_in_postgres(self, numbers: set[int]) -> None:
-        for number in sorted(numbers):
-            if commit := self.crashed.pop(number):
-                commit()
+        for number in sorted(numbers & self.outliving.keys()):
+            for _ in self.outliving.pop(number):
+                pass
 
-    def pass_deadlines(self, numbers: set[int]) -> None:
-        """Writes that a crashed process sent to Postgres end before its fence does."""
-        self.end_in_postgres(numbers)
-        live = {self.fence_of[number].token for number in self.in_flight if number in self.fence_of}
-        ended = {self.fence_of[number].token if number in self.fence_of else number for number in numbers}
-        self.redis.pass_deadlines((ended | self.left) - live)
+    def pass_deadlines(self, crashed: set[int], frozen: Collection[int] = ()) -> None:
+        live = {self.token(number) for number in self.in_flight - set(frozen)}
+        ended = {self.token(number) for number in crashed | set(frozen)}
+        late = (ended | self.left) - live
+        self.past_deadline |= late
+        self.redis.pass_deadlines(late)
+
+    def token(self, number: int) -> int:
+        return self.fence_of[number].token if number in self.fence_of else number
+
+    def stored_in_postgres(self) -> Any:
+        return dict(self.checkpoints), self.writes, self.stale_thread, self.deleted
+
+    def rewind(self) -> None:
+        """Postgres loses its last commits, in a failover or a restore, and all transactions under way."""
+        before = set(self.checkpoints)
+        checkpoints, self.writes, self.stale_thread, self.deleted = self.saved
+        self.checkpoints = dict(checkpoints)
+        self.lost = (self.lost | before) - self.checkpoints.keys()
+        self.counts["lost commits"] += bool(before - self.checkpoints.keys())
+        self.acked_id = min(self.acked_id, max(self.checkpoints, default=NOTHING))
+        self.acked_writes = {w for w in self.acked_writes if self.writes.get(w[0], {}).get(w[1], 0) >= w[2]}
+        self.transactions.clear()
+        self.identity, self.rewinds = self.identity + 1, self.rewinds + 1
 
     def check_convergence(self) -> None:
         for fence in self.active.values():
             self.redis.release(fence.token)
-        self.pass_deadlines(set(self.crashed))
+        self.end_in_postgres(set(self.outliving))
         self.redis.pass_deadlines()
         for _ in self.poller():
             pass
-        kind, got = self.redis.read(next(self.ids), self.fresh())
-        if kind in ("hit", "empty") and got != self.latest():
-            raise AssertionError(f"convergence: {got} is cached, {self.latest()} is stored")
+        self.learn(0)
+        for _ in range(2):
+            reply = self.redis.read(token := next(self.ids), self.fresh())
+            if reply.state is None and reply.generation:
+                assert self.is_settled(reply)
+                assert self.redis.fill(token, reply.generation, self.latest(), self.fresh(), reply.overdue)
+            elif reply.state != self.latest():
+                raise AssertionError(f"convergence: {reply.state} is cached, {self.latest()} is stored")
 
 
 def explore(seed: int, dropped: str | None = None, redis: Redis | None = None) -> dict[str, int]:
@@ -728,12 +911,13 @@ def interleave(world: World, rng: random.Random, running: list[Iterator[None]]) 
         world.fault,
         world.poller,
         world.releaser,
+        world.outlive,
     )
     budget = 40
     while budget or running:
         if budget and len(running) < 4 and rng.random() < 0.6:
             budget -= 1
-            running.append(rng.choices(makers, (4, 3, 7, 2, 0.6, 2, 1, 2))[0]())
+            running.append(rng.choices(makers, (4, 3, 7, 2, 0.6, 2, 1, 2, 1))[0]())
         elif running:
             process = rng.choice(running)
             if rng.random() < 0.03:

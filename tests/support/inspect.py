@@ -271,6 +271,15 @@ class Inside:
         """Skip the wait after Redis has come back."""
         self._engine.health._serving_from = 0.0
 
+    async def replace_connections(self) -> None:
+        """Replace the connections to Postgres that are dead, as a pooler does: nothing else notices."""
+        pool: Any = self.upstream.conn
+        while pool.get_stats().get("pool_available", 0) < pool.min_size:
+            await asyncio.sleep(0.01)
+        await pool.check()
+        while pool.get_stats().get("pool_available", 0) < pool.min_size:
+            await asyncio.sleep(0.01)
+
     def forget_stale_threads(self) -> None:
         forget_stale_threads(self.invalidator)
 

@@ -8,6 +8,7 @@ from langgraph.checkpoint.postgres.base import BasePostgresSaver
 from langgraph_checkpoint_cached.records import Namespace, Put, PutWrites, Value, Write
 from langgraph_checkpoint_cached.stores.postgres import bulk_insert as made
 from langgraph_checkpoint_cached.stores.postgres.bulk_insert import (
+    Guard,
     RowBatch,
     for_rows,
     numbered,
@@ -18,6 +19,7 @@ from langgraph_checkpoint_cached.stores.postgres.bulk_insert import (
 
 UPSTREAM: Any = BasePostgresSaver
 BLOBS, CHECKPOINTS = UPSTREAM.UPSERT_CHECKPOINT_BLOBS_SQL, UPSTREAM.UPSERT_CHECKPOINTS_SQL
+GUARD = Guard("%s = 7", [7])
 KEEP, REPLACE = UPSTREAM.INSERT_CHECKPOINT_WRITES_SQL, UPSTREAM.UPSERT_CHECKPOINT_WRITES_SQL
 EACH = (BLOBS, CHECKPOINTS, KEEP, REPLACE)
 
@@ -46,8 +48,8 @@ def test_upstream_statements_extend_to_many_rows(sql: str) -> None:
 def test_a_statement_of_another_kind_stays_one_for_each_row(sql: str) -> None:
     batch = RowBatch(sql, ["a", "b"] * 3, 3, {0})
     assert [(s.sql, s.parameters, s.rows) for s in statements([batch])] == [(sql, ["a", "b"], 1)] * 3
-    assert one_statement({sql: batch}, sql) is None
-    assert one_statement({sql: RowBatch(sql, ["a", "b"], 1, {0})}, sql) is not None
+    assert one_statement({sql: batch}, sql, GUARD) is None
+    assert one_statement({sql: RowBatch(sql, ["a", "b"], 1, {0})}, sql, GUARD) is not None
 
 
 def test_rows_of_one_statement_are_gathered_over_the_operations() -> None:
@@ -107,16 +109,16 @@ def test_parameters_are_numbered_as_they_stand() -> None:
 
 def test_small_batch_is_one_statement_ending_with_counted_rows() -> None:
     [gathered] = row_batches(UPSTREAM, [put_writes("a"), put("a", channels=2)])
-    alone = one_statement(gathered, BLOBS)
+    alone = one_statement(gathered, BLOBS, GUARD)
     assert alone is not None
     assert (alone.batch.sql, alone.rows) == (BLOBS, 2)
-    assert alone.sql.count("%s") == len(alone.parameters) == 2 * 9 + 6 + 2 * 6
+    assert alone.sql.count("%s") == len(alone.parameters) == 2 * 9 + 6 + 2 * 6 + 1
     first, _, last = alone.sql.rpartition("INSERT INTO")
     assert last.startswith(" checkpoint_blobs")
     assert first.lower().startswith("with part_0 as (insert into checkpoint_writes")
-    assert alone.parameters[-2:] == ["null", b""]
+    assert alone.parameters[-3:] == ["null", b"", 7]
 
 
 def test_batch_with_too_many_parameters_is_split() -> None:
     [gathered] = row_batches(UPSTREAM, [put(f"t{i}") for i in range(5)])
-    assert one_statement(gathered, BLOBS) is None
+    assert one_statement(gathered, BLOBS, GUARD) is None

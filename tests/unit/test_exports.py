@@ -17,6 +17,7 @@ def test_exported_names() -> None:
         "HistoryNeededError",
         "IdleThreads",
         "IntentCache",
+        "LostHistoryError",
         "OverloadedError",
         "PostgresTimeoutError",
         "SyncCachedPostgresSaver",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from langgraph_checkpoint_cached.database_identity import DatabaseIdentity
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis import fences
@@ -44,7 +45,7 @@ class World:
     def __init__(self, *, retain: bool = True) -> None:
         self.executor, self.now = Executor(), 1000.0
         runtime = Runtime(asyncio.get_running_loop(), clock=lambda: self.now)
-        self.fences = Fences(runtime, self.executor, Keyspace("p", Ttl(60)), retain=retain)  # type: ignore[arg-type]
+        self.fences = Fences(runtime, self.executor, Keyspace("p", Ttl(60), DatabaseIdentity()), retain=retain)  # type: ignore[arg-type]
 
     @property
     def left(self) -> list[tuple[str, str]]:

@@ -6,16 +6,19 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from langgraph.checkpoint.postgres.base import BasePostgresSaver
 
 from langgraph_checkpoint_cached.records import Put, PutWrites
+from langgraph_checkpoint_cached.stores.postgres.queries import query
 
 ROWS_OF_A_STATEMENT = (32, 16, 8, 5, 4, 3, 2, 1)
 """Numbers of rows that one statement inserts: few, so that a connection keeps all the statements prepared."""
 TOGETHER_MAX = 50
 """Parameters of one statement for several batches. There are many such statements, each with its own numbers."""
+
+STORE = query("store")
 
 Row: TypeAlias = "tuple[Any, ...]"
 
@@ -35,6 +38,13 @@ class RowBatch:
         """Append a row."""
         self.parameters += row
         self.rows += 1
+
+
+class Guard(NamedTuple):
+    """Condition that fails a statement, and so its transaction, unless all is as it should be."""
+
+    condition: str
+    parameters: list[Any]
 
 
 @dataclass(frozen=True)
@@ -108,12 +118,15 @@ def statements(batches: Iterable[RowBatch]) -> Iterator[Statement]:
                 start = end
 
 
-def one_statement(batches: Mapping[str, RowBatch], last: str) -> Statement | None:
+def one_statement(batches: Mapping[str, RowBatch], last: str, guard: Guard) -> Statement | None:
     """Return a single statement that inserts all rows, or None if they are too many or cannot be combined.
+
+    It returns one row, with the number of rows `inserted` by the last part.
 
     Args:
         batches: One set of them.
         last: The batch with this statement comes last: the count of inserted rows is of that one.
+        guard: Evaluated before the last part.
     """
     in_order = dict(batches)
     if last in in_order:
@@ -122,8 +135,8 @@ def one_statement(batches: Mapping[str, RowBatch], last: str) -> Statement | Non
     for batch in in_order.values():
         parts.append((batch.sql, batch.rows))
         parameters += batch.parameters
-    sql = together(tuple(parts)) if len(parameters) <= TOGETHER_MAX else None
-    return None if sql is None else Statement(sql, parameters, batch, batch.rows)
+    sql = together(tuple(parts), guard.condition) if len(parameters) <= TOGETHER_MAX else None
+    return None if sql is None else Statement(sql, parameters + guard.parameters, batch, batch.rows)
 
 
 @lru_cache(maxsize=64)
@@ -136,14 +149,14 @@ def for_rows(sql: str, count: int) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def together(parts: tuple[tuple[str, int], ...]) -> str | None:
+def together(parts: tuple[tuple[str, int], ...], condition: str) -> str | None:
     """Combine statements, each for so many rows, into one. Return None if one of them cannot be extended."""
     texts = [for_rows(sql, count) for sql, count in parts]
     if None in texts:
         return None
     *first, last = (str(text).strip().rstrip(";") for text in texts)
-    names = ", ".join(f"part_{i} as ({text})" for i, text in enumerate(first))
-    return f"with {names} {last}" if first else last
+    named = "".join(f"part_{i} as ({text}), " for i, text in enumerate(first))
+    return STORE.format(others=named, last=last, guard=condition)
 
 
 @lru_cache(maxsize=512)

@@ -14,6 +14,7 @@ from langgraph_checkpoint_cached.records import Latest, LeaseRow, Namespace
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres.connections import Connections
 from langgraph_checkpoint_cached.stores.postgres.errors import is_statement_error
+from langgraph_checkpoint_cached.stores.postgres.identity import IdentityReader
 from langgraph_checkpoint_cached.stores.postgres.leases import LeaseTable
 from langgraph_checkpoint_cached.stores.postgres.queries import query
 from langgraph_checkpoint_cached.stores.postgres.rows import decode_write, select, to_records
@@ -48,8 +49,11 @@ class _Load(NamedTuple):
 class LatestLoader:
     """Loader of the latest checkpoints of namespaces, with the leases of their threads."""
 
-    def __init__(self, connections: Connections, leases: LeaseTable, stats: Stats) -> None:
+    def __init__(
+        self, connections: Connections, leases: LeaseTable, identity: IdentityReader, stats: Stats
+    ) -> None:
         self._connections, self._leases, self._stats = connections, leases, stats
+        self._identity = identity
         self._queue: BatchQueue[_Load] = BatchQueue(
             self._load,
             rows_max=LOADS_OF_A_QUERY_MAX,
@@ -103,6 +107,8 @@ class LatestLoader:
 
     async def _select(self, namespaces: Sequence[Namespace]) -> list[Latest]:
         """Load the latest checkpoints, in the order of the namespaces."""
+        if not self._identity.is_asked:
+            await self._identity.ask()
         try:
             return await self._query(namespaces)
         except psycopg.Error as exc:
@@ -120,18 +126,26 @@ class LatestLoader:
         upstream = self._connections.upstream
         leases = LEASES_OF_PREFIX if self._leases.usable else NO_LEASES
         found: dict[int, Latest] = {}
+        differs, stamps = self._identity.differs, self._identity.stamps
+        has_moved = False
         with self._stats.postgres_load.timed():
             async with self._connections.cursor() as cur:
-                sql = _latest_sql(upstream.SELECT_SQL, wanted, leases)
-                for row in await select(cur, sql, [*names, self._leases.prefix]):
+                sql = _latest_sql(upstream.SELECT_SQL, wanted, leases, differs)
+                for row in await select(cur, sql, [*stamps, *names, self._leases.prefix]):
                     early = tuple([decode_write(w[0].decode(), w[1:]) for w in row["early_writes"] or ()])
                     records = [] if row["checkpoint_id"] is None else await to_records(cur, upstream, [row])
                     lease = LeaseRow(row["lease_token"], row["lease_position"]) if row["lease_token"] else None
-                    latest = Latest(records[0] if records else None, early, bool(row["thread_is_empty"]), lease)
+                    may_fill = not row["is_standby"] and not row["differs"]
+                    has_moved |= bool(row["differs"]) and not row["is_standby"]
+                    latest = Latest(
+                        records[0] if records else None, early, bool(row["thread_is_empty"]), lease, may_fill
+                    )
                     found[row["position"]] = latest
+        if has_moved:
+            await self._identity.ask()
         return [found[position] for position in range(1, len(namespaces) + 1)]
 
 
 @cache
-def _latest_sql(select: str, namespaces: str, leases: str) -> str:
-    return LATEST.format(select=select, namespaces=namespaces, leases=leases)
+def _latest_sql(select: str, namespaces: str, leases: str, differs: str) -> str:
+    return LATEST.format(select=select, namespaces=namespaces, leases=leases, differs=differs)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -16,15 +18,23 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from psycopg import AsyncCursor
 from psycopg.errors import DeadlockDetected, SerializationFailure
+from psycopg.rows import DictRow
 
 from langgraph_checkpoint_cached.records import History, Latest, Namespace, Put, PutWrites, Record
-from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.postgres import time_limit
 from langgraph_checkpoint_cached.stores.postgres.bulk_insert import one_statement, row_batches, statements
 from langgraph_checkpoint_cached.stores.postgres.connections import Connections, execute
 from langgraph_checkpoint_cached.stores.postgres.control_connection import ControlConnection
 from langgraph_checkpoint_cached.stores.postgres.delta_history import RawSerializer, raw_histories
 from langgraph_checkpoint_cached.stores.postgres.errors import ATTEMPTS_MAX, RETRY_SECONDS_MAX
+from langgraph_checkpoint_cached.stores.postgres.identity import (
+    GUARD,
+    AnotherIdentity,
+    IdentityReader,
+    guard_failure,
+)
+from langgraph_checkpoint_cached.stores.postgres.known_parents import KnownParents
 from langgraph_checkpoint_cached.stores.postgres.latest_loader import LatestLoader
 from langgraph_checkpoint_cached.stores.postgres.leases import LeaseTable, Replay
 from langgraph_checkpoint_cached.stores.postgres.processes import ProcessTable
@@ -41,15 +51,17 @@ FIND_VALUES = query("find_values")
 class PostgresStore:
     """Store of checkpoints in Postgres. Over a pool its operations run side by side, else one by one."""
 
-    def __init__(self, upstream: AsyncPostgresSaver, prefix: str, stats: Stats) -> None:
+    def __init__(self, upstream: AsyncPostgresSaver, prefix: str, runtime: Runtime) -> None:
         self._connections = connections = Connections(upstream)
         self.is_pooled, self._upstream = connections.is_pooled, connections.upstream
         self.control = ControlConnection(upstream.conn, connections.cursor, upstream.loop)
+        self.identity = IdentityReader(runtime, connections, self.control)
+        self._parents = KnownParents(runtime.database, connections)
         self.stale_threads = StaleThreadTable(connections.cursor, self.control, prefix)
         self.processes = ProcessTable(self.control, connections.cursor, prefix)
         self.leases = LeaseTable(connections.cursor, prefix, in_pipeline=bool(upstream.pipe))
-        self._loader = LatestLoader(connections, self.leases, stats)
-        self._stats = stats
+        self._stats = runtime.stats
+        self._loader = LatestLoader(connections, self.leases, self.identity, self._stats)
 
     def upstream(self, serde: SerializerProtocol | None = None) -> AsyncPostgresSaver:
         """Return the upstream saver, decoding with `serde` or its own: for what it already does well."""
@@ -129,15 +141,22 @@ class PostgresStore:
 
     @asynccontextmanager
     async def upstream_in_transaction(
-        self, stale_threads: Collection[str], ended: Collection[str]
+        self, deadline: float, stale_threads: Collection[str], ended: Collection[str]
     ) -> AsyncIterator[AsyncPostgresSaver]:
         """Open a transaction and yield the upstream saver inside it.
 
         Args:
+            deadline: Time by which it must have begun.
             stale_threads: Threads that the transaction marks stale.
             ended: Threads whose leases it ends. Those that had one become stale too.
+
+        Raises:
+            TooLate, AnotherIdentity: nothing was done. In the second case the new one is known now.
         """
+        if not self.identity.is_asked:
+            await self.identity.ask()
         async with self._connections.transaction(seconds=time_limit.LONG_OPERATION_SECONDS_MAX) as cur:
+            await self._guard(cur, deadline)
             had_leases: set[str] = set()
             if ended and self.leases.usable:
                 async with self.leases.savepoint(cur):
@@ -152,14 +171,27 @@ class PostgresStore:
                 await self.stale_threads.insert(cur, thread_ids)
 
     async def store(
-        self, operations: Sequence[Put | PutWrites], stale_threads: Collection[str] = ()
+        self,
+        operations: Sequence[Put | PutWrites],
+        stale_threads: Collection[str] = (),
+        deadline: float = math.inf,
     ) -> list[bool]:
         """Store checkpoints and pending writes, in one transaction and in this order, and mark threads stale.
 
         Return, for each, whether it is known what was stored. False means that Postgres had a value for one of
         the new channels and versions of a checkpoint, and kept it.
+
+        Raises:
+            TooLate: the transaction did not begin by the deadline, on this process' clock. Nothing was stored.
+            LostHistoryError: a checkpoint builds on one that Postgres has lost. Nothing was stored.
         """
-        return await self._attempt(self._store, operations, stale_threads)
+        if not self.identity.is_asked:
+            await self.identity.ask()
+        attempt = partial(self._store, deadline=deadline)
+        known = await self._attempt(attempt, operations, stale_threads)
+        if self.identity.identity.changes:
+            self._parents.note(operations)
+        return known
 
     async def replay(self, replays: Sequence[Replay], stale_threads: Collection[str] = ()) -> set[str]:
         """Replay journal entries, of one lease for each thread, in one transaction, and mark threads stale.
@@ -198,12 +230,23 @@ class PostgresStore:
                 if isinstance(exc, (DeadlockDetected, SerializationFailure)) and attempts < ATTEMPTS_MAX:
                     await asyncio.sleep(random.uniform(0, RETRY_SECONDS_MAX))  # noqa: S311 - so that they part
                     continue
+                failure = guard_failure(exc)
+                if isinstance(failure, AnotherIdentity) and attempts < ATTEMPTS_MAX:
+                    await self.identity.ask()
+                    continue
+                if failure is not None:
+                    raise failure from exc
                 self.leases.is_missing_table_error(exc)
                 if not marked or not self.stale_threads.is_missing_table_error(exc):
                     raise
                 marked, attempts = (), 0
 
-    async def _store(self, operations: Sequence[Put | PutWrites], stale_threads: Collection[str]) -> list[bool]:
+    async def _store(
+        self, operations: Sequence[Put | PutWrites], stale_threads: Collection[str], *, deadline: float
+    ) -> list[bool]:
+        if self.identity.identity.changes:
+            await self._parents.check(operations)
+        guard = self.identity.guard(deadline)
         sets = row_batches(self._upstream, operations)
         if stale_threads:
             stale = self.stale_threads.rows(stale_threads)
@@ -213,12 +256,15 @@ class PostgresStore:
             if isinstance(operation, Put) and operation.valueless:
                 doubtful.append((position, operation))
         blobs = self._upstream.UPSERT_CHECKPOINT_BLOBS_SQL
-        single = one_statement(sets[0], blobs) if len(sets) == 1 and not doubtful else None
+        single = one_statement(sets[0], blobs, guard) if len(sets) == 1 and not doubtful else None
         needed = [single] if single else [s for batches in sets for s in statements(batches.values())]
         inserted, existing = [], []
         started = time.perf_counter()
         try:
-            async with self._connections.implicit_transaction(statements=len(needed) + len(doubtful)) as conn:
+            count = len(needed) + len(doubtful) + (single is None)
+            async with self._connections.implicit_transaction(statements=count) as conn:
+                if single is None:
+                    await execute(conn, GUARD.format(guard=guard.condition), guard.parameters)
                 for statement in needed:
                     inserted.append((statement, await execute(conn, statement.sql, statement.parameters)))
                 for position, put in doubtful:
@@ -229,10 +275,21 @@ class PostgresStore:
         for position, cur in existing:
             known[position] = cur.rowcount == 0
         for statement, cur in inserted:
-            if statement.batch.sql == blobs and cur.rowcount != statement.rows:
+            rows = (await cur.fetchall())[0]["inserted"] if single else cur.rowcount
+            if statement.batch.sql == blobs and rows != statement.rows:
                 for position in statement.batch.positions:
                     known[position] = False
         return known
+
+    async def _guard(self, cur: AsyncCursor[DictRow], deadline: float) -> None:
+        guard = self.identity.guard(deadline)
+        try:
+            await cur.execute(GUARD.format(guard=guard.condition), guard.parameters)
+        except psycopg.Error as exc:
+            failure = guard_failure(exc)
+            if failure is None:
+                raise
+            raise failure from exc
 
     async def _replay(self, replays: Sequence[Replay], stale_threads: Collection[str]) -> set[str]:
         with self._stats.postgres_replay.timed():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
@@ -65,11 +65,14 @@ class Hit:
 class FillLease:
     """Right to load the namespace and to fill its entry, for this generation.
 
-    Where the thread has a lease, Postgres may lack writes that Redis has acknowledged.
+    Where the thread has a lease, Postgres may lack writes that Redis has acknowledged. Where fences are past their
+    deadline, a write may still be on its way: Postgres is to be asked for transactions of their owners first.
     """
 
     generation: str
     lease: LeasePosition | None = None
+    overdue: Mapping[str, str] = field(default_factory=dict)
+    """Fences past their deadline: token -> owner."""
 
 
 class MissReason(Enum):
@@ -113,15 +116,21 @@ class CommitResult(NamedTuple):
     """True if the entry was updated. If not, it was dropped, or there was none."""
     was_fenced: bool
     """True if the write's fence was still active."""
-    expired_fences: int
-    """Number of fences of dead or slow writes that were found past their deadline."""
 
 
 def parse_commit(reply: int | None) -> CommitResult:
     """Return the result that a reply to COMMIT stands for; `lua/commit_functions.lua` says what it may be."""
-    if reply is None:
-        return CommitResult(False, False, 0)
-    return CommitResult(reply == 1, True, -reply if reply < 0 else 0)
+    return CommitResult(reply == 1, reply is not None)
+
+
+def _parse_miss(kind: bytes, generation: bytes, overdue: Sequence[bytes], lease: bytes) -> FillLease | EntryMiss:
+    """Return what a reply to READ stands for that is no hit."""
+    position = parse_position(lease)
+    if kind != b"load":
+        return EntryMiss(MissReason(kind), position)
+    fences = [part.decode() for part in overdue]
+    owners = dict(zip(fences[::2], fences[1::2], strict=True))
+    return FillLease(generation.decode(errors="replace"), position, owners)
 
 
 class RedisEntries:
@@ -163,13 +172,16 @@ class RedisEntries:
             raise RedisUnavailable(
                 "not asked: Redis recovered less than 3 s ago and other processes may still be disconnected"
             )
+        if not self._keyspace.database.is_known:
+            raise RedisUnavailable("not asked: Postgres has not told which one it is")
         fence = self.fences.hand_over(namespace)
         keys, name = entry_keys(self._keyspace.prefix, namespace)
-        ttl, released = self._keyspace.ttl_text, "" if fence is None else fence.token
+        random, ttl = self._keyspace.database.tag + new_token(), self._keyspace.ttl_text
+        released = "" if fence is None else fence.token
         reading = self._executor.submit(
             READ,
             keys,
-            (name, new_token(), ttl, fill_token, str(FILL_LEASE_MS), self._refresh, checkpoint_id, released),
+            (name, random, ttl, fill_token, str(FILL_LEASE_MS), self._refresh, checkpoint_id, released),
             now=True,
         )
         if fence is not None:
@@ -184,17 +196,10 @@ class RedisEntries:
             if attempts <= 1:
                 raise
             return await self.read(namespace, fill_token, checkpoint_id, attempts=attempts - 1)
-        kind = reply[0]
-        if kind == b"hit":
+        if reply[0] == b"hit":
             flat = reply[1]
             return Hit(dict(zip(flat[::2], flat[1::2], strict=True)))
-        self._stats.fences_expired += reply[2]
-        lease = parse_position(reply[3])
-        return (
-            FillLease(reply[1].decode(errors="replace"), lease)
-            if kind == b"load"
-            else EntryMiss(MissReason(kind), lease)
-        )
+        return _parse_miss(*reply)
 
     def decode(self, namespace: Namespace, hit: Hit) -> Latest | None:
         """Return the entry that was hit, None for an opaque one. Raises `DamagedEntry`."""
@@ -203,7 +208,10 @@ class RedisEntries:
     def fill(
         self, namespace: Namespace, fill_token: str, fill_lease: FillLease, latest: Latest
     ) -> Coroutine[Any, Any, bool]:
-        """FILL: return whether what was loaded became the entry. Queued when this returns."""
+        """FILL: return whether what was loaded became the entry. Queued when this returns.
+
+        The fences of the fill lease that are past their deadline go; they must have been settled before the load.
+        """
         ttl_ms = self._keyspace.ttl.milliseconds
         filling = self._submit(
             FILL,
@@ -211,10 +219,11 @@ class RedisEntries:
             fill_token,
             fill_lease.generation,
             "1" if latest.thread_is_empty else "0",
+            "".join(f"{token} " for token in fill_lease.overdue),
             *entry_fields(namespace, latest, self._integrity),
             ttl_ms=ttl_ms if latest.record is not None else min(ttl_ms, EMPTY_MS),
         )
-        return self._filled(namespace, fill_token, filling)
+        return self._filled(namespace, fill_token, fill_lease, filling)
 
     async def release_fill_lease(self, namespace: Namespace, fill_token: str) -> None:
         """Release the fill lease, if it is still held."""
@@ -278,7 +287,8 @@ class RedisEntries:
         """
         keys, name = entry_keys(self._keyspace.prefix, fence.namespace)
         owner = f"{self.fences.owner} retain" if retain else self.fences.owner
-        arguments = (name, new_token(), self._keyspace.ttl_text, fence.token, owner, *update.arguments)
+        random, ttl = self._keyspace.database.tag + new_token(), self._keyspace.ttl_text
+        arguments = (name, random, ttl, fence.token, owner, *update.arguments)
         return self._executor.submit(update.script, keys, arguments, in_order=True, now=now)
 
     async def begin_thread(self, thread_id: str, token: str) -> LeasePosition | None:
@@ -311,7 +321,9 @@ class RedisEntries:
         """Wait until nothing is queued or under way."""
         await self._executor.drain()
 
-    async def _filled(self, namespace: Namespace, fill_token: str, filling: asyncio.Future[Any]) -> bool:
+    async def _filled(
+        self, namespace: Namespace, fill_token: str, fill_lease: FillLease, filling: asyncio.Future[Any]
+    ) -> bool:
         try:
             reply = await filling
         except RedisFull:
@@ -319,6 +331,7 @@ class RedisEntries:
             return False
         if reply:
             self._executor.note_memory_available()
+            self._stats.fences_expired += len(fill_lease.overdue)
         return bool(reply)
 
     def _take_back_unless_read(self, fence: Fence, reading: asyncio.Future[Any]) -> None:
@@ -338,4 +351,5 @@ class RedisEntries:
     ) -> asyncio.Future[Any]:
         keys, name = entry_keys(self._keyspace.prefix, namespace)
         ttl = self._keyspace.ttl_text if ttl_ms is None else str(ttl_ms)
-        return self._executor.submit(script, keys, (name, new_token(), ttl, *arguments), in_order=in_order)
+        random = self._keyspace.database.tag + new_token()
+        return self._executor.submit(script, keys, (name, random, ttl, *arguments), in_order=in_order)

@@ -17,9 +17,12 @@ from langgraph_checkpoint_cached.stores.redis.scripts import BEGIN, RELEASE
 from langgraph_checkpoint_cached.utils.tokens import new_token
 
 FENCE_MS = 30_000
-"""A write that takes longer is presumed lost: its namespace is read from Postgres meanwhile, and after it."""
+"""A reader may settle the fence of a write that takes longer: see `check_fences` in `lua/thread.lua`."""
 FENCE_MARGIN_SECONDS = FENCE_MS / 1000 / 2
 """A fence with less time left than this is taken anew before Postgres is asked to commit."""
+FENCE_START_SECONDS = 25.0
+"""A transaction that has not begun so long after its fence was taken does not begin any more. The time that is
+left covers how far the clocks of Postgres and Redis may drift apart meanwhile."""
 RETAIN_SECONDS = 0.05
 """Time that a fence stays active after a write, for the next one: a graph writes several times in a row."""
 RETAINED_MAX = 1000
@@ -82,12 +85,16 @@ class Fences:
         self._abandoned: list[tuple[str, str]] = []
         self._releasing: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
-        self.owner = new_token()
+        self.owner, self.start_seconds = runtime.owner, FENCE_START_SECONDS
 
     @property
     def ttl_text(self) -> str:
         """Time to the deadline of a fence, in milliseconds."""
         return str(FENCE_MS)
+
+    def start_deadline(self) -> float:
+        """Return the time by which a transaction under a fence that is taken now must have begun."""
+        return self._clock() + self.start_seconds
 
     def take(self, namespace: Namespace) -> Fence:
         """Return the fence for a write: an active one, or a new one. BEGIN is queued when this returns."""
@@ -203,7 +210,14 @@ class Fences:
 
     def _begin(self, namespace: Namespace, token: str) -> asyncio.Future[bytes]:
         keys, name = entry_keys(self._keyspace.prefix, namespace)
-        arguments = (name, new_token(), self._keyspace.ttl_text, token, self.owner, str(FENCE_MS))
+        arguments = (
+            name,
+            self._keyspace.database.tag + new_token(),
+            self._keyspace.ttl_text,
+            token,
+            self.owner,
+            str(FENCE_MS),
+        )
         return self._executor.submit(BEGIN, keys, arguments)
 
     def _on_opening(self) -> None:

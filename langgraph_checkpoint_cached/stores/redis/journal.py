@@ -97,7 +97,8 @@ class Journal:
         keys, name = entry_keys(self._keyspace.prefix, namespace)
         journal = journal_key(self._keyspace.prefix, namespace.thread_id)
         operation = kind + namespace.checkpoint_ns
-        arguments = (name, new_token(), self._keyspace.ttl_text, token, operation, *update.arguments)
+        random, ttl = self._keyspace.database.tag + new_token(), self._keyspace.ttl_text
+        arguments = (name, random, ttl, token, operation, *update.arguments)
         return self._executor.submit(script, (*keys, journal), arguments, in_order=True, durable=True)
 
     async def prepare(self, thread_id: str) -> tuple[str, bytes]:

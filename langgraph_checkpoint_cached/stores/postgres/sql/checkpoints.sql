@@ -5,10 +5,13 @@
 --   - the checkpoint, as the upstream saver selects it;
 --   - pending writes of newer checkpoints, whose own rows are still to come (a run saves both in either order);
 --   - the thread's lease, if it has one;
---   - for a root namespace without either, whether every other namespace of its thread is empty too.
+--   - for a root namespace without either, whether every other namespace of its thread is empty too;
+--   - whether this is a standby, or another Postgres than the caller knows: then it must not become the entry.
 --
--- {select} is the upstream saver's SELECT_SQL, {namespaces} and {leases} are one of the statements below.
+-- {select} is the upstream saver's SELECT_SQL, {namespaces} and {leases} are one of the statements below; {differs} is
+-- a condition of `identity.py`.
 select
+    pg_is_in_recovery() as is_standby, {differs} as differs,
     latest.*, early.writes as early_writes, wanted.position,
     case when wanted.of_namespace = '' and latest.checkpoint_id is null and early.writes is null then
         not exists (select from checkpoints where thread_id = wanted.of_thread)
@@ -47,6 +50,11 @@ unnest(%s::text[], %s::text[]) with ordinality
 -- name: no_leases
 -- Join no leases to `latest`, where their table is missing.
 (select null as thread_id, null as token, null as position where %s::text is null)
+
+-- name: store
+-- Insert rows of several tables at once, {others} and {last}, under {guard}. Return the number of rows of the last.
+with {others}last_part as ({last} returning 1)
+select {guard} as guarded, (select count(*) from last_part) as inserted
 
 -- name: find_values
 -- Find the values that are stored already under some channels and versions of a namespace.

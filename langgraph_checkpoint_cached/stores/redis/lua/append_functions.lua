@@ -18,9 +18,8 @@ local function apply(change)
   local generation = current_generation()
   local held, last = lease()
   if held ~= token then return 'closed ' .. generation end
-  local others, own = check_fences('')
   local entry = redis.call('HMGET', namespace, GENERATION, CHECKPOINT_ID)
-  if others or own or entry[1] ~= generation or not entry[2] or #ARGV > ARGUMENTS_MAX then return 'refused' end
+  if is_fenced('') or entry[1] ~= generation or not entry[2] or #ARGV > ARGUMENTS_MAX then return 'refused' end
   if redis.call('XLEN', KEYS[4]) >= JOURNAL_MAX then return 'full' end
   local number = last + 1
   local appended = { 'XADD', KEYS[4], number .. '-0', 't', token, 'n', ARGV[5] }

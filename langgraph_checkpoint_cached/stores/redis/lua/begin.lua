@@ -11,8 +11,8 @@ local token, owner, fence_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
 redis.call('HDEL', namespace, FILL_LEASE, HISTORY_FILL_LEASE)
 local generation = current_generation()
 redis.call('HSET', thread, FENCE .. token, string.format('%d %s %s', now_ms() + fence_ms, owner, name))
-extend(thread, math.max(ttl_ms, 2 * fence_ms))
-note_name(ttl_ms + 2 * fence_ms) -- COMMIT gives the entry `ttl_ms` when the write ends
+extend(thread, math.max(ttl_ms, FENCED_MS))
+note_name(ttl_ms + FENCED_MS) -- COMMIT gives the entry `ttl_ms` when the write ends
 local reply = lease_reply()
 if reply == '' and redis.call('HGET', namespace, GENERATION) ~= generation then return '?' end
 return reply

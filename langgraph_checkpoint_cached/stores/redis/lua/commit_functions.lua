@@ -1,5 +1,5 @@
--- COMMIT, for every kind of write. Returns 1 if the entry was updated, 0 if not; below 0, the number of fences
--- that had expired; nil if its own fence was not there any more.
+-- COMMIT, for every kind of write. Returns 1 if the entry was updated, 0 if not; nil if its own fence was not there any
+-- more.
 --
 -- ARGV: 4 token, 5 owner, or "<owner> retain" if the fence stays active for other writes of its process
 
@@ -16,11 +16,13 @@ local function end_write()
   if not retain then redis.call('HDEL', thread, FENCE .. token) end
   if not fenced then redis.call('HDEL', thread, EMPTY_FILL_LEASE, KNOWN_EMPTY) end -- they may not reflect this write
   local generation = current_generation()
-  local others, _, _, expired = check_fences(owner)
+  local fenced_by_others = is_fenced(owner)
   local entry = redis.call('HMGET', namespace, GENERATION, CHECKPOINT_ID)
-  if entry[1] == generation and entry[2] and not others and fenced and type(full) == 'number' then return entry[2] end
+  if entry[1] == generation and entry[2] and not fenced_by_others and fenced and type(full) == 'number' then
+    return entry[2]
+  end
   drop_entry()
-  return nil, fenced and -expired
+  return nil, fenced and 0
 end
 
 -- Apply a change to the entry. `change` gets the entry's checkpoint id. It returns true if it has updated the

@@ -6,9 +6,8 @@
 
 local fill_token, generation, id = ARGV[4], ARGV[5], ARGV[6]
 
-local others, own = check_fences('')
 local entry = redis.call('HMGET', namespace, GENERATION, CHECKPOINT_ID, HISTORY_FILL_LEASE)
-if others or own or entry[3] ~= fill_token or entry[2] ~= id then return 0 end
+if is_fenced('') or entry[3] ~= fill_token or entry[2] ~= id then return 0 end
 if entry[1] ~= generation or current_generation() ~= generation then return 0 end
 redis.call('HSET', namespace, HISTORY, ARGV[7], HISTORY_CHANNELS, ARGV[8], HISTORY_PATH, '0\0' .. id)
 for _, field in ipairs(redis.call('HKEYS', namespace)) do

@@ -7,8 +7,7 @@
 local fill_token, id = ARGV[4], ARGV[5]
 
 redis.call('HDEL', namespace, '-') -- fails on a server that refuses writes
-local others, own = check_fences('')
-if others or own then return false end
+if is_fenced('') then return false end
 local generation = current_generation()
 local entry = redis.call('HMGET', namespace, GENERATION, CHECKPOINT_ID)
 if entry[1] ~= generation or entry[2] ~= id then return false end

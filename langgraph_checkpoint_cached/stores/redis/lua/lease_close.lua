@@ -4,7 +4,6 @@
 -- KEYS: 1 the thread, 2 the journal, 3... namespaces whose entries get the usual life again
 -- ARGV: 4 token, 5 number up to which Postgres has the journal, 6 '1' if the caller does not hold the lease
 
-local FENCE_TTL_MS = 60000 -- how long a fence on the thread may need its key
 local token, flushed = ARGV[4], tonumber(ARGV[5])
 local held = lease()
 if held and held ~= token then return 1 end -- closed long ago: the journal is another lease's
@@ -16,5 +15,5 @@ redis.call('HSET', thread, CLOSED_LEASE, token) -- its row may stay for a while:
 extend(thread, ttl_ms)
 if last_number(KEYS[2], token) > 0 or redis.call('XLEN', KEYS[2]) == 0 then redis.call('DEL', KEYS[2]) end
 for i = 3, #KEYS do redis.call('PEXPIRE', KEYS[i], ttl_ms) end
-redis.call('PEXPIRE', thread, math.max(ttl_ms, FENCE_TTL_MS))
+redis.call('PEXPIRE', thread, math.max(ttl_ms, FENCED_MS))
 return 1

@@ -12,8 +12,7 @@ if bound ~= '0' and policy ~= 'noeviction' and string.sub(policy, 1, 9) ~= 'vola
   return 'evicts ' .. policy
 end
 
-local others, own = check_fences('')
-if others or own or current_generation() ~= wanted then return 'invalidated' end
+if is_fenced('') or current_generation() ~= wanted then return 'invalidated' end
 if redis.call('HGET', thread, LEASE_NONCE) ~= string.match(token, '[^.]+$') then return 'invalidated' end
 redis.call('HDEL', thread, LEASE_NONCE)
 redis.call('HSET', thread, LEASE, string.format('%s %s 0', server_epoch(), token))

@@ -1,12 +1,13 @@
 -- READ: returns the entry if nobody is writing, or what the reader has to do instead:
 --   hit, fields     the entry
---   load, g         the fill lease is yours: load from Postgres, then FILL for generation g
+--   load, g         the fill lease is yours: load from Postgres, then FILL for generation g; where fences are past
+--                   their deadline, only if Postgres has been seen to have no transaction of their owners left
 --   wait            another reader has the fill lease
 --   fenced          a write is in flight: read from Postgres and fill nothing
 --   absent          (by id only) there is no entry, or one of another checkpoint
 --   empty           the namespace is known to have no checkpoints and no writes; that is its entry now
--- Every reply but a hit continues with the generation or '', the number of fences that had expired, and the lease,
--- if there is one: then Postgres may lack acknowledged writes.
+-- Every reply but a hit continues with the generation or '', the fences past their deadline as { token, owner, ... },
+-- and the lease, if there is one: then Postgres may lack acknowledged writes.
 --
 -- ARGV: 4 fill lease, 5 its life in ms, 6 '1' if a hit extends the entry's life, 7 a checkpoint id or '',
 --       8 token of an idle fence of the reader's process, to be released first, or ''
@@ -18,15 +19,16 @@ local fill_token, fill_lease_ms, refresh, wanted = ARGV[4], tonumber(ARGV[5]), A
 redis.call('HDEL', namespace, '-')
 if ARGV[8] ~= '' then redis.call('HDEL', thread, FENCE .. ARGV[8]) end
 
-local others, own, elsewhere, expired = check_fences('')
+local active, overdue, elsewhere = check_fences('')
 local function reply(what, generation)
-  return { what, generation or '', expired, lease_reply() }
+  return { what, generation or '', overdue, lease_reply() }
 end
-if others or own then return reply('fenced') end
+if #overdue > 0 then extend(thread, math.max(ttl_ms, FENCED_MS)) end
+if active or (#overdue > 0 and wanted ~= '') then return reply('fenced') end
 
 local generation = current_generation()
 local entry = redis.call('HMGET', namespace, GENERATION, CHECKPOINT_ID, FILL_LEASE)
-if entry[1] == generation and entry[2] then
+if entry[1] == generation and entry[2] and #overdue == 0 then
   if wanted ~= '' and wanted ~= entry[2] then return reply('absent') end
   if refresh and entry[2] ~= '' then
     extend(namespace, ttl_ms)
@@ -36,7 +38,7 @@ if entry[1] == generation and entry[2] then
   return { 'hit', redis.call('HGETALL', namespace) }
 end
 local known = name ~= '' and redis.call('HGET', thread, KNOWN_EMPTY)
-if known then
+if known and #overdue == 0 then
   local count, of = string.match(known, '^(%d+) (.*)$')
   local all_noted = of == generation and redis.call('ZCARD', names) == tonumber(count)
   if all_noted and not redis.call('ZSCORE', names, name) then
@@ -56,5 +58,5 @@ end
 drop_entry()
 redis.call('HSET', namespace, FILL_LEASE, string.format('%d %s %s', now + fill_lease_ms, generation, fill_token))
 redis.call('PEXPIRE', namespace, fill_lease_ms)
-if name == '' and not elsewhere then redis.call('HSET', thread, EMPTY_FILL_LEASE, fill_token) end
+if name == '' and not elsewhere and #overdue == 0 then redis.call('HSET', thread, EMPTY_FILL_LEASE, fill_token) end
 return reply('load', generation)

@@ -6,9 +6,9 @@
 -- The journal, where a script takes it, is a stream of what was acknowledged and is perhaps not yet in Postgres,
 -- numbered from 1. It is the one key that never expires. Each of its entries has the token of its lease.
 --
--- Every script gets ARGV[1] the namespace's name, ARGV[2] a random string for a generation that may be needed,
--- ARGV[3] the entry's life in ms, and last of all the server epochs that the process knows, which is not in ARGV any
--- more after this. Every other key gets an expiry.
+-- Every script gets ARGV[1] the namespace's name, ARGV[2] "<identity of Postgres>.<random>" for a generation that may
+-- be needed, ARGV[3] the entry's life in ms, and last of all the server epochs that the process knows, which is not in
+-- ARGV any more after this. Every other key gets an expiry.
 --
 -- When Redis is full it refuses commands that need memory until a script has written once. So a script that must
 -- succeed writes first with a command that frees memory, and one that may fail starts with one that needs memory.
@@ -16,6 +16,9 @@
 local thread, namespace, names = KEYS[1], KEYS[2], KEYS[3]
 local known_epochs = table.remove(ARGV)
 local name, random, ttl_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local identity = string.match(random, '^[^.]*%.')
+
+local FENCED_MS = 600000 -- the shortest life of a thread with a fence: no transaction is expected to hang longer
 
 -- To a process that was not told of it, another server epoch is an outage, whatever its connection says.
 if not string.find(known_epochs, string.sub(server_epoch(), 1, EPOCH_LENGTH), 1, true) then
@@ -33,10 +36,11 @@ local function new_generation()
   return generation
 end
 
--- Return the thread's generation; a new one if there is none, or if it is of another server epoch.
+-- Return the thread's generation; a new one if there is none, or if it is of another server epoch or another identity
+-- of Postgres than the caller's.
 local function current_generation()
   local generation = redis.call('HGET', thread, GENERATION)
-  local own = server_epoch() .. ':'
+  local own = server_epoch() .. ':' .. identity
   if generation and string.sub(generation, 1, #own) == own then return generation end
   return new_generation()
 end
@@ -98,35 +102,39 @@ local function drop_entry()
   redis.call('DEL', namespace)
 end
 
--- Return whether others hold an active fence over the namespace, whether `owner` does, whether there is any over
--- another namespace, and how many fences had expired. An expired fence is removed together with the entry: nobody
--- knows what its write did.
+-- Return whether there is an active fence over the namespace that is not `owner`'s; the fences over it that are past
+-- their deadline, as { token, owner, ... }; and whether there is any fence over another namespace.
+--
+-- A fence past its deadline is in force like any other: its write may still be committed, however late. Only FILL
+-- removes it, for a reader that has seen in Postgres that no transaction of its owner is left.
 local function check_fences(owner)
-  local now, others, own, elsewhere, expired = now_ms(), false, false, false, 0
+  local now, active, overdue, elsewhere = now_ms(), false, {}, false
   local fields = redis.call('HGETALL', thread)
   for i = 1, #fields, 2 do
     if string.sub(fields[i], 1, 2) == FENCE then
       local deadline, by, over = string.match(fields[i + 1], '^(%d+) (%S+) (.*)$')
-      if not deadline or over == name or over == '*' then -- a fence that cannot be read counts as one over all namespaces
-        if not deadline or tonumber(deadline) <= now then
-          redis.call('HDEL', thread, fields[i])
-          drop_entry()
-          expired = expired + 1
-          if over ~= name then
-            redis.call('HDEL', thread, LEASE) -- a delete may have taken the lease's row with it
-            new_generation()
-          end
-        elseif by == owner and over ~= '*' then
-          own = true
-        else
-          others = true
-        end
-      else
+      if not deadline then -- damaged: nobody can tell over what it was
+        redis.call('HDEL', thread, fields[i])
+        redis.call('HDEL', thread, LEASE)
+        drop_entry()
+        new_generation()
+      elseif over ~= name and over ~= '*' then
         elsewhere = true
+      elseif tonumber(deadline) <= now then
+        overdue[#overdue + 1] = string.sub(fields[i], 3)
+        overdue[#overdue + 1] = by
+      elseif by ~= owner or over == '*' then
+        active = true
       end
     end
   end
-  return others, own, elsewhere, expired
+  return active, overdue, elsewhere
+end
+
+-- Tell whether a fence that is not `owner`'s is in force over the namespace.
+local function is_fenced(owner)
+  local active, overdue = check_fences(owner)
+  return active or #overdue > 0
 end
 
 -- Tell whether an id has the shape of a UUID: those sort the same under every collation, here and in Postgres.
