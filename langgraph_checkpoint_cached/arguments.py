@@ -24,8 +24,8 @@ from redis.asyncio import Redis, RedisCluster
 from typing_extensions import Unpack
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
-from langgraph_checkpoint_cached.records import text_bytes
 from langgraph_checkpoint_cached.ttl import CHECKPOINT, Ttl
+from langgraph_checkpoint_cached.utils.text import text_bytes
 
 Mode = Literal["write_through", "write_behind"]
 RedisDurability = Literal["as_is", "replica", "disk"]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from langgraph_checkpoint_cached.errors import ArgumentError, ArgumentTypeError
-from langgraph_checkpoint_cached.records import Namespace, text_bytes
+from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.utils.text import text_bytes
 
 _CHECKPOINT_KEYS: tuple[tuple[str, type, type], ...] = (
     ("v", int, int),

@@ -16,16 +16,6 @@ Blob: TypeAlias = "bytes | str"
 """Output of a serializer: `bytes`, or text if it does not keep to its protocol."""
 
 
-def text_bytes(text: str) -> int | None:
-    """Return the length as UTF-8, or None if no text column takes it, for a NUL or a lone surrogate."""
-    if "\0" in text:
-        return None
-    try:
-        return len(text) if text.isascii() else len(text.encode())
-    except UnicodeEncodeError:
-        return None
-
-
 class Namespace(NamedTuple):
     """One (`thread_id`, `checkpoint_ns`): the unit that has a latest checkpoint."""
 

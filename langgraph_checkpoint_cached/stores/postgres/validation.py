@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from langgraph_checkpoint_cached.records import Put, PutWrites, text_bytes
+from langgraph_checkpoint_cached.records import Put, PutWrites
+from langgraph_checkpoint_cached.utils.text import text_bytes
 
 KEY_BYTES_MAX = 2000
 """Bytes of the texts of one primary key. An index takes some 2,700."""
