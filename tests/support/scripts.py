@@ -102,7 +102,7 @@ class Process:
 
 IMPORTS = """
 import asyncio, contextlib, gc, multiprocessing, os, sys, threading, time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from langgraph_checkpoint_cached import *
 from tests.support.scripts import graph_of, on, opening, opening_async, ready, sockets
 """
