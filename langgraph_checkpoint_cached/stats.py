@@ -118,6 +118,9 @@ class Stats:
     fills_refused: int = _counter(
         "{load}", "Loads that did not, because of a write in the meantime or a full Redis."
     )
+    loads_too_large: int = _counter(
+        "{load}", "Loads of a checkpoint beyond 16 MB, for which Redis says no more than that: Postgres is read."
+    )
     history_hits: int = _counter("{read}", "Histories of `DeltaChannel`s served from Redis.")
     history_loads: int = _counter("{read}", "Histories of `DeltaChannel`s read from Postgres.")
     damaged: int = _counter("{entry}", "Entries that could not be read, and were dropped.")

@@ -26,6 +26,7 @@ from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integr
 from tests.support.inspect import version_text
 
 NAMESPACE = Namespace("thread", "ns")
+UNPROTECTED = (b"i", b"v", b"s")
 VERSION = f"{1:032}.0.1234567890123456"
 
 
@@ -104,6 +105,8 @@ def test_a_checkpoint_that_no_entry_can_hold_makes_an_opaque_one(
     else:
         latest = Latest(record(checkpoint_json=b'{"v":0}'))
     fields = stored(entry_fields(NAMESPACE, latest))
+    size_bytes = int(fields.pop(b"s", b"0"))
+    assert (size_bytes > 50) == (too == "large")
     assert fields == {b"i": b"c1"}
     assert decode_entry(NAMESPACE, fields) is None
 
@@ -118,7 +121,7 @@ def test_another_threads_entry_is_not_taken() -> None:
 @given(st.data(), st.sampled_from(INTEGRITIES))
 def test_any_damaged_byte_is_noticed(data: st.DataObject, integrity: Integrity) -> None:
     fields = stored(entry_fields(NAMESPACE, Latest(record()), integrity))
-    field = data.draw(st.sampled_from(sorted(f for f in fields if f not in (b"i", b"v"))))
+    field = data.draw(st.sampled_from(sorted(f for f in fields if f not in UNPROTECTED)))
     position = data.draw(st.integers(0, len(fields[field]) - 1))
     damaged = bytearray(fields[field])
     damaged[position] ^= data.draw(st.integers(1, 255))
@@ -169,7 +172,7 @@ def test_no_part_is_taken_from_another_place_or_time(
     namespace, held = entry
     fields = stored(entry_fields(namespace, Latest(held), integrity))
     others = stored(entry_fields(another[0], Latest(another[1]), integrity))
-    protected = sorted(f for f in fields if f not in (b"i", b"v"))
+    protected = sorted(f for f in fields if f not in UNPROTECTED)
     source = data.draw(st.sampled_from(sorted({**others, **fields})))
     target = data.draw(st.sampled_from(protected))
     swapped = {**fields, target: data.draw(st.sampled_from([others, fields])).get(source, b"")}

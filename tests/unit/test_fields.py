@@ -5,6 +5,7 @@ from importlib import resources
 
 from langgraph_checkpoint_cached.stores import redis
 from langgraph_checkpoint_cached.stores.redis import fields
+from langgraph_checkpoint_cached.stores.redis.entry_format import ENTRY_BYTES_MAX
 from langgraph_checkpoint_cached.stores.redis.scripts import lua
 
 NAMES = {name: value.decode() for name, value in vars(fields).items() if name.isupper()}
@@ -18,6 +19,11 @@ def test_python_and_lua_name_the_same_fields() -> None:
     defined = re.findall(r"^local (\w+) = '(.*?)'", SCRIPTS["fields.lua"], re.MULTILINE)
     assert dict(defined) == NAMES
     assert len(defined) == SCRIPTS["fields.lua"].count("\nlocal ") == len(set(NAMES.values()))
+
+
+def test_python_and_lua_bound_entries_alike() -> None:
+    [bound] = re.findall(r"^local ENTRY_BYTES_MAX = (\d+)", SCRIPTS["size_functions.lua"], re.MULTILINE)
+    assert int(bound) == ENTRY_BYTES_MAX
 
 
 def test_scripts_name_fields_and_never_spell_them() -> None:

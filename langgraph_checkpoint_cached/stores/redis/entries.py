@@ -19,6 +19,7 @@ from langgraph_checkpoint_cached.stores.redis.entry_format import (
     Fields,
     decode_entry,
     entry_fields,
+    is_too_large,
     put_arguments,
     writes_arguments,
 )
@@ -212,7 +213,8 @@ class RedisEntries:
 
         The fences of the fill lease that are past their deadline go; they must have been settled before the load.
         """
-        ttl_ms = self._keyspace.ttl.milliseconds
+        ttl_ms, fields = self._keyspace.ttl.milliseconds, entry_fields(namespace, latest, self._integrity)
+        self._stats.loads_too_large += is_too_large(fields)
         filling = self._submit(
             FILL,
             namespace,
@@ -220,7 +222,7 @@ class RedisEntries:
             fill_lease.generation,
             "1" if latest.thread_is_empty else "0",
             "".join(f"{token} " for token in fill_lease.overdue),
-            *entry_fields(namespace, latest, self._integrity),
+            *fields,
             ttl_ms=ttl_ms if latest.record is not None else min(ttl_ms, EMPTY_MS),
         )
         return self._filled(namespace, fill_token, fill_lease, filling)

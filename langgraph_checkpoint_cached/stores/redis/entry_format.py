@@ -9,8 +9,8 @@ channels that have a value. A write's task path stands before its envelope, ende
 With signatures, whoever can write to Redis but has no key can still: delete; spoil entries, so that Postgres is
 read; leave out pending writes, whose number nobody knows; put back, whole, what the namespace held before; or
 claim that it is empty. No signature tells old from new: only Postgres could. The checkpoint id has to be that
-of the signed head. The versions and the task paths are not signed and steer the scripts; a script that is
-misled by them makes an entry that is not accepted, or one of the kinds above.
+of the signed head. The versions, the task paths and the size are not signed and steer the scripts; a script
+that is misled by them makes an entry that is not accepted, or one of the kinds above.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from langgraph_checkpoint_cached.stores.redis.fields import (
     CHECKPOINT_ID,
     HEAD,
     PREDATES_TASKS,
+    SIZE,
     VERSIONS,
     WRITE,
 )
@@ -52,6 +53,7 @@ from langgraph_checkpoint_cached.stores.redis.integrity import (
 FORMAT = 2
 NOT_IN_TEXT = b"\xff"  # nor in any other UTF-8
 ENTRY_BYTES_MAX = 16 * 1024 * 1024
+"""Largest entry, of which the names of the fields are a part. `lua/size_functions.lua` has the same."""
 
 Fields: TypeAlias = "list[str | bytes]"
 """Field, value, field, value, ... of a Redis hash."""
@@ -71,18 +73,20 @@ EMPTY: Fields = [CHECKPOINT_ID, "", VERSIONS, msgpack.packb({})]
 def entry_fields(namespace: Namespace, latest: Latest, integrity: Integrity = CHECKSUMS) -> Fields:
     """Make the entry for what Postgres holds.
 
-    A checkpoint that no entry can hold, as it is too large, makes an opaque one: its id alone, which tells readers
-    to ask Postgres. One of before format 4 is stored with its parent's pending sends.
+    A checkpoint that no entry can hold makes an opaque one: its id, which tells readers to ask Postgres; with its
+    size, if that is why. One of before format 4 is stored with its parent's pending sends.
     """
     record, scope = latest.record, integrity.scoped(*namespace)
     if any(map(_only_postgres_can_read, latest.early_writes)):
         return [CHECKPOINT_ID, record.checkpoint_id if record else NO_SUCH_ID]
     if record is None:
-        return EMPTY + [part for write in latest.early_writes for part in encode_write(scope, write)]
+        return _sized(EMPTY + [part for write in latest.early_writes for part in encode_write(scope, write)])
     opaque: Fields = [CHECKPOINT_ID, record.checkpoint_id]
     versions = record.checkpoint.get("channel_versions")
     if not isinstance(versions, dict) or any("\\" in channel for channel in versions):
         return opaque  # the latter's value Postgres returns under another name
+    if (size_bytes := _blob_bytes(latest)) > ENTRY_BYTES_MAX:
+        return [*opaque, SIZE, str(size_bytes)]
     json_texts = (record.checkpoint_json, record.metadata_json)
     stored = [value.channel for value in record.values]
     head: tuple[Any, ...] = (*namespace, record.checkpoint_id, record.parent_id, *json_texts, stored)
@@ -96,7 +100,25 @@ def entry_fields(namespace: Namespace, latest: Latest, integrity: Integrity = CH
         fields += (field, pack(scope, (kind, blob), _value_part(field, versions[channel])))
     for write in (*record.writes, *latest.early_writes):
         fields += encode_write(scope, write)
-    return fields if sum(map(len, fields)) <= ENTRY_BYTES_MAX else opaque
+    sized = _sized(fields)
+    return [*opaque, *sized[-2:]] if is_too_large(sized) else sized
+
+
+def is_too_large(fields: Fields) -> bool:
+    """Tell whether a checkpoint was too large for what `entry_fields` made of it."""
+    return fields[-2] == SIZE and int(fields[-1]) > ENTRY_BYTES_MAX
+
+
+def _sized(fields: Fields) -> Fields:
+    return [*fields, SIZE, str(sum(map(len, fields)))]
+
+
+def _blob_bytes(latest: Latest) -> int:
+    """Return the size of what takes time to protect, before it is."""
+    record = latest.record
+    values = record.values if record else ()
+    writes = (*(record.writes if record else ()), *latest.early_writes)
+    return sum(len(value.blob or b"") for value in values) + sum(len(write.blob or b"") for write in writes)
 
 
 def put_arguments(put: Put, integrity: Integrity = CHECKSUMS) -> Fields | None:

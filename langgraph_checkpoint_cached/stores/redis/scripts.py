@@ -57,8 +57,9 @@ def _read(name: str) -> str:
 
 SHARED = (lua("server"), lua("thread"))
 _HISTORY = lua("history_functions")
-_COMMIT = (*SHARED, _HISTORY, lua("commit_functions"))
-_APPEND = (*SHARED, _HISTORY, lua("append_functions"))
+_SIZE = lua("size_functions")
+_COMMIT = (*SHARED, _HISTORY, _SIZE, lua("commit_functions"))
+_APPEND = (*SHARED, _HISTORY, _SIZE, lua("append_functions"))
 
 EPOCH = Script(lua("server"), "return string.sub(server_epoch(), 1, EPOCH_LENGTH)")
 """Answers with the server's epoch, as a process names it in its calls."""

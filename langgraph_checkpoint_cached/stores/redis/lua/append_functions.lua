@@ -6,7 +6,7 @@
 --
 -- Returns the number in the journal; or a reason, and then nothing was done except that the entry may be dropped:
 --   closed <generation>   there is no lease, or another one
---   refused               a write is in flight in Postgres, there is no entry, or only Postgres can tell the result
+--   refused               a write is in flight in Postgres, there is no entry, only Postgres can tell the result, or it is too large
 --   full                  the journal is full
 
 local JOURNAL_MAX = 1000 -- entries, after which the journal has to be replayed first
@@ -18,7 +18,7 @@ local function apply(change)
   local generation = current_generation()
   local held, last = lease()
   if held ~= token then return 'closed ' .. generation end
-  local entry = redis.call('HMGET', namespace, GENERATION, CHECKPOINT_ID)
+  local entry = redis.call('HMGET', namespace, GENERATION, CHECKPOINT_ID, SIZE)
   if is_fenced('') or entry[1] ~= generation or not entry[2] or #ARGV > ARGUMENTS_MAX then return 'refused' end
   if redis.call('XLEN', KEYS[4]) >= JOURNAL_MAX then return 'full' end
   local number = last + 1
@@ -32,13 +32,14 @@ local function apply(change)
   redis.call('HDEL', namespace, HISTORY_FILL_LEASE)
   note_name(math.max(ttl_ms, LEASED_MS))
   local worked, advanced = pcall(change, entry[2])
-  if not worked or advanced == nil then
+  local bytes = advanced and worked and bytes_after_change(entry[3]) or 0
+  if not worked or advanced == nil or bytes > ENTRY_BYTES_MAX then
     drop_entry()
     return 'refused'
   end
   redis.call(unpack(appended))
   redis.call('HSET', thread, LEASE, string.format('%s %s %d', server_epoch(), token, number))
-  if advanced then redis.call('HSET', namespace, LAST_UPDATE, token .. number) end
+  if advanced then redis.call('HSET', namespace, LAST_UPDATE, token .. number, SIZE, bytes) end
   extend(namespace, math.max(ttl_ms, LEASED_MS))
   extend(thread, math.max(ttl_ms, LEASED_MS))
   return number

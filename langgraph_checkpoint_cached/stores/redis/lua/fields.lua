@@ -20,6 +20,7 @@ local VERSIONS = 'v' -- channel -> version, as msgpack
 local CHANNEL = 'c:' -- and a channel: its value, if that stands outside the checkpoint
 local WRITE = 'w:' -- and "<checkpoint id>NUL<task id>NUL<index>": a pending write, of this checkpoint or a later one
 local LAST_UPDATE = 'a' -- a random string of the last write applied
+local SIZE = 's' -- upper bound of the entry's bytes
 local PREDATES_TASKS = 'o' -- id of a checkpoint of before format 4, whose pending sends are its parent's writes
 local HISTORY = 'd' -- what some `DeltaChannel`s are rebuilt from at a checkpoint
 local HISTORY_CHANNELS = 'dc' -- those channels, as a msgpack array

@@ -14,5 +14,5 @@ for _, field in ipairs(redis.call('HKEYS', namespace)) do
   local of = write_checkpoint_id(field)
   if of and of < id then redis.call('HDEL', namespace, field) end
 end
-redis.call('HDEL', namespace, HISTORY_FILL_LEASE)
+redis.call('HDEL', namespace, HISTORY_FILL_LEASE, SIZE) -- the next write counts
 return 1

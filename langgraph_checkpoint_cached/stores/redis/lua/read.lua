@@ -43,7 +43,7 @@ if known and #overdue == 0 then
   local all_noted = of == generation and redis.call('ZCARD', names) == tonumber(count)
   if all_noted and not redis.call('ZSCORE', names, name) then
     drop_entry()
-    redis.call('HSET', namespace, GENERATION, generation, CHECKPOINT_ID, '', VERSIONS, '\128') -- an empty map
+    redis.call('HSET', namespace, GENERATION, generation, CHECKPOINT_ID, '', VERSIONS, '\128', SIZE, 0) -- an empty map
     redis.call('PEXPIRE', namespace, math.min(ttl_ms, EMPTY_MS))
     return reply('empty')
   end
