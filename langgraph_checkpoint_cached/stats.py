@@ -152,7 +152,7 @@ class Stats:
         "{lease}", "Leases of other processes that this process closed, because they were abandoned."
     )
     leases_lost: int = _counter(
-        "{lease}", "Of those, how many Redis no longer knew: their writes may be lost. 0 unless Redis loses data."
+        "{lease}", "Leases whose writes may be lost. 0 unless Redis loses data, or Postgres its last commits."
     )
     flush_waits: int = _counter("{wait}", "Reads and writes that waited for a flush to Postgres.")
     disagreements: int = _counter("{check}", "Checks in which the hit was not what Postgres holds. Always 0.")

@@ -193,6 +193,7 @@ class HeldLeases:
 
     async def _flush(self, due: Sequence[tuple[Lease, list[PendingWrite]]]) -> None:
         """Replay in one transaction. Raises psycopg's errors."""
+        changes = self._store.identity.identity.changes
         try:
             valid = await self._store.replay([_replay(lease, writes) for lease, writes in due])
         except psycopg.Error as exc:
@@ -208,6 +209,7 @@ class HeldLeases:
             for write in writes:
                 self._forget(lease, write)
             if lease.thread_id in valid:
+                lease.changes = changes
                 lease.flushed = max(lease.flushed, writes[-1].number or 0)
                 self._journal.trim(lease.thread_id, lease.token, lease.flushed)
             else:
@@ -368,4 +370,5 @@ class HeldLeases:
 
 
 def _replay(lease: Lease, writes: Sequence[PendingWrite], *, end: bool = False) -> Replay:
-    return Replay(lease.thread_id, lease.token, [(write.number, write.operation) for write in writes], end)
+    entries = [(write.number, write.operation) for write in writes]
+    return Replay(lease.thread_id, lease.token, entries, end, lease.changes)

@@ -52,6 +52,8 @@ class Lease:
     appending: int = 0
     """Number of appends without a reply."""
     appended_at: float = 0.0
+    changes: int = 0
+    """How often the identity of Postgres had changed when its row was known to be there."""
     flushed: int = 0
     """Number in the journal up to which Postgres has it."""
     pending: deque[PendingWrite] = field(default_factory=deque)
@@ -107,6 +109,7 @@ class LeaseAcquirer:
         try:
             if not self._store.leases.usable:
                 return None
+            changes = self._store.identity.identity.changes
             token, generation = await self._journal.prepare(thread_id)
             if not await self._store.leases.take({thread_id: token}):
                 self._refuse(thread_id)
@@ -114,7 +117,7 @@ class LeaseAcquirer:
             reply = ""
             with contextlib.suppress(RedisUnavailable):
                 reply = await self._journal.open(thread_id, token, generation)
-            lease = Lease(thread_id, token, appended_at=self._clock())
+            lease = Lease(thread_id, token, appended_at=self._clock(), changes=changes)
             if reply == "open":
                 return lease
             if reply.startswith("evicts"):

@@ -90,8 +90,7 @@ async def test_turn_after_lost_commits_builds_on_what_is_left(
     await graph.ainvoke({"turns": ["with profile"]}, CONFIG)
     await until_served(saver)
     if not has_learned:
-        inspect(saver).stop_polling()
-        inspect(saver).age_last_poll(-3600)
+        inspect(saver).keep_right()
     postgres.rewind()
     if has_learned:
         await until_connected(saver)

@@ -30,6 +30,7 @@ from langgraph_checkpoint_cached.engine.stats_publisher import StatsPublisher
 from langgraph_checkpoint_cached.engine.write_behind import WriteBehindQueue
 from langgraph_checkpoint_cached.engine.write_through import WriteThrough
 from langgraph_checkpoint_cached.records import Namespace
+from langgraph_checkpoint_cached.runtime import boot_clock
 from langgraph_checkpoint_cached.serde import fast_dumps, fast_loads, messages
 from langgraph_checkpoint_cached.stats import Stats
 from langgraph_checkpoint_cached.stores.postgres import thread_maintenance
@@ -295,6 +296,11 @@ class Inside:
         """Send no heartbeat any more, and hear of no question: as a process that stands still."""
         self.stop_polling()
         self._engine.recovery._closed = True
+
+    def keep_right(self) -> None:
+        """Keep the right to serve from Redis for the rest of the test, with no heartbeat."""
+        self.stop_polling()
+        self._engine.right.extend(boot_clock(), 3600)
 
     def end_right(self) -> None:
         """End the right to serve from Redis, as a long pause does."""

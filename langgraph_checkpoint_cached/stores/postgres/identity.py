@@ -50,8 +50,11 @@ class TooLate(Exception):
     """A transaction began too late: its fences may be past their deadline. Nothing was stored."""
 
 
-class AnotherIdentity(Exception):
+class AnotherIdentity(psycopg.OperationalError):
     """A transaction met another identity of Postgres than the process knows. Nothing was stored."""
+
+    def __init__(self) -> None:
+        super().__init__("nothing was stored: Postgres is another one than a moment ago. Try again")
 
 
 class IdentityReader:

@@ -37,12 +37,15 @@ class Replay:
 
     `entries` are in order, each with its number in the journal; None is the number of one which may or may not
     have got there. With `end` the lease's row is deleted in the same transaction.
+    `changes` is how often the identity of Postgres had changed when the holder knew that the row is there; None
+    for the journal of another process.
     """
 
     thread_id: str
     token: str
     entries: Sequence[tuple[int | None, Put | PutWrites]]
     end: bool = False
+    changes: int | None = None
 
     def after(self, position: int) -> list[Put | PutWrites]:
         """Return the operations that Postgres does not hold if it has replayed up to `position`."""
@@ -87,6 +90,11 @@ class LeaseTable(OwnTable):
             parameters = {"prefix": self.prefix, "threads": list(tokens), "tokens": list(tokens.values())}
             await cur.execute(TAKE, parameters)
             return {row["thread_id"] for row in await cur.fetchall()}
+
+    async def take_again(self, cur: AsyncCursor[Any], replays: Sequence[Replay]) -> None:
+        """Insert the leases that Postgres may have lost, in the transaction of `cur`."""
+        parameters = {"threads": [r.thread_id for r in replays], "tokens": [r.token for r in replays]}
+        await cur.execute(TAKE, {"prefix": self.prefix, **parameters})
 
     async def find(self, thread_ids: Collection[str]) -> dict[str, LeaseRow]:
         """Return the leases of these threads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import math
 import random
 import time
@@ -20,7 +21,7 @@ from psycopg import AsyncCursor
 from psycopg.errors import DeadlockDetected, SerializationFailure
 from psycopg.rows import DictRow
 
-from langgraph_checkpoint_cached.records import History, Latest, Namespace, Put, PutWrites, Record
+from langgraph_checkpoint_cached.records import History, Latest, LeaseRow, Namespace, Put, PutWrites, Record
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.postgres import time_limit
 from langgraph_checkpoint_cached.stores.postgres.bulk_insert import one_statement, row_batches, statements
@@ -46,6 +47,12 @@ T = TypeVar("T")
 Work = TypeVar("Work")
 
 FIND_VALUES = query("find_values")
+LOST_JOURNAL = (
+    "thread %r: Postgres has lost its last checkpoints, in a failover or a restore. What was written behind after "
+    "them cannot be stored, and is lost too: runs go on from the last checkpoint that is left"
+)
+
+logger = logging.getLogger("langgraph_checkpoint_cached")
 
 
 class PostgresStore:
@@ -187,18 +194,17 @@ class PostgresStore:
         """
         if not self.identity.is_asked:
             await self.identity.ask()
-        attempt = partial(self._store, deadline=deadline)
-        known = await self._attempt(attempt, operations, stale_threads)
-        if self.identity.identity.changes:
-            self._parents.note(operations)
-        return known
+        return await self._attempt(partial(self._store, deadline=deadline), operations, stale_threads)
 
     async def replay(self, replays: Sequence[Replay], stale_threads: Collection[str] = ()) -> set[str]:
         """Replay journal entries, of one lease for each thread, in one transaction, and mark threads stale.
 
         Return the threads whose lease still was there. For the others nothing was done: somebody else has
-        replayed what was acknowledged under them, or it was deleted, or it is lost.
+        replayed what was acknowledged under them, or it was deleted, or it is lost. Lost is what builds on a
+        checkpoint that Postgres has lost: its lease ends.
         """
+        if not self.identity.is_asked:
+            await self.identity.ask()
         return await self._attempt(self._replay, replays, stale_threads)
 
     async def end_unconfirmed(self, leases: Mapping[str, tuple[str, int | None]]) -> set[str]:
@@ -235,6 +241,7 @@ class PostgresStore:
                     await self.identity.ask()
                     continue
                 if failure is not None:
+                    await self.identity.ask_beside()  # too late it may be by another clock than was known
                     raise failure from exc
                 self.leases.is_missing_table_error(exc)
                 if not marked or not self.stale_threads.is_missing_table_error(exc):
@@ -244,7 +251,8 @@ class PostgresStore:
     async def _store(
         self, operations: Sequence[Put | PutWrites], stale_threads: Collection[str], *, deadline: float
     ) -> list[bool]:
-        if self.identity.identity.changes:
+        changes = self.identity.identity.changes
+        if changes:
             await self._parents.check(operations)
         guard = self.identity.guard(deadline)
         sets = row_batches(self._upstream, operations)
@@ -279,6 +287,8 @@ class PostgresStore:
             if statement.batch.sql == blobs and rows != statement.rows:
                 for position in statement.batch.positions:
                     known[position] = False
+        if changes:
+            self._parents.note(operations, changes)
         return known
 
     async def _guard(self, cur: AsyncCursor[DictRow], deadline: float) -> None:
@@ -292,20 +302,45 @@ class PostgresStore:
             raise failure from exc
 
     async def _replay(self, replays: Sequence[Replay], stale_threads: Collection[str]) -> set[str]:
+        changes = self.identity.identity.changes
+        guard = self.identity.guard(math.inf)
+        again = [r for r in replays if r.changes not in (None, changes)]  # Postgres may have lost their rows
+        if self.stale_threads.usable:  # what others may have stored in Redis meanwhile lacks these writes
+            stale_threads = {*stale_threads, *(r.thread_id for r in again)}
         with self._stats.postgres_replay.timed():
             async with self._connections.transaction() as cur:
+                await cur.execute(GUARD.format(guard=guard.condition), guard.parameters)
+                if again:
+                    await self.leases.take_again(cur, again)
                 rows = await self.leases.lock(cur, [replay.thread_id for replay in replays])
                 valid = [r for r in replays if r.thread_id in rows and rows[r.thread_id].token == r.token]
+                lost = await self._end_lost(cur, valid, rows, changes)
+                valid = [replay for replay in valid if replay.thread_id not in lost]
                 operations = [o for replay in valid for o in replay.after(rows[replay.thread_id].position)]
                 async with self._connections.pipeline(cur.connection):
-                    if marked := stale_threads and {r.thread_id for r in valid}.intersection(stale_threads):
+                    if marked := {r.thread_id for r in valid}.intersection(stale_threads):
                         await self.stale_threads.insert(cur, marked)
                     for batches in row_batches(self._upstream, operations):
                         for one in statements(batches.values()):
                             await execute(cur.connection, one.sql, one.parameters)
                     await self.leases.move(cur, valid)
         self._stats.replayed += len(operations)
+        self._stats.leases_lost += len(lost)
+        for thread_id in lost:
+            logger.error(LOST_JOURNAL, thread_id)
         return {replay.thread_id for replay in valid}
+
+    async def _end_lost(
+        self, cur: AsyncCursor[DictRow], replays: Sequence[Replay], rows: Mapping[str, LeaseRow], changes: int
+    ) -> set[str]:
+        """End the leases of which Postgres has lost what was replayed before; return their threads."""
+        doubtful = [r for r in replays if changes or r.changes is None]
+        operations = [o for replay in doubtful for o in replay.after(rows[replay.thread_id].position)]
+        lost = await self._parents.find_lost(cur, operations)
+        if lost:
+            await self.mark_stale(cur, lost)
+            await self.leases.end_in(cur, {thread_id: (rows[thread_id].token, None) for thread_id in lost})
+        return lost
 
     async def _end_unconfirmed(
         self, leases: Mapping[str, tuple[str, int | None]], stale_threads: Collection[str]
