@@ -13,12 +13,10 @@ from typing import Any
 
 import orjson
 
-from langgraph_checkpoint_cached.utils.text_cache import remember
+from langgraph_checkpoint_cached.utils.text_cache import CHARACTERS_MAX, TextCache
 
 KEYS_REMEMBERED_MAX = 64
 """Most keys of one object whose order is remembered."""
-_orders: dict[tuple[str, ...], Sequence[str]] = {}
-"""Keys that were sorted before, and their order."""
 _AS_THEY_ARE = frozenset((str, int, bool, type(None)))
 
 
@@ -58,7 +56,7 @@ def _plain(value: Any) -> Any:
     if kind in _AS_THEY_ARE:
         return value
     if kind is dict:
-        keys = _order(tuple(value))
+        keys = _ORDERS[tuple(value)]
         return {key: inner if type(inner := value[key]) in _AS_THEY_ARE else _plain(inner) for key in keys}
     if kind is list or kind is tuple:
         return [inner if type(inner) in _AS_THEY_ARE else _plain(inner) for inner in value]
@@ -75,25 +73,27 @@ def _number(literal: str) -> float | int:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
-    return {key: values[key] for key in _order(tuple(values))}
+    return {key: values[key] for key in _ORDERS[tuple(values)]}
 
 
 def _order(keys: tuple[str, ...]) -> Sequence[str]:
     """Sort keys, shortest first, then byte by byte, as code points sort. Raise `_NotPlain` for other than text."""
-    known = _orders.get(keys)
-    if known is not None:
-        return known
     if not all(type(key) is str for key in keys):
         raise _NotPlain
-    text = "".join(keys)
-    found = sorted(sorted(keys), key=len if text.isascii() else _bytes)
-    return remember(_orders, keys, found, len(text)) if len(keys) <= KEYS_REMEMBERED_MAX else found
+    return sorted(sorted(keys), key=len if "".join(keys).isascii() else _bytes)
+
+
+def _characters(keys: tuple[str, ...]) -> int:
+    """Return how many characters the keys have, or too many of them if they are many."""
+    return sum(map(len, keys)) if len(keys) <= KEYS_REMEMBERED_MAX else CHARACTERS_MAX + 1
 
 
 def _bytes(key: str) -> int:
     return len(key.encode("utf-8", "surrogatepass"))
 
 
+_ORDERS: TextCache[tuple[str, ...], Sequence[str]] = TextCache(_order, _characters)
+"""Keys that were sorted before, and their order."""
 _DECODER = json.JSONDecoder(parse_float=_number, object_pairs_hook=_object)
 _READER = json.JSONDecoder()
 _ENCODER = json.JSONEncoder(separators=(",", ":"))

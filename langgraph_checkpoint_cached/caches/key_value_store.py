@@ -77,7 +77,7 @@ class KeyValueStore:
         payload: bytes | None = await self._bounded("read", call)
         if payload is None or self._integrity is None:
             return MISS if payload is None else payload
-        body = self._integrity.scoped(name).verify(payload, VALUE)
+        body = self._integrity.scopes[name,].verify(payload, VALUE)
         if body is not None:
             return bytes(body)
         if not self._refusal_reported:
@@ -89,7 +89,7 @@ class KeyValueStore:
         """Store the payload if `token` holds the lock; return whether it did. See `CacheStore`."""
         name = self._value_key(key)
         if self._integrity is not None:
-            payload = self._integrity.scoped(name).protect(payload, VALUE)
+            payload = self._integrity.scopes[name,].protect(payload, VALUE)
         call = self._run(FILL, [name, self._lock_key(key)], token, payload, ttl_ms)
         return bool(await self._bounded("fill", call))
 

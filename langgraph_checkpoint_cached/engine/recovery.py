@@ -47,19 +47,17 @@ class Recovery:
         replayer: JournalReplayer,
     ) -> None:
         self._loop, self._health, self._reopener = runtime.loop, health, reopener
-        self._heartbeat, self._right, self._replayer = heartbeat, heartbeat.right, replayer
+        self._clock = runtime.boot_clock
+        self._heartbeat, self.right, self._replayer = heartbeat, heartbeat.right, replayer
         self.invalidator = heartbeat.invalidator
         self._timer: asyncio.TimerHandle | None = None
         self._polling: asyncio.Task[None] | None = None
         self._replaying: asyncio.Task[bool] | None = None
         self._replayed_at = self._used_at = -math.inf
-        self._used = self._again = self._closed = self._is_late = self._is_alone = False
+        self.is_used = self.is_started = False
+        """Whether there was a call since the last heartbeat, and whether heartbeats have begun."""
+        self._again = self._closed = self._is_late = self._is_alone = False
         self._tasks = BackgroundTasks()
-
-    @property
-    def has_right(self) -> bool:
-        """Return whether this process may serve from Redis now, and may acknowledge what Redis has confirmed."""
-        return self._right.is_valid
 
     @property
     def is_redis_usable(self) -> bool:
@@ -71,29 +69,24 @@ class Recovery:
 
         What it writes behind is its own: no other process stores anything there before it has ended the lease.
         """
-        self._used = True
-        return self._right.is_valid or self._replayer.is_held(thread_id)
-
-    def note_use(self) -> None:
-        """Note a call: heartbeats begin, or go on."""
-        self._used = True
-        if self._timer is None and self._polling is None:
-            self.start_poll()
+        self.is_used = True
+        return self.right.until > self._clock() or self._replayer.is_held(thread_id)
 
     async def renew(self) -> bool:
         """Send a heartbeat, unless one is under way. Return whether the right is valid after it.
 
         Postgres is not waited for very long.
         """
-        self._used = True
+        self.is_used = True
         polling = self._polling
         if polling is None or polling.done():
             polling = self.start_poll()
         await asyncio.wait({polling}, timeout=POLL_WAIT_SECONDS_MAX)
-        return self._right.is_valid
+        return self.right.is_valid
 
     def start_poll(self) -> asyncio.Task[None]:
         """Send a heartbeat in the background."""
+        self.is_started = True
         self._polling = self._tasks.start(self._poll())
         return self._polling
 
@@ -136,20 +129,20 @@ class Recovery:
             logger.debug("no heartbeat: %s", exc)
         except psycopg.Error as exc:
             if isinstance(exc, PoolClosed):
-                self._timer = None
+                self._timer, self.is_started = None, False
                 return  # if the pool is opened again, the next call begins anew
             self._note_answer(exc)
         if self._closed:
             return
         # Keeps neither this object nor the loop alive: a saver may be forgotten without being closed.
-        is_often = self._right.is_valid or self._is_alone
+        is_often = self.right.is_valid or self._is_alone
         seconds = 0.0 if self._again else HEARTBEAT_SECONDS if is_often else POLL_SECONDS
         self._timer = self._loop.call_later(seconds, _poll, weakref.ref(self))
 
     async def _renew(self) -> None:
         now = self._loop.time()
-        if self._used:
-            self._used, self._used_at = False, now
+        if self.is_used:
+            self.is_used, self._used_at = False, now
         is_used = now - self._used_at < UNUSED_SECONDS
         self._is_alone = is_used and not self._health.usable
         if not (self._health.usable and is_used):
@@ -169,7 +162,7 @@ class Recovery:
 
     def _note_answer(self, error: psycopg.Error | None) -> None:
         """Log once when Postgres stops to answer heartbeats, and when it does again."""
-        if (error is not None) == self._is_late or (error is not None and self._right.is_valid):
+        if (error is not None) == self._is_late or (error is not None and self.right.is_valid):
             return
         self._is_late = error is not None
         if error is not None:

@@ -52,7 +52,9 @@ class ServingRight:
     ) -> None:
         self._clock, self._executor = runtime.boot_clock, executor
         self._invalidation, self._processes = invalidation, processes
-        self._until = self._alone_until = -math.inf
+        self.until = -math.inf
+        """Time, on the clock that goes on while the machine sleeps, at which the right ends."""
+        self._alone_until = -math.inf
         self._is_refused = False
         self.turn = asyncio.Lock()
         """Held for a heartbeat, and while the server epoch changes."""
@@ -62,15 +64,15 @@ class ServingRight:
     @property
     def is_valid(self) -> bool:
         """Return whether this process may serve from Redis now."""
-        return self._clock() < self._until
+        return self._clock() < self.until
 
     def extend(self, sent_at: float, seconds: float = RIGHT_SECONDS) -> None:
         """Extend the right: a heartbeat was sent then, and all that it found stale is invalidated."""
-        self._until = max(self._until, sent_at + seconds)
+        self.until = max(self.until, sent_at + seconds)
 
     def end(self) -> None:
         """End the right at once."""
-        self._until = -math.inf
+        self.until = -math.inf
 
     @property
     def is_nobodys(self) -> bool:

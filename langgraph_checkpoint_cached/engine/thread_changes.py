@@ -131,7 +131,7 @@ class ThreadChanges:
 
     async def _end_under_right(self, thread_ids: Sequence[str]) -> None:
         """Make threads stale that Redis has invalidated, if it is not the one any more that all processes use."""
-        if thread_ids and not self._recovery.has_right and not await self._recovery.renew():
+        if thread_ids and not self._recovery.right.is_valid and not await self._recovery.renew():
             for thread_id in thread_ids:
                 self._recovery.invalidator.note_unconfirmed(thread_id, None)
             await self._recovery.invalidator.report_unconfirmed(thread_ids[0], None, recorded=False)

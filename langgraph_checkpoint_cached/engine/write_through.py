@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TypeAlias
 
 from psycopg.errors import LockNotAvailable, QueryCanceled
@@ -64,7 +65,7 @@ class _Write:
     fence_ack: FenceAck | None = None
     """Redis' confirmation of the fence. Without it, the write marks its thread stale."""
     is_flushed: bool = False
-    """True if Postgres holds all earlier acknowledged writes of the thread. Known only without a fence."""
+    """True if Postgres holds all writes of the thread that were acknowledged before."""
 
     @property
     def rows(self) -> int:
@@ -90,9 +91,9 @@ class WriteThrough:
         replayer: JournalReplayer,
         recovery: Recovery,
     ) -> None:
-        self._loop, self._stats = runtime.loop, runtime.stats
+        self._loop, self._stats, self._boot_clock = runtime.loop, runtime.stats, runtime.boot_clock
         self._entries, self._fences, self._store = entries, entries.fences, store
-        self._replayer, self._recovery = replayer, recovery
+        self._replayer, self._recovery, self._right = replayer, recovery, recovery.right
         self._invalidator: StaleThreadInvalidator = recovery.invalidator
         self.room = Room(count_max=WRITES_WAITING_MAX, bytes_max=WAITING_BYTES_MAX, seconds_max=ROOM_SECONDS_MAX)
         """Room for writes. A caller without any waits for it before it encodes what it writes."""
@@ -102,7 +103,7 @@ class WriteThrough:
             bytes_max=BATCH_BYTES_MAX,
             room=self.room,
             at_once=BATCHES_AT_ONCE if store.is_pooled else 1,
-            key=_thread_id,
+            key=attrgetter("thread_id"),
             share_min=SHARE_MIN,
             late_seconds=LATE_SECONDS,
             late_max=LATE_BATCHES_MAX if store.is_pooled else 0,
@@ -121,7 +122,9 @@ class WriteThrough:
             update: What it does to the entry, if that is known already.
         """
         done: asyncio.Future[None] = self._loop.create_future()
-        self._recovery.note_use()
+        self._recovery.is_used = True
+        if not self._recovery.is_started:
+            self._recovery.start_poll()
         fence = self._fences.take(operation.namespace)
         thread_id = operation.namespace.thread_id
         self._queue.add(_Write(operation, thread_id, done, fence, update, operation.size_bytes))
@@ -162,9 +165,11 @@ class WriteThrough:
         """Wait for the write's fence. Without one its thread is stale, and COMMIT drops the entry."""
         if not write.fence.begin.done():
             self._entry_update(write)  # while something is waited for anyway
-        write.fence_ack = await self._fences.confirm(write.fence)
-        if write.fence_ack is None:
+        write.fence_ack = ack = await self._fences.confirm(write.fence)
+        if ack is None:
             self._recovery.reopen()
+        else:
+            write.is_flushed = write.fence.is_flushed or (ack.known and not ack.lease)
 
     def _entry_update(self, write: _Write) -> EntryUpdate:
         """Return what the write does to the entry, worked out once."""
@@ -182,22 +187,20 @@ class WriteThrough:
         is_flushed = True
         for write in batch:
             await self._confirm_fence(write)
-            is_flushed = is_flushed and _is_flushed(write)
+            is_flushed = is_flushed and write.is_flushed
         if not is_flushed and not (batch := await self._take_flushed(batch)):
             return
-        self._loop.call_soon(self._work_out_updates, batch)  # while Postgres commits
+        for write in batch:
+            if write.update is None:
+                self._loop.call_soon(self._entry_update, write)  # while Postgres commits
         for write, outcome in zip(batch, await self._store_batch(batch), strict=True):
             self._send_commit(write, outcome, alone=len(batch) == 1)
-
-    def _work_out_updates(self, batch: Sequence[_Write]) -> None:
-        for write in batch:
-            self._entry_update(write)
 
     async def _take_flushed(self, batch: Sequence[_Write]) -> Sequence[_Write]:
         """Return the writes before which Postgres lacks nothing of their thread; the others are queued again
         later.
         """
-        unflushed = {write.thread_id for write in batch if not _is_flushed(write)}
+        unflushed = {write.thread_id for write in batch if not write.is_flushed}
         try:
             rows = await self._store.leases.find(unflushed)
         except Exception as exc:  # noqa: BLE001 - for the callers to handle
@@ -207,7 +210,7 @@ class WriteThrough:
         ready = []
         for write in batch:
             position = write.fence_ack.lease if write.fence_ack else None
-            if _is_flushed(write) or self._replayer.is_flushed(position, rows.get(write.thread_id)):
+            if write.is_flushed or self._replayer.is_flushed(position, rows.get(write.thread_id)):
                 _mark_flushed(write)
                 ready.append(write)
             else:
@@ -270,8 +273,12 @@ class WriteThrough:
             result = parse_commit(committing.result())
             self._fences.end_write(write.fence, was_active=result.was_fenced)
             self._stats.entry_updates += result.updated
-            if self._recovery.has_right or isinstance(outcome, Exception):
-                self._finish(write, outcome)
+            if isinstance(outcome, Exception):
+                answer(write.done, outcome)
+            elif self._right.until > self._boot_clock():
+                self._stats.writes += 1
+                if not write.done.done():
+                    write.done.set_result(None)
             else:
                 self._tasks.start(self._finish_under_right(write, outcome, recorded=write.fence_ack is None))
         elif isinstance(error, RedisUnavailable):
@@ -320,20 +327,8 @@ class WriteThrough:
             write.done.set_result(None)
 
 
-def _is_flushed(write: _Write) -> bool:
-    """Return whether Postgres lacks nothing of the thread that was acknowledged before."""
-    if write.fence_ack is None:
-        return write.is_flushed
-    return write.fence.is_flushed or (write.fence_ack.known and not write.fence_ack.lease)
-
-
 def _mark_flushed(write: _Write) -> None:
     """Note that Postgres was seen to lack nothing of the thread, after the fence was taken."""
-    if write.fence_ack is None:
-        write.is_flushed = True
-    else:
+    write.is_flushed = True
+    if write.fence_ack is not None:
         write.fence.is_flushed = True
-
-
-def _thread_id(write: _Write) -> str:
-    return write.thread_id

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from langgraph_checkpoint_cached.utils.room import Room
@@ -125,7 +125,7 @@ class BatchQueue(Generic[Op]):
 
     async def _work(self, began: asyncio.Event) -> None:
         began.set()
-        batch: Sequence[Op] = ()
+        loop, batch = asyncio.get_running_loop(), cast("Sequence[Op]", ())
         try:
             while self.waiting:
                 if self._before is not None:
@@ -134,13 +134,25 @@ class BatchQueue(Generic[Op]):
                 if not batch:  # all that waits has keys of running batches: their workers go on with it
                     return
                 lateness = _Lateness()
-                self._expect(lateness)
+                if self._late_max:
+                    lateness.timer = loop.call_later(self._late_seconds, self._on_late, lateness)
                 try:
                     await self._run(batch)
                 except Exception as exc:  # noqa: BLE001 - for the callers to handle
                     fail(batch, exc)
                 finally:
-                    self._on_ran(batch, lateness)
+                    if lateness.timer is not None:
+                        lateness.timer.cancel()
+                    if lateness.is_late:
+                        self._late -= 1
+                        self._workers += 1
+                    if self._key is not None:
+                        self._busy.difference_update(map(self._key, batch))
+                        self._running -= len(batch)
+                    size_bytes = 0
+                    for operation in batch:
+                        size_bytes += operation.size_bytes
+                    self.room.give(len(batch), size_bytes)
                 batch = ()
                 if lateness.is_late and self._workers > self._at_once:
                     return  # the others go on with what waits
@@ -150,14 +162,10 @@ class BatchQueue(Generic[Op]):
         finally:
             self._workers -= 1
 
-    def _expect(self, lateness: _Lateness) -> None:
-        if self._late_max:
-            loop = asyncio.get_running_loop()
-            lateness.timer = loop.call_later(self._late_seconds, self._on_late, lateness)
-
     def _on_late(self, lateness: _Lateness) -> None:
         if self._late >= self._late_max:
-            self._expect(lateness)
+            loop = asyncio.get_running_loop()
+            lateness.timer = loop.call_later(self._late_seconds, self._on_late, lateness)
             return
         lateness.is_late = True
         self._late += 1
@@ -165,25 +173,11 @@ class BatchQueue(Generic[Op]):
         if self.waiting and not self._workers:
             self._start()
 
-    def _on_ran(self, batch: Sequence[Op], lateness: _Lateness) -> None:
-        if lateness.timer is not None:
-            lateness.timer.cancel()
-        if lateness.is_late:
-            self._late -= 1
-            self._workers += 1
-        if self._key is not None:
-            self._busy.difference_update(map(self._key, batch))
-            self._running -= len(batch)
-        self._give_room(batch)
-
-    def _give_room(self, operations: Collection[Op]) -> None:
-        self.room.give(len(operations), sum(operation.size_bytes for operation in operations))
-
     def _end(self, batch: Sequence[Op], error: BaseException) -> None:
         self._ended = error
         asyncio.get_running_loop().call_later(RESUME_SECONDS, self._resume)
         fail([*batch, *self.waiting], error)
-        self._give_room(self.waiting)
+        self.room.give(len(self.waiting), sum(operation.size_bytes for operation in self.waiting))
         self.waiting.clear()
 
     def _resume(self) -> None:

@@ -274,7 +274,7 @@ def state_of(fields: dict[bytes, bytes]) -> model.State:
     writes: model.Writes = {}
     for field, value in fields.items():
         if field.startswith(b"w:"):
-            write = entry_format.decode_write(CHECKSUMS.scoped(*NAMESPACE), field, value)
+            write = entry_format.decode_write(CHECKSUMS.scopes[NAMESPACE], field, value)
             writes.setdefault(number_of(write.checkpoint_id), {})[-write.idx] = int(write.blob)
     if entry.record is None:
         return model.State(model.NOTHING, (0, 0), writes)

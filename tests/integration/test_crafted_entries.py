@@ -20,7 +20,7 @@ from tests.support.inspect import inspect
 pytestmark = pytest.mark.integration
 
 NAMESPACE = Namespace("t", "")
-SCOPE = CHECKSUMS.scoped(*NAMESPACE)
+SCOPE = CHECKSUMS.scopes[NAMESPACE]
 VALUES: dict[str, Any] = {
     "unknown type": ("nope", b""),
     "no text for a type": (5, b""),

@@ -31,10 +31,10 @@ def dump_keys(number: int) -> None:
 
 def name_long_thread(number: int) -> None:
     long = f"{number}" + "x" * 50_000
-    keys.entry_keys("p", Namespace(long, long))
+    keys.ENTRY_KEYS["p", Namespace(long, long)]
     keys.journal_key("p", long)
-    CHECKSUMS.scoped(long, "")
-    SIGNED.scoped(long, "")
+    CHECKSUMS.scopes[long, ""]
+    SIGNED.scopes[long, ""]
 
 
 @pytest.mark.parametrize("call", [dump_many_keys, dump_long_keys, dump_keys, name_long_thread])

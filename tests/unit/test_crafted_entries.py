@@ -25,7 +25,7 @@ from langgraph_checkpoint_cached.stores.redis.entry_format import (
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS
 
 NAMESPACE = Namespace("t", "ns")
-SCOPE = CHECKSUMS.scoped(*NAMESPACE)
+SCOPE = CHECKSUMS.scopes[NAMESPACE]
 DEEP = 100_000
 
 texts = st.sampled_from(["t", "ns", "c1", "a", "w", "\ud800", "\\"]) | st.text(max_size=3)

@@ -84,7 +84,7 @@ def test_a_namespace_without_checkpoints_is_an_entry_too() -> None:
     early = Write("c9", "task", 0, "channel", "msgpack", b"\xc0", "")
     fields = stored(entry_fields(NAMESPACE, Latest(None, (early,))))
     assert decode_entry(NAMESPACE, fields) == Latest(None)
-    field, value = encode_write(CHECKSUMS.scoped(*NAMESPACE), early)
+    field, value = encode_write(CHECKSUMS.scopes[NAMESPACE], early)
     assert fields[field] == value
 
 

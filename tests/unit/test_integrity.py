@@ -33,7 +33,7 @@ parts = st.binary(max_size=6)
 
 @given(integrities, names, names, parts, st.binary(max_size=200))
 def test_signed_part_opens(integrity: Integrity, name: str, within: str, part: bytes, body: bytes) -> None:
-    opened = integrity.scoped(name, within).verify(integrity.scoped(name, within).protect(body, part), part)
+    opened = integrity.scopes[name, within].verify(integrity.scopes[name, within].protect(body, part), part)
     assert opened is not None
     assert opened == body
 
@@ -42,34 +42,34 @@ def test_signed_part_opens(integrity: Integrity, name: str, within: str, part: b
 def test_no_other_part_of_no_other_place_and_no_other_bytes_open(
     integrity: Integrity, data: st.DataObject, where: tuple[str, str, bytes], body: bytes
 ) -> None:
-    protected = integrity.scoped(*where[:2]).protect(body, where[2])
+    protected = integrity.scopes[where[:2]].protect(body, where[2])
     name, within, part = data.draw(st.tuples(names, names, parts).filter(lambda other: other != where))
     if integrity is not CHECKSUMS:  # 32 bits may collide
-        assert integrity.scoped(name, within).verify(protected, part) is None
+        assert integrity.scopes[name, within].verify(protected, part) is None
     position = data.draw(st.integers(0, len(protected) - 1))
     damaged = bytearray(protected)
     damaged[position] ^= data.draw(st.integers(1, 255))
     for junk in (bytes(damaged), protected[:position]):
         if integrity is not CHECKSUMS or len(junk) == len(protected):  # a changed byte always changes a CRC
-            assert integrity.scoped(*where[:2]).verify(junk, where[2]) is None
+            assert integrity.scopes[where[:2]].verify(junk, where[2]) is None
 
 
 @pytest.mark.parametrize("integrity", INTEGRITIES)
 def test_names_that_run_into_each_other_are_different_places(integrity: Integrity) -> None:
-    protected = integrity.scoped("a", "bc").protect(b"body", b"p")
+    protected = integrity.scopes["a", "bc"].protect(b"body", b"p")
     for name, within, part in (("ab", "c", b"p"), ("abc", "", b"p"), ("", "abc", b"p"), ("bc", "a", b"p")):
-        assert integrity.scoped(name, within).verify(protected, part) is None
-    longer = integrity.scoped("a", "bc").protect(b"y", b"p")
-    assert integrity.scoped("a", "bc").verify(longer[: len(longer) - 1] + b"py", b"") is None
+        assert integrity.scopes[name, within].verify(protected, part) is None
+    longer = integrity.scopes["a", "bc"].protect(b"y", b"p")
+    assert integrity.scopes["a", "bc"].verify(longer[: len(longer) - 1] + b"py", b"") is None
 
 
 def test_each_key_and_kind_has_signatures_of_its_own() -> None:
     old, new, both = (signed(*keys) for keys in ([OLD], [NEW], [NEW, OLD]))
     protected = {
-        integrity: integrity.scoped("n").protect(b"body", b"p") for integrity in (CHECKSUMS, old, new, both)
+        integrity: integrity.scopes["n"].protect(b"body", b"p") for integrity in (CHECKSUMS, old, new, both)
     }
     opens = {
-        (by, of) for by in protected for of in protected if by.scoped("n").verify(protected[of], b"p") is not None
+        (by, of) for by in protected for of in protected if by.scopes["n"].verify(protected[of], b"p") is not None
     }
     pairs = {(integrity, integrity) for integrity in protected}
     assert opens == pairs | {(new, both), (both, new), (both, old)}
@@ -79,12 +79,12 @@ def test_keys_are_rotated_without_a_miss() -> None:
     """Two steps: everybody reads what the new key signs before anybody signs with it."""
     before, first, second, after = (signed(*keys) for keys in ([OLD], [OLD, NEW], [NEW, OLD], [NEW]))
     for side, other in ((before, first), (first, second), (second, first), (first, before)):
-        assert other.scoped("n").verify(side.scoped("n").protect(b"body", b"p"), b"p") == b"body"
-    assert after.scoped("n").verify(second.scoped("n").protect(b"body", b"p"), b"p") == b"body"
+        assert other.scopes["n"].verify(side.scopes["n"].protect(b"body", b"p"), b"p") == b"body"
+    assert after.scopes["n"].verify(second.scopes["n"].protect(b"body", b"p"), b"p") == b"body"
 
 
 def test_a_signature_is_not_made_of_public_things_alone() -> None:
-    protected = signed(OLD).scoped("n").protect(b"body", b"p")
+    protected = signed(OLD).scopes["n"].protect(b"body", b"p")
     assert protected[4:] != b"body"
     assert zlib.crc32(b"body") != int.from_bytes(protected[:4], "big")
     assert OLD not in protected
@@ -143,7 +143,7 @@ def test_keys_of_allowed_lengths_are_taken(keys: Sequence[bytes | str]) -> None:
 def test_keys_do_not_show() -> None:
     key = b"canary canary canary"
     integrity = signed(key)
-    place = integrity.scoped("n")
+    place = integrity.scopes["n"]
     shown = [repr(integrity), repr(vars(integrity)), repr(place), str(integrity)]
     assert not [text for text in shown if "canary" in text]
     for secret in (integrity, place):

@@ -31,6 +31,7 @@ if sys.version_info >= (3, 11):
 else:
     from async_timeout import timeout
 
+CLOSED = "the saver was closed while this waited for Postgres: nothing was read or written"
 DRAIN_SECONDS_MIN = 1.0
 """Time between two replacements of all connections, should Postgres stay as it is."""
 
@@ -76,17 +77,10 @@ class Connections:
             yield cur
 
     @asynccontextmanager
-    async def implicit_transaction(self, *, statements: int) -> AsyncIterator[AsyncConnection[DictRow]]:
-        """Take a connection on which so many statements are one transaction.
-
-        A pipeline makes one of several statements. A single one is a transaction without, and costs less then.
-        """
-        if statements > 1 or not self.is_pooled:
-            async with self.cursor(pipeline=statements > 1 or bool(self.upstream.pipe)) as cur:
-                yield cur.connection
-        else:
-            async with self.connection(None) as conn:
-                yield conn
+    async def together(self, *, statements: int) -> AsyncIterator[AsyncConnection[DictRow]]:
+        """Take a connection on which so many statements are one transaction, in a pipeline if they are several."""
+        async with self.cursor(pipeline=statements > 1 or bool(self.upstream.pipe)) as cur:
+            yield cur.connection
 
     def upstream_on(self, conn: AsyncConnection[DictRow] | Pool) -> AsyncPostgresSaver:
         """Return the upstream saver on a connection that was taken here, without its lock."""
@@ -104,51 +98,46 @@ class Connections:
     @asynccontextmanager
     async def connection(self, seconds: float | None) -> AsyncIterator[AsyncConnection[DictRow]]:
         """Take a connection for so long at most, by default for `OPERATION_SECONDS_MAX`."""
-        self._check_open()
-        limit = TimeLimit(seconds or time_limit.OPERATION_SECONDS_MAX)
+        if self.is_closed:
+            raise ClosedError(CLOSED)
+        pool, limit = self._pool, None
+        seconds_max = seconds or time_limit.OPERATION_SECONDS_MAX
         try:
-            if self._pool is None:
+            if pool is None:
                 async with self._original.lock:
+                    if self.is_closed:
+                        raise ClosedError(CLOSED)
                     conn = cast("AsyncConnection[DictRow]", self._original.conn)
+                    limit = TimeLimit(conn, seconds_max, self._in_use)
                     try:
-                        self._start(limit, conn)
                         yield conn
                     finally:
-                        self._stop(limit)
+                        limit.stop()
                 return
-            conn = await self._take(self._pool, seconds)
+            if isinstance(pool, CheckedPool):
+                conn = await pool.getconn(pool.timeout if seconds is None else min(pool.timeout, seconds))
+            else:
+                conn = await self._take_unchecked(pool, seconds)
             try:
-                self._start(limit, conn)
+                if self.is_closed:
+                    raise ClosedError(CLOSED)
+                limit = TimeLimit(conn, seconds_max, self._in_use)
                 async with conn:
                     yield conn
             finally:
-                self._stop(limit)
-                await self._pool.putconn(conn)
+                if limit is not None:
+                    limit.stop()
+                await pool.putconn(conn)
         except psycopg.Error as exc:
-            error = limit.error() if limit.is_over else exc
+            error = limit.error() if limit is not None and limit.is_over else exc
             await self._replace_if_gone(error)
             if error is exc:
                 raise
             raise error from exc
 
-    def _check_open(self) -> None:
-        if self.is_closed:
-            raise ClosedError("the saver was closed while this waited for Postgres: nothing was read or written")
-
-    def _start(self, limit: TimeLimit, conn: AsyncConnection[DictRow]) -> None:
-        self._check_open()
-        self._in_use.add(limit)
-        limit.start(conn)
-
-    def _stop(self, limit: TimeLimit) -> None:
-        limit.stop()
-        self._in_use.discard(limit)
-
-    async def _take(self, pool: Pool, seconds: float | None) -> AsyncConnection[DictRow]:
-        """Take a connection from the pool. One of the caller's may check it, and has no time limit for that."""
+    async def _take_unchecked(self, pool: Pool, seconds: float | None) -> AsyncConnection[DictRow]:
+        """Take a connection from a pool of the caller's, which may check it without a time limit."""
         wait_seconds = pool.timeout if seconds is None else min(pool.timeout, seconds)
-        if isinstance(pool, CheckedPool):
-            return await pool.getconn(wait_seconds)
         try:
             async with timeout(wait_seconds + time_limit.CHECK_SECONDS_MAX):
                 return await pool.getconn(wait_seconds)

@@ -12,7 +12,6 @@ from psycopg.errors import FeatureNotSupported, InsufficientPrivilege, InvalidTe
 from psycopg.rows import DictRow
 
 from langgraph_checkpoint_cached.runtime import Runtime
-from langgraph_checkpoint_cached.stores.postgres.bulk_insert import Guard
 from langgraph_checkpoint_cached.stores.postgres.connections import Connections
 from langgraph_checkpoint_cached.stores.postgres.control_connection import ControlConnection
 from langgraph_checkpoint_cached.stores.postgres.queries import query
@@ -71,12 +70,14 @@ class IdentityReader:
         self._control = control
         self._stats, self._number = runtime.stats, lock_number(runtime.owner)
         self._facts = tuple(FACTS)
-        self._ahead_seconds = 0.0  # of Postgres' clock before ours
+        self.ahead_seconds = 0.0
+        """Time by which Postgres' clock is ahead of ours."""
         self.stamps: list[str] = []
         """Parameters of `differs`."""
         self.differs = "false"
         """Condition: this Postgres is not the one that this process knows."""
-        self._condition = ""
+        self.condition = "1"
+        """Guard of a transaction. Its parameters are the time in Postgres by which it must begin, and `stamps`."""
         self.is_asked = False
 
     async def ask(self) -> None:
@@ -95,25 +96,19 @@ class IdentityReader:
             row = await _select(run, self._facts)
         if row["is_standby"]:
             return
-        self._ahead_seconds = row["seconds"] - self._clock()
+        self.ahead_seconds = row["seconds"] - self._clock()
         compared = [name for name in COMPARED if row.get(name)]
         if row["version"] < STATISTICS_IN_MEMORY_VERSION:
             compared = compared[:1]
         self.stamps = [row[name] for name in compared]
         self.differs = " or ".join(f"{FACTS[name]} is distinct from %s" for name in compared) or "false"
         self.is_asked = True
-        self._condition = GUARD_CONDITION.format(key=LOCK_CLASS, number=self._number, differs=self.differs)
+        self.condition = GUARD_CONDITION.format(key=LOCK_CLASS, number=self._number, differs=self.differs)
         if self.identity.learn(tuple(row.get(name) for name in FACTS)):
             self._stats.postgres_changes += 1
             logger.warning(
                 "Postgres is another one, was restored or has restarted: what Redis held until now is not served"
             )
-
-    def guard(self, deadline: float) -> Guard:
-        """Return the condition of a transaction that must have begun by a time on this process' clock."""
-        return Guard(
-            self._condition or "1", [deadline + self._ahead_seconds, *self.stamps] if self._condition else []
-        )
 
     async def is_settled(self, owners: Collection[str]) -> bool:
         """Return whether Postgres is seen to have no transaction left of these processes. Load after that."""

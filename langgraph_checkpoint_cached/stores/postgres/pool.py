@@ -96,10 +96,6 @@ class CheckedPool(Pool):
         self.in_use: set[TimeLimit] = set()
         """Operations that are under way on its connections."""
 
-    def is_late(self, now: float) -> bool:
-        """Return whether one of them takes so long that its connection may have gone silent."""
-        return any(now - limit.started > LATE_SECONDS for limit in self.in_use)
-
 
 def postgres_pool(
     uri: str,
@@ -181,8 +177,7 @@ def may_pass(error: psycopg.OperationalError) -> bool:
 @contextlib.contextmanager
 def time_limited_check(conn: AsyncConnection[Any]) -> Iterator[None]:
     """Give the block, which checks a connection, `CHECK_SECONDS_MAX`."""
-    limit = TimeLimit(time_limit.CHECK_SECONDS_MAX)
-    limit.start(conn)
+    limit = TimeLimit(conn, time_limit.CHECK_SECONDS_MAX, set())
     try:
         yield
     finally:
@@ -234,7 +229,10 @@ class _PoolCallbacks:
 
     async def check(self, conn: AsyncConnection[Any]) -> None:
         now = time.monotonic()
-        if now - self._seen.get(conn, 0.0) > CHECK_AFTER_IDLE_SECONDS or self.pool.is_late(now):
+        must_check = now - self._seen.get(conn, 0.0) > CHECK_AFTER_IDLE_SECONDS
+        for limit in self.pool.in_use:
+            must_check |= now - limit.started > LATE_SECONDS  # its connection may have gone silent
+        if must_check:
             try:
                 with time_limited_check(conn):
                     await AsyncConnectionPool.check_connection(conn)

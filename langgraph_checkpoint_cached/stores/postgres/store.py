@@ -17,14 +17,20 @@ import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from psycopg import AsyncCursor
+from psycopg import AsyncCursor, AsyncRawCursor
 from psycopg.errors import DeadlockDetected, SerializationFailure
-from psycopg.rows import DictRow
+from psycopg.rows import DictRow, dict_row
 
 from langgraph_checkpoint_cached.records import History, Latest, LeaseRow, Namespace, Put, PutWrites, Record
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.postgres import time_limit
-from langgraph_checkpoint_cached.stores.postgres.bulk_insert import one_statement, row_batches, statements
+from langgraph_checkpoint_cached.stores.postgres.bulk_insert import (
+    Guard,
+    numbered,
+    one_statement,
+    row_batches,
+    statements,
+)
 from langgraph_checkpoint_cached.stores.postgres.connections import Connections, execute
 from langgraph_checkpoint_cached.stores.postgres.control_connection import ControlConnection
 from langgraph_checkpoint_cached.stores.postgres.delta_history import RawSerializer, raw_histories
@@ -254,7 +260,8 @@ class PostgresStore:
         changes = self.identity.identity.changes
         if changes:
             await self._parents.check(operations)
-        guard = self.identity.guard(deadline)
+        identity = self.identity
+        guard = Guard(identity.condition, [deadline + identity.ahead_seconds, *identity.stamps])
         sets = row_batches(self._upstream, operations)
         if stale_threads:
             stale = self.stale_threads.rows(stale_threads)
@@ -270,13 +277,17 @@ class PostgresStore:
         started = time.perf_counter()
         try:
             count = len(needed) + len(doubtful) + (single is None)
-            async with self._connections.implicit_transaction(statements=count) as conn:
+            alone = count == 1 and self.is_pooled  # a transaction without a pipeline, which costs less
+            connections = self._connections
+            async with connections.connection(None) if alone else connections.together(statements=count) as conn:
+                cursor = partial(AsyncRawCursor, conn, row_factory=dict_row)
                 if single is None:
-                    await execute(conn, GUARD.format(guard=guard.condition), guard.parameters)
+                    await cursor().execute(numbered(GUARD.format(guard=guard.condition)), guard.parameters)
                 for statement in needed:
-                    inserted.append((statement, await execute(conn, statement.sql, statement.parameters)))
+                    cur = await cursor().execute(numbered(statement.sql), statement.parameters)
+                    inserted.append((statement, cur))
                 for position, put in doubtful:
-                    existing.append((position, await execute(conn, FIND_VALUES, _valueless(put))))
+                    existing.append((position, await cursor().execute(numbered(FIND_VALUES), _valueless(put))))
         finally:
             self._stats.postgres_store.record(time.perf_counter() - started)
         known = [True] * len(operations)
@@ -292,9 +303,10 @@ class PostgresStore:
         return known
 
     async def _guard(self, cur: AsyncCursor[DictRow], deadline: float) -> None:
-        guard = self.identity.guard(deadline)
+        identity = self.identity
+        parameters = [deadline + identity.ahead_seconds, *identity.stamps]
         try:
-            await cur.execute(GUARD.format(guard=guard.condition), guard.parameters)
+            await cur.execute(GUARD.format(guard=identity.condition), parameters)
         except psycopg.Error as exc:
             failure = guard_failure(exc)
             if failure is None:

@@ -35,41 +35,40 @@ class TimeLimit:
     connection: a pool replaces it, and nobody uses it again. No task is cancelled, and nothing is sent, since a
     server that hangs would not answer that either; and a COMMIT that waits for a standby must not be canceled,
     for Postgres would report it as done. Time in which this process was blocked or suspended does not count.
+
+    It begins when it is made.
+
+    Args:
+        conn: Connection of the operation.
+        seconds: Longest time.
+        in_use: Holds it while the operation runs.
     """
 
-    __slots__ = ("_conn", "_timer", "is_over", "seconds", "started")
+    __slots__ = ("_conn", "_in_use", "_timer", "is_over", "started")
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.started = 0.0
-        self.is_over = False
-        self._conn: AsyncConnection[Any] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self, conn: AsyncConnection[Any]) -> None:
-        """Start the time of an operation on this connection."""
-        self._conn, self.started = conn, time.monotonic()
-        self._wait(self.seconds)
-
-    def stop(self) -> None:
-        """End the operation. If its time was over, close the connection, lest it is used again."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self.is_over and self._conn is not None:
-            self._conn.pgconn.finish()
-        self._conn = None
-
-    def _wait(self, seconds: float) -> None:
+    def __init__(self, conn: AsyncConnection[Any], seconds: float, in_use: set[TimeLimit]) -> None:
+        self._conn: AsyncConnection[Any] | None = conn
+        self._in_use, self.started, self.is_over = in_use, time.monotonic(), False
+        in_use.add(self)
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         self._timer = loop.call_at(due, self._on_time, due)
 
+    def stop(self) -> None:
+        """End the operation. If its time was over, close the connection, lest it is used again."""
+        self._in_use.discard(self)
+        self._timer.cancel()
+        if self.is_over and self._conn is not None:
+            self._conn.pgconn.finish()
+        self._conn = None
+
     def _on_time(self, due: float) -> None:
         """End the time, unless the event loop was blocked: then there may be an answer that nobody has read."""
-        lag = asyncio.get_running_loop().time() - due
+        loop = asyncio.get_running_loop()
+        lag = loop.time() - due
         if lag > LAG_SECONDS_MAX:
-            self._wait(lag)
+            due = loop.time() + lag
+            self._timer = loop.call_at(due, self._on_time, due)
         else:
             self.expire()
 

@@ -44,7 +44,7 @@ def history_fields(
     """Make `HISTORY` and `HISTORY_CHANNELS` for a checkpoint, or None if that is too large or cannot be packed."""
     by_channel = {channel: (_pack_seed(h.seed), h.writes) for channel, h in histories.items()}
     try:
-        packed = pack(integrity.scoped(*namespace), (checkpoint_id, by_channel), HISTORY)
+        packed = pack(integrity.scopes[namespace], (checkpoint_id, by_channel), HISTORY)
     except (OverflowError, ValueError, TypeError):
         return None  # a number beyond 64 bits, say
     if len(packed) > HISTORY_BYTES_MAX:
@@ -62,7 +62,7 @@ def decode_histories(
     """
     if HISTORY not in fields:
         return None
-    scope = integrity.scoped(*namespace)
+    scope = integrity.scopes[namespace]
     try:
         base_id, packed = unpack(scope, fields[HISTORY], HISTORY)
         path = [ancestor.decode() for ancestor in fields[HISTORY_PATH].split(b"\0")[1:]]

@@ -28,7 +28,7 @@ from langgraph_checkpoint_cached.stores.redis.fences import Fence, Fences
 from langgraph_checkpoint_cached.stores.redis.health import ConnectionDropped, RedisFull, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
 from langgraph_checkpoint_cached.stores.redis.invalidation import unlink_entries
-from langgraph_checkpoint_cached.stores.redis.keys import entry_keys, thread_key
+from langgraph_checkpoint_cached.stores.redis.keys import ENTRY_KEYS, thread_key
 from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
 from langgraph_checkpoint_cached.stores.redis.positions import LeasePosition, parse_position
 from langgraph_checkpoint_cached.stores.redis.script_call import Argument
@@ -176,7 +176,7 @@ class RedisEntries:
         if not self._keyspace.database.is_known:
             raise RedisUnavailable("not asked: Postgres has not told which one it is")
         fence = self.fences.hand_over(namespace)
-        keys, name = entry_keys(self._keyspace.prefix, namespace)
+        keys, name, _ = ENTRY_KEYS[self._keyspace.prefix, namespace]
         random, ttl = self._keyspace.database.tag + new_token(), self._keyspace.ttl_text
         released = "" if fence is None else fence.token
         reading = self._executor.submit(
@@ -287,7 +287,7 @@ class RedisEntries:
             retain: Leave the fence active.
             now: Do not wait for other calls to be sent with it.
         """
-        keys, name = entry_keys(self._keyspace.prefix, fence.namespace)
+        keys, name, _ = ENTRY_KEYS[self._keyspace.prefix, fence.namespace]
         owner = f"{self.fences.owner} retain" if retain else self.fences.owner
         random, ttl = self._keyspace.database.tag + new_token(), self._keyspace.ttl_text
         arguments = (name, random, ttl, fence.token, owner, *update.arguments)
@@ -351,7 +351,7 @@ class RedisEntries:
         ttl_ms: int | None = None,
         in_order: bool = False,
     ) -> asyncio.Future[Any]:
-        keys, name = entry_keys(self._keyspace.prefix, namespace)
+        keys, name, _ = ENTRY_KEYS[self._keyspace.prefix, namespace]
         ttl = self._keyspace.ttl_text if ttl_ms is None else str(ttl_ms)
         random = self._keyspace.database.tag + new_token()
         return self._executor.submit(script, keys, (name, random, ttl, *arguments), in_order=in_order)

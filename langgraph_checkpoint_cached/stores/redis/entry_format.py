@@ -76,7 +76,7 @@ def entry_fields(namespace: Namespace, latest: Latest, integrity: Integrity = CH
     A checkpoint that no entry can hold makes an opaque one: its id, which tells readers to ask Postgres; with its
     size, if that is why. One of before format 4 is stored with its parent's pending sends.
     """
-    record, scope = latest.record, integrity.scoped(*namespace)
+    record, scope = latest.record, integrity.scopes[namespace]
     if any(map(_only_postgres_can_read, latest.early_writes)):
         return [CHECKPOINT_ID, record.checkpoint_id if record else NO_SUCH_ID]
     if record is None:
@@ -135,7 +135,7 @@ def put_arguments(put: Put, integrity: Integrity = CHECKSUMS) -> Fields | None:
             return None
         if not isinstance(version, str) or not UNIQUE_VERSION.fullmatch(version):
             return None
-    scope, stored, valueless = integrity.scoped(*put.namespace), [], dict(put.new_versions)
+    scope, stored, valueless = integrity.scopes[put.namespace], [], dict(put.new_versions)
     for value in put.values:
         stored.append(value.channel)
         valueless.pop(value.channel, None)
@@ -159,7 +159,7 @@ def writes_arguments(put: PutWrites, integrity: Integrity = CHECKSUMS) -> Fields
     """Make the arguments of `commit_writes.lua` from the 6th on, or None if the entry has to be dropped."""
     if any(map(_only_postgres_can_read, put.writes)):
         return None
-    scope = integrity.scoped(*put.namespace)
+    scope = integrity.scopes[put.namespace]
     channels: dict[str, None] = {}
     fields: Fields = []
     for write in put.writes:
@@ -173,7 +173,7 @@ def decode_put(namespace: Namespace, arguments: Fields, integrity: Integrity = C
     """Decode the checkpoint that `put_arguments` was given, as far as its rows go. Raise as `decode_entry`."""
     try:
         _, _, head, packed_versions, _, _, *packed = map(_bytes, arguments)
-        scope = integrity.scoped(*namespace)
+        scope = integrity.scopes[namespace]
         thread_id, checkpoint_ns, checkpoint_id, parent_id, *texts, _ = unpack(scope, head, HEAD)
         if (thread_id, checkpoint_ns) != (*namespace,):
             raise DamagedEntry(f"a journal of {namespace} holds another's checkpoint")
@@ -203,7 +203,7 @@ def decode_writes(namespace: Namespace, arguments: Fields, integrity: Integrity 
     """Decode the pending writes that `writes_arguments` was given. Raise as `decode_entry`."""
     try:
         checkpoint_id, replace, _, *packed = map(_bytes, arguments)
-        scope = integrity.scoped(*namespace)
+        scope = integrity.scopes[namespace]
         writes = [
             decode_write(scope, field, value) for field, value in zip(packed[1::3], packed[2::3], strict=True)
         ]
@@ -226,7 +226,7 @@ def decode_entry(
             return Latest(None)
         if HEAD not in fields:
             return None
-        return Latest(_decode_record(namespace, checkpoint_id, fields, integrity.scoped(*namespace)))
+        return Latest(_decode_record(namespace, checkpoint_id, fields, integrity.scopes[namespace]))
     except Exception as exc:
         raise damaged(namespace, exc) from exc
 

@@ -10,7 +10,7 @@ from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
-from langgraph_checkpoint_cached.stores.redis.keys import entry_keys, thread_key
+from langgraph_checkpoint_cached.stores.redis.keys import ENTRY_KEYS, thread_key
 from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
 from langgraph_checkpoint_cached.stores.redis.positions import LeasePosition, parse_position
 from langgraph_checkpoint_cached.stores.redis.scripts import BEGIN, RELEASE
@@ -209,7 +209,7 @@ class Fences:
             self._releasing = None
 
     def _begin(self, namespace: Namespace, token: str) -> asyncio.Future[bytes]:
-        keys, name = entry_keys(self._keyspace.prefix, namespace)
+        keys, name, _ = ENTRY_KEYS[self._keyspace.prefix, namespace]
         arguments = (
             name,
             self._keyspace.database.tag + new_token(),

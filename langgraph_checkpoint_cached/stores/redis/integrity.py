@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Protocol
 from zlib import crc32
 
-from langgraph_checkpoint_cached.utils.text_cache import remember
+from langgraph_checkpoint_cached.utils.text_cache import TextCache
 
 CHECKSUM_BYTES = 4
 SIGNATURE_BYTES = 16
@@ -29,19 +29,17 @@ class Scope(Protocol):
 class Integrity(Protocol):
     """A way to protect bytes."""
 
-    def scoped(self, *names: str) -> Scope:
-        """Return the scope of these names, such as a thread's and a namespace's."""
+    @property
+    def scopes(self) -> Mapping[tuple[str, ...], Scope]:
+        """Scopes by their names, such as a thread's and a namespace's. There is one for any names."""
 
 
 class Checksums:
     """CRC-32 of scope, part and body. It detects damage and mistakes, but anybody can compute one."""
 
-    @staticmethod
-    def scoped(*names: str) -> _ChecksumScope:
-        """Return the scope of these names."""
-        known = _checksum_scopes.get(names)
-        return known or remember(
-            _checksum_scopes, names, _ChecksumScope(crc32(_joined(*names))), sum(map(len, names))
+    def __init__(self) -> None:
+        self.scopes: TextCache[tuple[str, ...], Scope] = TextCache(
+            lambda names: _ChecksumScope(crc32(_joined(names))), _characters
         )
 
 
@@ -56,10 +54,10 @@ class Signatures:
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self._starts = [blake2b(key=key, digest_size=SIGNATURE_BYTES, person=PERSON) for key in keys]
+        self.scopes: TextCache[tuple[str, ...], Scope] = TextCache(self._scope, _characters)
 
-    def scoped(self, *names: str) -> Scope:
-        """Return the scope of these names."""
-        starts, joined = [start.copy() for start in self._starts], _joined(*names)
+    def _scope(self, names: tuple[str, ...]) -> Scope:
+        starts, joined = [start.copy() for start in self._starts], _joined(names)
         for start in starts:
             start.update(joined)
         return _SignatureScope(starts)
@@ -104,18 +102,16 @@ def _sign(start: blake2b, body: bytes | memoryview, part: bytes) -> bytes:
     return state.digest()
 
 
-def _joined(*names: str) -> bytes:
+def _joined(names: tuple[str, ...]) -> bytes:
     """Join names so that no other names give the same: each stands after its length, as a part does."""
-    known = _joined_names.get(names)
-    if known is not None:
-        return known
     encoded = [name.encode("utf-8", "surrogatepass") for name in names]
-    joined = b"".join([b"%d:%b" % (len(name), name) for name in encoded])
-    return remember(_joined_names, names, joined, len(joined))
+    return b"".join([b"%d:%b" % (len(name), name) for name in encoded])
 
 
-_checksum_scopes: dict[tuple[str, ...], _ChecksumScope] = {}
-_joined_names: dict[tuple[str, ...], bytes] = {}
+def _characters(names: tuple[str, ...]) -> int:
+    return sum(map(len, names))
+
+
 CHECKSUMS = Checksums()
 
 

@@ -16,7 +16,7 @@ from langgraph_checkpoint_cached.stores.redis.entries import EntryUpdate
 from langgraph_checkpoint_cached.stores.redis.entry_format import Fields, damaged, decode_put, decode_writes
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
 from langgraph_checkpoint_cached.stores.redis.integrity import CHECKSUMS, Integrity
-from langgraph_checkpoint_cached.stores.redis.keys import entry_keys, journal_key, namespace_key, thread_key
+from langgraph_checkpoint_cached.stores.redis.keys import ENTRY_KEYS, journal_key, namespace_key, thread_key
 from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
 from langgraph_checkpoint_cached.stores.redis.script_call import Argument, Unconfirmed
 from langgraph_checkpoint_cached.stores.redis.scripts import (
@@ -94,8 +94,7 @@ class Journal:
     def append(self, namespace: Namespace, token: str, update: EntryUpdate) -> asyncio.Future[Any]:
         """APPEND; `parse_append` says what the reply means. Queued when this returns."""
         script, kind = APPENDS[update.script]
-        keys, name = entry_keys(self._keyspace.prefix, namespace)
-        journal = journal_key(self._keyspace.prefix, namespace.thread_id)
+        keys, name, journal = ENTRY_KEYS[self._keyspace.prefix, namespace]
         operation = kind + namespace.checkpoint_ns
         random, ttl = self._keyspace.database.tag + new_token(), self._keyspace.ttl_text
         arguments = (name, random, ttl, token, operation, *update.arguments)

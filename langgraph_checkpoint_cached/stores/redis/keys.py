@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from hashlib import blake2b
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from langgraph_checkpoint_cached.records import Namespace
-from langgraph_checkpoint_cached.utils.text_cache import remember
+from langgraph_checkpoint_cached.utils.text_cache import TextCache
 
 NAME_BYTES_MAX = 200
-_entry_keys: dict[tuple[str, Namespace], tuple[tuple[str, str, str], str]] = {}
-_tags: dict[str, str] = {}
 _PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")  # what quoting leaves as it is
 
 
@@ -34,17 +33,17 @@ def decode_name(name: str) -> str | None:
 
 def thread_key(prefix: str, thread_id: str) -> str:
     """Key of the thread's hash: its generation and its fences."""
-    return f"{prefix}:{_tag(thread_id)}:thread"
+    return f"{prefix}:{TAGS[thread_id]}:thread"
 
 
 def namespace_key(prefix: str, namespace: Namespace) -> str:
     """Key of the namespace's hash, its entry and fill lease: in the Cluster slot of its thread's."""
-    return f"{prefix}:{_tag(namespace.thread_id)}:ns:{encode_name(namespace.checkpoint_ns)}"
+    return f"{prefix}:{TAGS[namespace.thread_id]}:ns:{encode_name(namespace.checkpoint_ns)}"
 
 
 def names_key(prefix: str, thread_id: str) -> str:
     """Key of the names of the thread's namespaces that may have an entry."""
-    return f"{prefix}:{_tag(thread_id)}:names"
+    return f"{prefix}:{TAGS[thread_id]}:names"
 
 
 def names_key_beside(of_thread: str) -> str:
@@ -57,20 +56,30 @@ def entry_key_beside(of_thread: str, name: str) -> str:
     return f"{of_thread.removesuffix(':thread')}:ns:{name}"
 
 
-def entry_keys(prefix: str, namespace: Namespace) -> tuple[tuple[str, str, str], str]:
-    """Return the keys of an entry's thread, namespace and names, as scripts take them, and the entry's name."""
-    known = _entry_keys.get((prefix, namespace))
-    if known is not None:
-        return known
-    thread_id, of_namespace = namespace.thread_id, namespace_key(prefix, namespace)
-    keys = (thread_key(prefix, thread_id), of_namespace, names_key(prefix, thread_id))
-    found = (keys, of_namespace.rpartition(":")[2])
-    return remember(_entry_keys, (prefix, namespace), found, len(thread_id) + len(namespace.checkpoint_ns))
+class EntryKeys(NamedTuple):
+    """Keys of an entry, and its name.
+
+    Attributes:
+        keys: Those of its thread, of the namespace and of the thread's names, as scripts take them.
+        name: The namespace as it is named in keys.
+        journal: Key of the thread's journal.
+    """
+
+    keys: tuple[str, str, str]
+    name: str
+    journal: str
+
+
+def _entry_keys(key: tuple[str, Namespace]) -> EntryKeys:
+    prefix, namespace = key
+    of_namespace = namespace_key(prefix, namespace)
+    keys = (thread_key(prefix, namespace.thread_id), of_namespace, names_key(prefix, namespace.thread_id))
+    return EntryKeys(keys, of_namespace.rpartition(":")[2], journal_key(prefix, namespace.thread_id))
 
 
 def journal_key(prefix: str, thread_id: str) -> str:
     """Key of the stream of what is acknowledged and perhaps not yet in Postgres, in the slot of its thread's."""
-    return f"{prefix}:{_tag(thread_id)}:journal"
+    return f"{prefix}:{TAGS[thread_id]}:journal"
 
 
 def stats_key(prefix: str, owner: str) -> str:
@@ -100,7 +109,9 @@ def tag_name(thread_id: str) -> str:
     return encode_name(thread_id) or "!"
 
 
-def _tag(thread_id: str) -> str:
-    """Return the part of a key by which Redis Cluster chooses its slot. An empty one would not count as a tag."""
-    known = _tags.get(thread_id)
-    return known or remember(_tags, thread_id, f"{{{tag_name(thread_id)}}}", len(thread_id))
+TAGS: TextCache[str, str] = TextCache(lambda thread_id: f"{{{tag_name(thread_id)}}}", len)
+"""Part of a thread's keys by which Redis Cluster chooses their slot. An empty one would not count as a tag."""
+ENTRY_KEYS: TextCache[tuple[str, Namespace], EntryKeys] = TextCache(
+    _entry_keys, lambda key: len(key[1].thread_id) + len(key[1].checkpoint_ns)
+)
+"""Keys of entries by prefix and namespace."""
