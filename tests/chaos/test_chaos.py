@@ -363,5 +363,5 @@ def test_a_saver_broken_on_purpose_is_found(servers: None, name: str) -> None:
 def test_every_checker_has_a_mutant() -> None:
     """`settled` has none: a worker that never has its Redis back shows as `served` too."""
     found = {checker for mutant in MUTANTS.values() for checker in mutant.checkers}
-    checkers = "older backwards values failed turns lost tiers served keys behind fences leaks available"
+    checkers = "older backwards values failed turns lost orphans tiers served keys behind fences leaks available"
     assert found == set(checkers.split())

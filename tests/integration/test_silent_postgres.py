@@ -240,7 +240,10 @@ async def test_blocked_loop_is_no_silent_connection(
     monkeypatch.setattr(pool, "CHECK_AFTER_IDLE_SECONDS", 0.0 if idle else 100.0)
     monkeypatch.setattr(time_limit, "CHECK_SECONDS_MAX", 0.3 if idle else 100.0)
     monkeypatch.setattr(time_limit, "OPERATION_SECONDS_MAX", 100.0 if idle else 0.3)
-    async with open_saver("from_conn_string", migrated_database_url, redis_url, redis, redis_prefix) as saver:
+    options = {"pool_max_size": 1, "pool_timeout": 30}
+    async with open_saver(
+        "from_conn_string", migrated_database_url, redis_url, redis, redis_prefix, **options
+    ) as saver:
         await put(saver)
         upstream_pool = inspect(saver).upstream.conn
         for _ in range(2):
