@@ -27,7 +27,6 @@ CONFIRM_ATTEMPTS_MAX = 3
 THREADS_AT_ONCE_MAX = 16
 
 T = TypeVar("T")
-Change = Callable[[Sequence[str], Collection[str]], Awaitable[None]]
 
 
 class ThreadChanges:
@@ -50,6 +49,7 @@ class ThreadChanges:
         change: Callable[[AsyncPostgresSaver], Awaitable[T]],
         *,
         deletes: bool = False,
+        one_snapshot: bool = False,
     ) -> T:
         """Run a change of threads, in one transaction.
 
@@ -60,13 +60,16 @@ class ThreadChanges:
             thread_ids: Threads to change.
             change: Does it, on the upstream saver that it is given.
             deletes: Whether it deletes all there is of them, so that their leases go too.
+            one_snapshot: Whether all of it reads one snapshot.
         """
         ended = thread_ids if deletes else ()
 
         async def apply(thread_ids: Sequence[str], unfenced: Collection[str], deadline: float) -> T:
             while True:
                 try:
-                    async with self._store.upstream_in_transaction(deadline, unfenced, ended) as upstream:
+                    async with self._store.upstream_in_transaction(
+                        deadline, unfenced, ended, one_snapshot=one_snapshot
+                    ) as upstream:
                         return await change(upstream)
                 except AnotherIdentity:
                     await self._store.identity.ask()
@@ -74,21 +77,6 @@ class ThreadChanges:
                     raise OverloadedError(TOO_LATE) from exc
 
         return await self._run(thread_ids, apply, deletes=deletes)
-
-    async def run_in_own_transactions(self, thread_ids: Sequence[str], change: Change) -> None:
-        """Run a change of threads that makes transactions of its own.
-
-        Args:
-            thread_ids: Threads to change.
-            change: Does it for these threads. Redis does not have the fences of those in the second argument: each
-                must be marked stale in the transaction that changes it. A mark before that would not do: others
-                may invalidate the thread for it, and store it anew, before the commit.
-        """
-
-        async def apply(thread_ids: Sequence[str], unfenced: Collection[str], deadline: float) -> None:
-            await change(thread_ids, unfenced)
-
-        await self._run(thread_ids, apply, deletes=False)
 
     async def _run(
         self,

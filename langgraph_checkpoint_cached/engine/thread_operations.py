@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -46,26 +46,25 @@ class ThreadOperations:
         )
 
     async def keep_latest(self, thread_ids: Sequence[str]) -> None:
-        """Prune threads to their latest checkpoints, and what those are rebuilt from.
+        """Prune threads to their latest checkpoints, and what those are rebuilt from, one after the other.
 
         Raises:
             NotImplementedError: a thread uses a `DeltaChannel` of LangGraph.js. Nothing was deleted.
         """
         await self._replayer.flush_threads(thread_ids)
         deltas = await thread_maintenance.delta_threads(self._store.upstream(), thread_ids) if thread_ids else []
-        others = [thread_id for thread_id in thread_ids if thread_id not in set(deltas)]
-        await self._changes.run_in_own_transactions(others, self._keep_latest)
-        for thread_id in deltas:
-            await self._changes.run_in_own_transactions([thread_id], self._keep_latest_by_own_statements)
+        others = [thread_id for thread_id in dict.fromkeys(thread_ids) if thread_id not in set(deltas)]
+        for thread_id in [*others, *deltas]:
+            await self._keep_latest(thread_id, by_own_statements=thread_id in deltas)
 
-    async def _keep_latest(self, thread_ids: Sequence[str], unfenced: Collection[str]) -> None:
-        await self._store.upstream().aprune([t for t in thread_ids if t not in unfenced])
-        await self._keep_latest_by_own_statements([t for t in thread_ids if t in unfenced], unfenced)
+    async def _keep_latest(self, thread_id: str, *, by_own_statements: bool) -> None:
+        async def prune(upstream: AsyncPostgresSaver) -> None:
+            if by_own_statements:
+                await thread_maintenance.keep_latest(upstream, thread_id)
+            else:
+                await upstream.aprune([thread_id])
 
-    async def _keep_latest_by_own_statements(self, thread_ids: Sequence[str], unfenced: Collection[str]) -> None:
-        for thread_id in thread_ids:
-            mark_stale = self._store.mark_stale if thread_id in unfenced else None
-            await thread_maintenance.keep_latest(self._store.upstream(), thread_id, mark_stale)
+        await self._changes.run([thread_id], prune, one_snapshot=True)
 
     async def copy(self, source: str, target: str, *, overwrite: bool) -> None:
         """Copy a thread. Raises as `thread_maintenance.copy`."""

@@ -216,7 +216,7 @@ async def test_late_commit_of_a_killed_process_is_not_hidden(
             with subprocess.Popen([sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE) as writer:
                 assert writer.stdout is not None
                 await asyncio.to_thread(writer.stdout.readline)
-                await eventually(lambda: _waits_for_lock(migrated_database_url))
+                await eventually(lambda: _waits_for(migrated_database_url, "Lock"))
                 writer.kill()
             await asyncio.sleep(1.5)  # past the fence's deadline
             for _ in range(5):
@@ -234,7 +234,54 @@ async def test_late_commit_of_a_killed_process_is_not_hidden(
         assert saver.stats()["fences_expired"] == 1
 
 
-async def _waits_for_lock(url: str) -> bool:
+PRUNER = """
+import asyncio, sys
+from langgraph_checkpoint_cached.stores.redis import fences
+fences.FENCE_MS, fences.FENCE_START_SECONDS = 1000, 0.8
+from tests.support.conversations import open_saver
+
+async def main(postgres_url, redis_url, prefix):
+    async with open_saver(postgres_url, redis_url, prefix=prefix, redis_timeout=5) as saver:
+        await saver.aprune(["t"])
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_late_commit_of_a_killed_prune_is_not_hidden(
+    postgres: RewindingPostgres, saver: CachedPostgresSaver, redis_url: str, redis_prefix: str
+) -> None:
+    """Its commit waits for a synchronous standby that is away. A prune took no lock of its process."""
+    conversation = Conversation(saver)
+    await conversation.turns(2)
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute("alter system set synchronous_standby_names = 'away'")
+        admin.execute("select pg_reload_conf()")
+        try:
+            arguments = [postgres.url, redis_url, redis_prefix]
+            with subprocess.Popen([sys.executable, "-c", PRUNER, *arguments]) as pruner:
+                await eventually(lambda: _waits_for(postgres.url, "SyncRep"))
+                pruner.kill()
+            await asyncio.sleep(1.5)  # past the fence's deadline
+            for _ in range(5):
+                await conversation.check()
+            assert saver.stats()["fences_expired"] == 0, "its transaction is still there"
+        finally:
+            admin.execute("alter system reset synchronous_standby_names")
+            admin.execute("select pg_reload_conf()")
+
+    async def is_pruned() -> bool:
+        found = await saver.aget_tuple(conversation.config)
+        return found is not None and found.parent_config is None
+
+    await eventually(is_pruned)
+    await until_served(saver, conversation.config)
+    assert await is_pruned()
+
+
+async def _waits_for(url: str, event: str) -> bool:
     async with await psycopg.AsyncConnection.connect(url) as conn:
-        found = await conn.execute("select from pg_stat_activity where wait_event_type = 'Lock'")
+        found = await conn.execute(
+            "select from pg_stat_activity where %s in (wait_event, wait_event_type)", [event]
+        )
         return await found.fetchone() is not None

@@ -258,7 +258,7 @@ class Inside:
 
     async def keep_latest(self, thread_id: str) -> None:
         """Prune with the package's own statements."""
-        await self._engine.threads._keep_latest_by_own_statements([thread_id], [])
+        await self._engine.threads._keep_latest(thread_id, by_own_statements=True)
 
     def fail_redis(self, error: Exception) -> None:
         """Open the breaker."""

@@ -24,6 +24,7 @@ from langgraph_checkpoint_cached.stores.postgres import time_limit
 from langgraph_checkpoint_cached.stores.postgres.bulk_insert import numbered
 from langgraph_checkpoint_cached.stores.postgres.errors import outcome_unknown
 from langgraph_checkpoint_cached.stores.postgres.pool import CheckedPool, Pool
+from langgraph_checkpoint_cached.stores.postgres.queries import query
 from langgraph_checkpoint_cached.stores.postgres.time_limit import TimeLimit
 
 if sys.version_info >= (3, 11):
@@ -32,6 +33,7 @@ else:
     from async_timeout import timeout
 
 CLOSED = "the saver was closed while this waited for Postgres: nothing was read or written"
+ONE_SNAPSHOT = query("one_snapshot")
 DRAIN_SECONDS_MIN = 1.0
 """Time between two replacements of all connections, should Postgres stay as it is."""
 
@@ -71,10 +73,17 @@ class Connections:
             yield cur
 
     @asynccontextmanager
-    async def transaction(self, *, seconds: float | None = None) -> AsyncIterator[AsyncCursor[DictRow]]:
-        """Open a cursor in a transaction."""
-        async with self.cursor(seconds=seconds) as cur, cur.connection.transaction():
-            yield cur
+    async def transaction(
+        self, *, seconds: float | None = None, one_snapshot: bool = False
+    ) -> AsyncIterator[AsyncCursor[DictRow]]:
+        """Open a cursor in a transaction, all of which reads one snapshot if that is set."""
+        async with self.cursor(seconds=seconds) as cur:
+            if one_snapshot and self.upstream.pipe:
+                await self.upstream.pipe.sync()  # otherwise the transaction includes what ran since the last one
+            async with cur.connection.transaction():
+                if one_snapshot:
+                    await cur.execute(ONE_SNAPSHOT)
+                yield cur
 
     @asynccontextmanager
     async def together(self, *, statements: int) -> AsyncIterator[AsyncConnection[DictRow]]:

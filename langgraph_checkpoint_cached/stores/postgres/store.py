@@ -154,7 +154,12 @@ class PostgresStore:
 
     @asynccontextmanager
     async def upstream_in_transaction(
-        self, deadline: float, stale_threads: Collection[str], ended: Collection[str]
+        self,
+        deadline: float,
+        stale_threads: Collection[str],
+        ended: Collection[str],
+        *,
+        one_snapshot: bool = False,
     ) -> AsyncIterator[AsyncPostgresSaver]:
         """Open a transaction and yield the upstream saver inside it.
 
@@ -162,13 +167,17 @@ class PostgresStore:
             deadline: Time by which it must have begun.
             stale_threads: Threads that the transaction marks stale.
             ended: Threads whose leases it ends. Those that had one become stale too.
+            one_snapshot: Whether all of it reads one snapshot.
 
         Raises:
             TooLate, AnotherIdentity: nothing was done. In the second case the new one is known now.
         """
         if not self.identity.is_asked:
             await self.identity.ask()
-        async with self._connections.transaction(seconds=time_limit.LONG_OPERATION_SECONDS_MAX) as cur:
+        transaction = self._connections.transaction(
+            seconds=time_limit.LONG_OPERATION_SECONDS_MAX, one_snapshot=one_snapshot
+        )
+        async with transaction as cur:
             await self._guard(cur, deadline)
             had_leases: set[str] = set()
             if ended and self.leases.usable:

@@ -7,9 +7,9 @@ plans each for the arrays it gets, and they find rows by the leading columns of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncCursor, Rollback
@@ -34,7 +34,6 @@ THREADS_OF_RUNS = query("threads_of_runs")
 CHECKPOINTS_OF_RUNS = query("checkpoints_of_runs")
 DELTA_CHANNELS = query("delta_channels")
 DELTA_ANCESTORS = query("delta_ancestors")
-ONE_SNAPSHOT = query("one_snapshot")
 PRUNE_HEADS = query("prune_heads")
 OTHER_CHECKPOINTS = query("other_checkpoints")
 DATABASE_TIME = query("database_time")
@@ -43,7 +42,6 @@ COUNT_THREADS = query("count_threads")
 DELETE_IDLE = query("delete_idle")
 THREADS_LEFT = query("threads_left")
 
-Mark: TypeAlias = "Callable[[AsyncCursor[Any], Collection[str]], Awaitable[None]]"
 Channels = Mapping[str, Collection["str | None"]]
 """The `DeltaChannel`s of each namespace. None stands for one whose name is not known."""
 
@@ -134,19 +132,13 @@ async def delta_threads(upstream: AsyncPostgresSaver, thread_ids: Sequence[str])
     return [thread_id for thread_id in thread_ids if thread_id in channels]
 
 
-async def keep_latest(upstream: AsyncPostgresSaver, thread_id: str, mark_stale: Mark | None = None) -> None:
+async def keep_latest(upstream: AsyncPostgresSaver, thread_id: str) -> None:
     """Prune a thread to the latest checkpoint of each namespace and the ancestors that its `DeltaChannel`s need.
 
-    All of it reads one snapshot: what a run saves meanwhile is neither seen nor deleted.
-
-    Args:
-        upstream: The upstream saver whose connection it takes.
-        thread_id: Thread to prune.
-        mark_stale: Marks the thread stale in the same transaction, if Redis does not have its fence.
+    The upstream saver is in a transaction that reads one snapshot: what a run saves meanwhile is neither seen nor
+    deleted.
     """
-    async with _transaction(upstream, one_snapshot=True) as cur:
-        if mark_stale is not None:
-            await mark_stale(cur, [thread_id])
+    async with _transaction(upstream) as cur:
         channels = (await _delta_channels(cur, [thread_id])).get(thread_id, {})
         heads = await _rows(cur, PRUNE_HEADS, {"thread": thread_id})
         if over := [row["checkpoint_ns"] for row in heads if row["over"]]:
@@ -278,19 +270,7 @@ async def _rows(cur: AsyncCursor[DictRow], sql: str, parameters: Mapping[str, An
 
 
 @asynccontextmanager
-async def _transaction(
-    upstream: AsyncPostgresSaver, *, one_snapshot: bool = False
-) -> AsyncIterator[AsyncCursor[DictRow]]:
-    """Open a transaction, or a savepoint in the one that the upstream saver is in.
-
-    Args:
-        upstream: The upstream saver whose connection it takes.
-        one_snapshot: Whether all of it reads one snapshot. Not within another transaction.
-    """
-    async with upstream._cursor() as cur:
-        if one_snapshot and upstream.pipe:
-            await upstream.pipe.sync()  # otherwise the transaction includes what ran since the last one
-        async with cur.connection.transaction():
-            if one_snapshot:
-                await cur.execute(ONE_SNAPSHOT)
-            yield cur
+async def _transaction(upstream: AsyncPostgresSaver) -> AsyncIterator[AsyncCursor[DictRow]]:
+    """Open a transaction, or a savepoint in the one that the upstream saver is in."""
+    async with upstream._cursor() as cur, cur.connection.transaction():
+        yield cur
