@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Annotated, Any
 
 import psycopg
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.graph import START, StateGraph
+from redis.asyncio import Redis
 from typing_extensions import TypedDict
 
 from langgraph_checkpoint_cached import CachedPostgresSaver, LostHistoryError
@@ -181,6 +183,22 @@ async def test_databases_that_share_a_prefix_share_no_entry(
             assert await other.aget_tuple(conversation.config) is None
             await conversation.turns(2)
             assert await other.aget_tuple(conversation.config) is None
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+async def test_single_connection_learns_of_another_identity(
+    migrated_database_url: str, redis: Redis, redis_prefix: str, pipeline: bool
+) -> None:
+    """In pipeline mode the error of the guard came from a statement after it, and went to the caller."""
+    async with AsyncPostgresSaver.from_conn_string(migrated_database_url, pipeline=pipeline) as upstream:
+        saver = CachedPostgresSaver(redis, upstream, prefix=redis_prefix, redis_timeout=5)
+        conversation = Conversation(saver)
+        await conversation.turns(1)
+        for change in (conversation.turn, partial(saver.aprune, ["t"]), partial(saver.adelete_thread, "t")):
+            inspect(saver).forget_identity()
+            await change()
+        assert await saver.aget_tuple(conversation.config) is None
+        await saver.aclose()
 
 
 WRITER = """

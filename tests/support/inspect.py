@@ -302,6 +302,10 @@ class Inside:
         self.stop_polling()
         self._engine.right.extend(boot_clock(), 3600)
 
+    def forget_identity(self) -> None:
+        """Have the process know an identity of Postgres that is not the one of now."""
+        self.store.identity.stamps = ["2001-01-01 00:00:00+00"] * len(self.store.identity.stamps)
+
     def end_right(self) -> None:
         """End the right to serve from Redis, as a long pause does."""
         self._engine.right.end()

@@ -316,6 +316,7 @@ class PostgresStore:
         parameters = [deadline + identity.ahead_seconds, *identity.stamps]
         try:
             await cur.execute(GUARD.format(guard=identity.condition), parameters)
+            await cur.fetchall()  # in pipeline mode another statement would get its error
         except psycopg.Error as exc:
             failure = guard_failure(exc)
             if failure is None:
