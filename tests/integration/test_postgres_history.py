@@ -201,6 +201,32 @@ async def test_single_connection_learns_of_another_identity(
         await saver.aclose()
 
 
+@pytest.fixture
+def restricted_url(postgres: RewindingPostgres) -> Iterator[str]:
+    """URL of a role that may not ask for everything that identifies Postgres."""
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute("revoke execute on function pg_control_system() from public")
+        admin.execute("create role restricted login password 'x'")
+        admin.execute("grant all on all tables in schema public to restricted")
+        yield f"postgresql://restricted:x@{postgres.url.partition('@')[2]}"
+        admin.execute("drop owned by restricted")
+        admin.execute("drop role restricted")
+        admin.execute("grant execute on function pg_control_system() to public")
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+async def test_restricted_role_has_an_identity_of_the_rest(
+    restricted_url: str, redis: Redis, redis_prefix: str, pipeline: bool
+) -> None:
+    """In pipeline mode nothing worked for it: the refusal aborted the pipeline."""
+    async with AsyncPostgresSaver.from_conn_string(restricted_url, pipeline=pipeline) as upstream:
+        saver = CachedPostgresSaver(redis, upstream, prefix=redis_prefix, redis_timeout=5)
+        conversation = Conversation(saver, f"restricted {pipeline}")
+        await conversation.turns(2)
+        await until_served(saver, conversation.config)
+        await saver.aclose()
+
+
 WRITER = """
 import asyncio, sys
 from langgraph_checkpoint_cached.stores.redis import fences

@@ -119,7 +119,8 @@ class IdentityReader:
         return bool(row and row["is_settled"])
 
     async def _run(self, sql: str) -> list[DictRow]:
-        async with self._connections.cursor() as cur:
+        in_pipeline = bool(self._connections.upstream.pipe)  # which an error aborts until it is synchronized
+        async with self._connections.cursor(pipeline=in_pipeline) as cur:
             await cur.execute(sql)
             return await cur.fetchall()
 
