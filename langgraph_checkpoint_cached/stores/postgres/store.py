@@ -325,13 +325,13 @@ class PostgresStore:
 
     async def _replay(self, replays: Sequence[Replay], stale_threads: Collection[str]) -> set[str]:
         changes = self.identity.identity.changes
-        guard = self.identity.guard(math.inf)
+        guard, parameters = GUARD.format(guard=self.identity.condition), [math.inf, *self.identity.stamps]
         again = [r for r in replays if r.changes not in (None, changes)]  # Postgres may have lost their rows
         if self.stale_threads.usable:  # what others may have stored in Redis meanwhile lacks these writes
             stale_threads = {*stale_threads, *(r.thread_id for r in again)}
         with self._stats.postgres_replay.timed():
             async with self._connections.transaction() as cur:
-                await cur.execute(GUARD.format(guard=guard.condition), guard.parameters)
+                await cur.execute(guard, parameters)
                 if again:
                     await self.leases.take_again(cur, again)
                 rows = await self.leases.lock(cur, [replay.thread_id for replay in replays])
