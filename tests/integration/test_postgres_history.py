@@ -92,6 +92,8 @@ async def test_turn_after_lost_commits_builds_on_what_is_left(
     await graph.ainvoke({"turns": ["with profile"]}, CONFIG)
     await until_served(saver)
     if not has_learned:
+        inspect(saver).suspend()
+        await inspect(saver).polled()
         inspect(saver).keep_right()
     postgres.rewind()
     if has_learned:

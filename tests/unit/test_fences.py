@@ -13,7 +13,7 @@ from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis import fences
 from langgraph_checkpoint_cached.stores.redis.fences import FENCE_MARGIN_SECONDS, RETAIN_SECONDS, Fence, Fences
-from langgraph_checkpoint_cached.stores.redis.health import RedisHealth, RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.health import NotDone, RedisHealth, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
 from langgraph_checkpoint_cached.stores.redis.scripts import BEGIN, Script
 from langgraph_checkpoint_cached.ttl import Ttl
@@ -27,7 +27,7 @@ class Executor:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []
-        self.usable = True
+        self.usable, self.error = True, RedisUnavailable("away")
         self.health = RedisHealth(Runtime(asyncio.get_running_loop()))
 
     def submit(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> asyncio.Future[Any]:
@@ -37,7 +37,7 @@ class Executor:
         if self.usable:
             future.set_result(reply)
         else:
-            future.set_exception(RedisUnavailable("away"))
+            future.set_exception(self.error)
         return future
 
 
@@ -76,6 +76,31 @@ class World:
     @property
     def begun(self) -> list[str]:
         return [token for what, token in self.executor.sent if what == "begin"]
+
+
+@pytest.mark.parametrize("error", [NotDone("not asked"), RedisUnavailable("no answer")])
+async def test_fence_that_never_began_is_not_abandoned(error: RedisUnavailable) -> None:
+    """While writes went on without Redis each left one to be removed, so it was never usable again."""
+    world = World()
+    world.executor.usable, world.executor.error = False, error
+    fence = world.take()
+    assert await world.fences.confirm(fence) is None
+    world.fences.prepare_commit(fence)
+    world.fences.end_write(fence)
+    await asyncio.sleep(0)
+    assert world.left == ([] if isinstance(error, NotDone) else [("t", fence.token)])
+
+
+async def test_confirmed_fence_is_abandoned_when_taken_anew_in_vain() -> None:
+    world = World()
+    fence = world.take()
+    assert await world.fences.confirm(fence)
+    world.executor.usable, world.executor.error = False, NotDone("not asked")
+    world.now += FENCE_MARGIN_SECONDS + 1
+    assert await world.fences.confirm(fence) is None
+    world.fences.end_write(fence)
+    await asyncio.sleep(0)
+    assert world.left == [("t", fence.token)]
 
 
 async def test_next_write_reuses_active_fence() -> None:

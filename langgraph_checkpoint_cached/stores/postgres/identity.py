@@ -76,7 +76,7 @@ class IdentityReader:
         """Parameters of `differs`."""
         self.differs = "false"
         """Condition: this Postgres is not the one that this process knows."""
-        self.condition = "1"
+        self.condition = "%s::float8 is not null"
         """Guard of a transaction. Its parameters are the time in Postgres by which it must begin, and `stamps`."""
         self.is_asked = False
 

@@ -9,7 +9,7 @@ from functools import partial
 from langgraph_checkpoint_cached.records import Namespace
 from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
-from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
+from langgraph_checkpoint_cached.stores.redis.health import NotDone, RedisUnavailable
 from langgraph_checkpoint_cached.stores.redis.keys import ENTRY_KEYS, thread_key
 from langgraph_checkpoint_cached.stores.redis.keyspace import Keyspace
 from langgraph_checkpoint_cached.stores.redis.positions import LeasePosition, parse_position
@@ -56,6 +56,9 @@ class Fence:
     active: bool = True
     """True if the fence may be in Redis once all calls sent have run."""
     idle_at: float = 0.0
+    is_confirmed: bool = False
+    is_absent: bool = False
+    """True if Redis certainly has never had the fence, so that there is nothing to release."""
 
 
 class Fences:
@@ -117,12 +120,14 @@ class Fences:
         """Wait until the fence is active, with time to spare. None if Redis does not confirm that."""
         try:
             reply = await fence.begin
+            fence.is_confirmed = True
             if self._clock() - fence.begun_at > FENCE_MARGIN_SECONDS:
                 fence.begun_at, fence.is_flushed = self._clock(), False
                 fence.begin = self._begin(fence.namespace, fence.token)
                 reply = await fence.begin
-        except RedisUnavailable:
+        except RedisUnavailable as exc:
             self.retire(fence)
+            fence.is_absent = isinstance(exc, NotDone) and not fence.is_confirmed
             return None
         if not reply:
             return NO_LEASE
@@ -150,7 +155,7 @@ class Fences:
         fence.writes -= 1
         if not was_active:
             self.retire(fence)
-            fence.active = was_active is None
+            fence.active = was_active is None and not fence.is_absent
         if fence.writes or fence.expires:
             return
         if self._retains and self._shared.get(fence.namespace) is fence:
