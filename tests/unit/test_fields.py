@@ -33,7 +33,7 @@ def test_scripts_name_fields_and_never_spell_them() -> None:
 
 
 def test_loaded_scripts_have_the_strings_in_place_of_the_names() -> None:
-    assert "redis.call('HMGET', namespace, 'g', 'i', 't')" in lua("read")
+    assert "redis.call('HMGET', namespace, 'g', 'i', 't', 's')" in lua("read")
     assert "redis.call('HSET', thread, 'f:' .. token," in lua("begin")
     for file in SCRIPTS:
         code = "\n".join(line.partition("--")[0] for line in lua(file.removesuffix(".lua")).splitlines())

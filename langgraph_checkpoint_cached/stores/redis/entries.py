@@ -49,6 +49,8 @@ from langgraph_checkpoint_cached.utils.tokens import new_token
 
 FILL_LEASE_MS = 5_000
 """After this long a reader that took the fill lease is not waited for any more: it may have died."""
+LARGE_BYTES = 256 * 1024
+"""Size from which an entry is read over another connection, so that other calls need not wait behind it."""
 READ_ATTEMPTS_MAX = 5
 """Attempts of one READ, each over another connection."""
 EMPTY_MS = 60_000
@@ -178,11 +180,11 @@ class RedisEntries:
         fence = self.fences.hand_over(namespace)
         keys, name, _ = ENTRY_KEYS[self._keyspace.prefix, namespace]
         random, ttl = self._keyspace.database.tag + new_token(), self._keyspace.ttl_text
-        released = "" if fence is None else fence.token
+        released, lease_ms = "" if fence is None else fence.token, str(FILL_LEASE_MS)
         reading = self._executor.submit(
             READ,
             keys,
-            (name, random, ttl, fill_token, str(FILL_LEASE_MS), self._refresh, checkpoint_id, released),
+            (name, random, ttl, fill_token, lease_ms, self._refresh, checkpoint_id, released, str(LARGE_BYTES)),
             now=True,
         )
         if fence is not None:
@@ -197,6 +199,10 @@ class RedisEntries:
             if attempts <= 1:
                 raise
             return await self.read(namespace, fill_token, checkpoint_id, attempts=attempts - 1)
+        if reply[0] == b"large":  # by its id, with which no fill lease is taken
+            large_id = reply[4].decode(errors="replace")
+            arguments = (name, random, ttl, fill_token, lease_ms, self._refresh, large_id, "", "")
+            reply = await self._executor.run_aside(READ, keys, arguments)
         if reply[0] == b"hit":
             flat = reply[1]
             return Hit(dict(zip(flat[::2], flat[1::2], strict=True)))

@@ -56,6 +56,8 @@ CALLS_WAITING_MAX = 20_000
 BATCHES_IN_FLIGHT_MAX = 8
 OVERLAP_MIN = 32
 """Calls that are sent though others are in flight: Redis runs these while this process makes more."""
+ASIDE_MAX = 4
+"""Connections that calls with large replies may take of the pool at the same time. Further ones wait."""
 NOT_ASKED = "not asked: Redis was found unusable a moment ago"
 
 
@@ -100,6 +102,7 @@ class ScriptExecutor:
             overlap_min=OVERLAP_MIN,
         )
         self._tasks = BackgroundTasks()
+        self._aside = asyncio.Semaphore(ASIDE_MAX)
         self._in_flight = 0  # batches that are sent and not answered
         self._is_retrying = False
         self._full = False
@@ -136,6 +139,17 @@ class ScriptExecutor:
         except QueueFull as exc:
             answer(done, NotDone(f"not asked: {exc}"))
         return done
+
+    async def run_aside(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """Run a script whose reply may be large, over another connection, in no order with other calls: those have
+        not to wait until it is sent. Raises `RedisUnavailable`.
+        """
+        call = ScriptCall(script, keys, (*arguments, self.epoch), self._loop.create_future(), aside=True)
+        async with self._aside:
+            if not self.health.usable:
+                raise NotDone(NOT_ASKED)
+            await self._run_calls([call])
+        return call.done.result()
 
     async def run_all(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]]) -> list[Any]:
         """Run scripts whatever the state of the breaker, some at a time. Raises `RedisUnavailable`."""

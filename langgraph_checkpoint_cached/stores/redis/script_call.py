@@ -39,6 +39,8 @@ class ScriptCall(NamedTuple):
     """True if the call must not run after a later one of the same thread."""
     durable: bool = False
     """True if the reply must say whether replicas, or a disk, have the change too."""
+    aside: bool = False
+    """True if the reply may be so large that nothing is to wait behind it."""
 
     @property
     def size_bytes(self) -> int:

@@ -67,7 +67,7 @@ EPOCH = Script(lua("server"), "return string.sub(server_epoch(), 1, EPOCH_LENGTH
 # What changes an entry or the journal must not run twice: in between, the entry may have got something newer. Its
 # caller invalidates the thread, or revokes the lease, both of which may be repeated. READ may hold the fill lease
 # already, and would wait for itself; PREPARE and OPEN could come after those of another process.
-READ = Script(*SHARED, lua("read"), repeatable=False)
+READ = Script(*SHARED, _SIZE, lua("read"), repeatable=False)
 FILL = Script(*SHARED, lua("fill"))
 RELEASE_FILL_LEASE = Script(*SHARED, lua("release_fill_lease"))
 HISTORY_FILL_LEASE = Script(*SHARED, lua("history_fill_lease"))

@@ -53,7 +53,7 @@ class Transport(Protocol):
         """
 
     async def run(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        """Run calls, those of one thread in the order given."""
+        """Run calls, those of one thread in the order given. A call that is `aside` comes alone."""
 
     async def retry_after_noscript(
         self, calls: Sequence[ScriptCall], replies: list[Any], *, overtaken: bool = False
@@ -149,7 +149,9 @@ class ServerTransport:
     async def run(self, calls: Sequence[ScriptCall]) -> list[Any]:
         commands = [evalsha(call) if call.script in self._known else eval_whole(call) for call in calls]
         confirmation = self._confirmation
-        if confirmation is None:
+        if calls[0].aside and self._has_spare_connection():
+            replies = await self._link.exchange(commands)
+        elif confirmation is None:
             replies = await self._exchange(commands)
         else:
             confirming = confirmation.commands_for(calls)
@@ -205,6 +207,10 @@ class ServerTransport:
                     self._pipelined = None
                     self._fall_back([str(exc)])
         return await self._link.exchange(commands)
+
+    def _has_spare_connection(self) -> bool:
+        pool = self._client.connection_pool
+        return self._pipelined is not None and pool.can_get_connection()
 
     def _fall_back(self, missing: Sequence[str]) -> None:
         logger.warning(FALLBACK, ", ".join(missing))

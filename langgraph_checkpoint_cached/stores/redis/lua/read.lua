@@ -4,16 +4,20 @@
 --                   their deadline, only if Postgres has been seen to have no transaction of their owners left
 --   wait            another reader has the fill lease
 --   fenced          a write is in flight: read from Postgres and fill nothing
+--   large, g, ...   an entry that takes long to send, and last its checkpoint id: to be read by this id over another
+--                   connection, where nobody waits behind it. Nothing was taken
 --   absent          (by id only) there is no entry, or one of another checkpoint
 --   empty           the namespace is known to have no checkpoints and no writes; that is its entry now
 -- Every reply but a hit continues with the generation or '', the fences past their deadline as { token, owner, ... },
 -- and the lease, if there is one: then Postgres may lack acknowledged writes.
 --
 -- ARGV: 4 fill lease, 5 its life in ms, 6 '1' if a hit extends the entry's life, 7 a checkpoint id or '',
---       8 token of an idle fence of the reader's process, to be released first, or ''
+--       8 token of an idle fence of the reader's process, to be released first, or '',
+--       9 bytes beyond which an entry is large, or '' if none is
 
 local EMPTY_MS = 60000
 local fill_token, fill_lease_ms, refresh, wanted = ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7]
+local large_bytes = tonumber(ARGV[9])
 
 -- A server that refuses writes misses newer ones, so it must not serve reads either. This removes nothing.
 redis.call('HDEL', namespace, '-')
@@ -27,9 +31,14 @@ if #overdue > 0 then extend(thread, math.max(ttl_ms, FENCED_MS)) end
 if active or (#overdue > 0 and wanted ~= '') then return reply('fenced') end
 
 local generation = current_generation()
-local entry = redis.call('HMGET', namespace, GENERATION, CHECKPOINT_ID, FILL_LEASE)
+local entry = redis.call('HMGET', namespace, GENERATION, CHECKPOINT_ID, FILL_LEASE, SIZE)
 if entry[1] == generation and entry[2] and #overdue == 0 then
   if wanted ~= '' and wanted ~= entry[2] then return reply('absent') end
+  if large_bytes and (tonumber(entry[4] or nil) or large_bytes + 1) > large_bytes and entry[2] ~= '' then
+    local bytes = count_bytes()
+    redis.call('HSET', namespace, SIZE, bytes)
+    if bytes > large_bytes then return { 'large', generation, overdue, lease_reply(), entry[2] } end
+  end
   if refresh and entry[2] ~= '' then
     extend(namespace, ttl_ms)
     extend(thread, ttl_ms)
