@@ -61,7 +61,8 @@ class DeltaHistoryReader:
         self._stats.damaged += 1
         await self._discard(namespace)
         self._stats.history_loads += 1
-        return await self._tasks.finish(self._store.histories(namespace, checkpoint_id, channels))
+        loaded, _ = await self._tasks.finish(self._store.histories(namespace, checkpoint_id, channels))
+        return loaded
 
     async def drain(self) -> None:
         """Wait until nothing is under way."""
@@ -76,8 +77,8 @@ class DeltaHistoryReader:
                 held = await self._entries.history_fill_lease(namespace, fill_token, checkpoint_id)
             except RedisUnavailable:
                 held = None
-        loaded = await self._store.histories(namespace, checkpoint_id, channels)
-        if held is not None:
+        loaded, may_be_stored = await self._store.histories(namespace, checkpoint_id, channels)
+        if held is not None and may_be_stored:
             generation, fields = held
             try:
                 entry = self._entries.decode(namespace, Hit(fields))

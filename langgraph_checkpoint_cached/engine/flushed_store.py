@@ -62,8 +62,8 @@ class FlushedStore:
 
     async def histories(
         self, namespace: Namespace, checkpoint_id: str, channels: Sequence[str]
-    ) -> Mapping[str, History]:
-        """Return what the `DeltaChannel`s are rebuilt from at a checkpoint, not decoded."""
+    ) -> tuple[Mapping[str, History], bool]:
+        """Return what `DeltaChannel`s are rebuilt from at a checkpoint, and whether it may be stored in Redis."""
         await self._replayer.flush_threads([namespace.thread_id])
         return await self._store.histories(namespace, checkpoint_id, channels)
 

@@ -207,6 +207,22 @@ async def test_history_loaded_during_write_is_not_cached(tiers: Tiers, monkeypat
     assert "late" in str(await compare(tiers, on_thread(CACHED), ["a"]))
 
 
+async def test_history_of_another_postgres_is_not_cached(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool may lead to a standby too."""
+    config = await put_chain(tiers.saver, 3)
+    await tiers.saver.aget_tuple(on_thread(CACHED))
+    inside = inspect(tiers.saver)
+    inside.suspend()
+    await inside.polled()
+    inside.keep_right()
+    monkeypatch.setattr(inside.store.identity, "differs", "true")
+    monkeypatch.setattr(inside.store.identity, "stamps", [])
+    for _ in range(2):
+        await tiers.saver.aget_delta_channel_history(config=config, channels=["a"])
+    stats = tiers.saver.stats()
+    assert (stats["history_loads"], stats["history_hits"]) == (2, 0)
+
+
 async def test_long_history_is_shortened_and_too_long_is_dropped(tiers: Tiers) -> None:
     config = await put_chain(tiers.saver, 2)
     await warm(tiers, config)

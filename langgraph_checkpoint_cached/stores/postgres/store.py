@@ -53,6 +53,7 @@ T = TypeVar("T")
 Work = TypeVar("Work")
 
 FIND_VALUES = query("find_values")
+MAY_FILL = query("may_fill")
 LOST_JOURNAL = (
     "thread %r: Postgres has lost its last checkpoints, in a failover or a restore. What was written behind after "
     "them cannot be stored, and is lost too: runs go on from the last checkpoint that is left"
@@ -126,12 +127,20 @@ class PostgresStore:
 
     async def histories(
         self, namespace: Namespace, checkpoint_id: str, channels: Sequence[str]
-    ) -> Mapping[str, History]:
-        """Load what the `DeltaChannel`s are rebuilt from at a checkpoint, not decoded."""
+    ) -> tuple[Mapping[str, History], bool]:
+        """Load what the `DeltaChannel`s are rebuilt from at a checkpoint, not decoded.
+
+        Return also whether it may be stored in Redis: see `Latest.may_fill`.
+        """
         names = {"thread_id": namespace.thread_id, "checkpoint_ns": namespace.checkpoint_ns}
         config: RunnableConfig = {"configurable": {**names, "checkpoint_id": checkpoint_id}}
-        found = await self.upstream(RawSerializer()).aget_delta_channel_history(config=config, channels=channels)
-        return raw_histories(found)
+        async with self._connections.cursor(seconds=time_limit.LONG_OPERATION_SECONDS_MAX) as cur:
+            await cur.execute(MAY_FILL.format(differs=self.identity.differs), self.identity.stamps)
+            [row] = await cur.fetchall()
+            upstream = self._connections.upstream_on(cur.connection)
+            upstream.serde = RawSerializer()
+            found = await upstream.aget_delta_channel_history(config=config, channels=channels)
+        return raw_histories(found), row["may_fill"]
 
     async def search(
         self,

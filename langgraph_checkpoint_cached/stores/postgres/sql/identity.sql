@@ -26,6 +26,10 @@ select not pg_is_in_recovery() and not ({differs}) and not exists (
     select from pg_locks where locktype = 'advisory' and objsubid = 2 and classid = {key} and objid = any(%s::oid[])
 ) as is_settled
 
+-- name: may_fill
+-- Tell whether what this Postgres holds may be stored in Redis: it is no standby, and the one that is known.
+select not pg_is_in_recovery() and not ({differs}) as may_fill
+
 -- name: missing_parents
 -- Find, of some checkpoints, those that do not exist.
 select wanted.* from unnest(%s::text[], %s::text[], %s::text[]) as wanted (thread_id, checkpoint_ns, checkpoint_id)
