@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
 from langgraph_checkpoint_cached.engine.write_behind import WriteBehindQueue
 from langgraph_checkpoint_cached.stores.postgres import store
 from langgraph_checkpoint_cached.stores.postgres.known_parents import KnownParents
+from langgraph_checkpoint_cached.stores.postgres.stale_threads import StaleThread
 from langgraph_checkpoint_cached.stores.redis import scripts
 from langgraph_checkpoint_cached.stores.redis.entries import DROP, RedisEntries
 from langgraph_checkpoint_cached.stores.redis.executor import ScriptExecutor
@@ -33,19 +34,7 @@ from tests.support.inspect import (
 ACKNOWLEDGED_EARLY_SECONDS = 0.05
 FILL_SECONDS_MAX = 0.1
 FLUSH_DELAY_SECONDS_MAX = 0.5
-SCRIPTS = (
-    "READ",
-    "FILL",
-    "RELEASE_FILL_LEASE",
-    "BEGIN",
-    "COMMIT_PUT",
-    "COMMIT_WRITES",
-    "COMMIT_DROP",
-    "BEGIN_THREAD",
-    "END_THREAD",
-    "APPEND_PUT",
-    "APPEND_WRITES",
-)
+SCRIPTS = tuple(script for script in vars(scripts).values() if isinstance(script, Script))
 
 
 @dataclass(frozen=True)
@@ -64,7 +53,7 @@ def _in_scripts(*changes: tuple[str, str]) -> Callable[[], None]:
 
     def apply() -> None:
         found = set()
-        for script in (getattr(scripts, name) for name in SCRIPTS):
+        for script in SCRIPTS:
             text = script.text
             for old, new in changes:
                 if old in text:
@@ -148,7 +137,11 @@ def _stale_threads_forgotten() -> None:
     async def forget(self: StaleThreadInvalidator) -> None:
         forget_stale_threads(self)
 
+    async def skip(self: StaleThreadInvalidator, page: Sequence[StaleThread]) -> Sequence[StaleThread]:
+        return page
+
     StaleThreadInvalidator.invalidate_stale = StaleThreadInvalidator.invalidate_recorded = forget  # type: ignore[method-assign]
+    StaleThreadInvalidator.invalidate_seen = skip  # type: ignore[method-assign]
 
 
 def _replies_crossed() -> None:
@@ -281,10 +274,13 @@ MUTANTS: dict[str, Mutant] = {
     "restart": Mutant(
         "restart",
         _in_scripts(
-            ("return replid or error('this server does not tell its master_replid')", "return 'constant'")
+            (
+                "return replid or error('this server does not tell its master_replid')",
+                "return string.rep('0', 40)",
+            )
         ),
         "redis-snapshot,redis-failover",
-        ("older", "backwards"),
+        ("older", "backwards", "tiers"),
     ),
     "stale_threads": Mutant("stale_threads", _stale_threads_forgotten, "cut-one,stall-one", ("older", "tiers")),
     "writes": Mutant(
