@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.chaos.history import DELETE, FAILED, OK, PUT, PUT_WRITES, History, Place, Seen
+from tests.chaos.history import DELETE, FAILED, OK, PUT, PUT_WRITES, History, Operation, Place, Seen
 from tests.chaos.order import Visibility, deletes_by_thread
 from tests.chaos.read_checks import Violation, what_is_wrong
 
@@ -50,11 +50,16 @@ class End:
 def lost(history: History, end: End, visibility: Visibility) -> Iterator[Violation]:
     """Every acknowledged write is in Postgres in the end, and nothing is there that nobody has written."""
     deletes = deletes_by_thread(history, visibility)
+    without_rewinds = deletes_by_thread(history, visibility, ())
+
+    def is_kept(write: Operation) -> bool:
+        since = without_rewinds[write.thread].last_before(float("inf"))
+        return write.outcome == OK and write.start >= since and not visibility.may_be_lost(write)
+
     rows = {(place, seen.id): seen for place, found in end.rows.items() for seen in found}
     for put in history.of_kind(PUT):
         seen = rows.pop((put.place, put.id), None)
-        kept = put.start >= deletes[put.thread].last_before(float("inf"))
-        if seen is None and put.outcome == OK and kept:
+        if seen is None and is_kept(put):
             yield Violation("lost", "an acknowledged checkpoint is not in Postgres", [put])
         if seen is not None and (problem := what_is_wrong(seen, put, deletes[put.thread])):
             yield Violation("lost", f"a checkpoint is not as it was written: {problem}", [put])
@@ -63,8 +68,7 @@ def lost(history: History, end: End, visibility: Visibility) -> Iterator[Violati
     tasks = {(p, s.id, task) for p, found in end.rows.items() for s in found for task, _ in s.writes}
     there = {(place, seen.id) for place, found in end.rows.items() for seen in found}
     for write in history.of_kind(PUT_WRITES):
-        kept = write.start >= deletes[write.thread].last_before(float("inf"))
-        acknowledged = write.outcome == OK and kept and (write.place, write.id) in there
+        acknowledged = is_kept(write) and (write.place, write.id) in there
         if acknowledged and (write.place, write.id, write.task) not in tasks:
             yield Violation("lost", "acknowledged pending writes are not in Postgres", [write])
 

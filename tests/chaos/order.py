@@ -95,15 +95,18 @@ class Deletes:
         return self._latest_start[visible - 1] if visible else -math.inf
 
 
-def deletes_by_thread(history: History, visibility: Visibility) -> dict[str, Deletes]:
-    """For every thread of the history."""
+def deletes_by_thread(
+    history: History, visibility: Visibility, rewinds: Sequence[tuple[float, float]] | None = None
+) -> dict[str, Deletes]:
+    """Return the deletes of every thread, and what Postgres lost in these periods (by default, in all)."""
+    rewinds = history.rewinds if rewinds is None else rewinds
     threads: dict[str, list[Operation]] = {o.thread: [] for o in history.operations}
     for delete in history.of_kind(DELETE):
         threads[delete.thread].append(delete)
     for thread, deletes in threads.items():
         deletes += [
             Operation("postgres", 0, REWIND, thread, "", start, end=end + REWIND_SECONDS, outcome=OK)
-            for start, end in history.rewinds
+            for start, end in rewinds
         ]
     return {thread: Deletes(found, visibility) for thread, found in threads.items()}
 
