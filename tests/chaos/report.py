@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.history import FAILED, OK, UNKNOWN
 from tests.chaos.order import Visibility
 from tests.chaos.run import Result
+from tests.chaos.second_opinion import bounds
 
 VIOLATIONS_SHOWN_MAX = 5
 """Violations of each checker."""
@@ -28,6 +30,10 @@ def lines_of(result: Result) -> Iterator[str]:
     faults = Counter(fault.kind for fault in history.faults)
     yield f"{len(history.faults)} faults: " + ", ".join(f"{n} {kind}" for kind, n in sorted(faults.items()))
     yield ", ".join(f"{total} {name}" for name, total in totals_of(result).items())
+    yield f"{'at most, in seconds':26} {'stale':>7} {'failing':>7} {'call':>7}"
+    for kind, worst in sorted(bounds(history).items()):
+        slowest = f"{worst.slowest:7.3f} of {worst.calls}" if worst.calls else f"{'-':>7}"
+        yield f"  {kind:24} {worst.stale:7.3f} {worst.failing:7.3f} {slowest}"
     yield f"{len(result.violations)} violations, seed {settings.seed}, {settings.setup}"
     for checker, count in sorted(result.fired().items()):
         first = result.first(checker)
@@ -68,6 +74,7 @@ def write_json(result: Result, path: Path) -> None:
         ],
         "faults": Counter(fault.kind for fault in history.faults),
         "totals": totals_of(result),
+        "bounds": {kind: asdict(worst) for kind, worst in bounds(history).items()},
         "violations": [
             {"checker": v.checker, "message": v.message, "operations": [str(o) for o in v.operations]}
             for v in result.violations

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from tests.chaos import end_checks, read_checks
+from tests.chaos import end_checks, read_checks, second_opinion
 from tests.chaos.audit import audit
 from tests.chaos.end_checks import End
 from tests.chaos.history import History, load
@@ -100,6 +100,7 @@ def check(history: History, end: End, grace: float) -> list[Violation]:
         lambda: end_checks.fences(end),
         lambda: end_checks.leaks(history, end),
         lambda: end_checks.available(history),
+        lambda: second_opinion.check(history, end),
     ]
     return sorted(chain.from_iterable(checker() for checker in checkers), key=lambda v: v.at)
 
