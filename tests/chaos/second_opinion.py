@@ -101,7 +101,7 @@ class Register:
         return min(removals, default=math.inf)
 
     def _can_return_after(self, moment: float) -> bool:
-        """Whether Postgres may lose the delete that removed it."""
+        """Say whether Postgres may lose the delete that removed it."""
         return any(
             end > moment and any(delete.over > begin and delete.start < end for delete in self.deletes)
             for begin, end in self.rewinds
@@ -144,7 +144,7 @@ class Registers:
         return found, [*newer, *(r for task, r in writes.items() if task not in tasks)]
 
     def wrong_in(self, place: Place, seen: Seen) -> str | None:
-        """What of a checkpoint and its pending writes differs from what was written."""
+        """Say what of a checkpoint and its pending writes differs from what was written."""
         register = self.puts[place].get(seen.id)
         if register is None:
             return "a checkpoint that nobody wrote"
