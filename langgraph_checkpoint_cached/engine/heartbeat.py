@@ -52,10 +52,10 @@ class Heartbeat:
 
     async def _beat(self, term: Term) -> bool:
         """Return whether the right is renewed; if not, another heartbeat is needed."""
+        await self._identity.ask_beside()
         sent_at = self._clock()
         self.is_announced = True
         self.right.claim()
-        await self._identity.ask_beside()
         beat = await self._processes.beat(term[0], serves=True)
         if beat is None:
             await self.invalidator.invalidate_recorded()

@@ -18,7 +18,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from redis.asyncio import Redis
 
 from langgraph_checkpoint_cached import CachedPostgresSaver
-from langgraph_checkpoint_cached.stats import Stats
+from langgraph_checkpoint_cached.runtime import Runtime
 from langgraph_checkpoint_cached.stores.postgres import own_table, thread_maintenance
 from langgraph_checkpoint_cached.stores.postgres.stale_threads import (
     STALE_THREADS_AT_ONCE_MAX,
@@ -199,7 +199,7 @@ async def test_stale_threads_of_another_prefix_stay(alone: Alone) -> None:
 @asynccontextmanager
 async def table_of(url: str) -> AsyncIterator[StaleThreadTable]:
     async with AsyncPostgresSaver.from_conn_string(url) as upstream:
-        yield PostgresStore(upstream, "p", Stats()).stale_threads
+        yield PostgresStore(upstream, "p", Runtime(asyncio.get_running_loop())).stale_threads
 
 
 async def test_locked_row_of_one_stale_thread_stops_no_other(alone: Alone, redis_prefix: str) -> None:
