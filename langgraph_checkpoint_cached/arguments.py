@@ -36,7 +36,7 @@ KEY_BYTES_MIN = 16
 KEY_BYTES_MAX = blake2b.MAX_KEY_SIZE
 USED_METHODS = ("with_allowlist", "get_next_version", "config_specs", "from_conn_string", "adelete_thread")
 MAY_BE_OVERRIDDEN = frozenset(("serde", "setup", "MIGRATIONS", *USED_METHODS))
-"""What a subclass of the upstream saver may have of its own, besides new names: the saver uses it as it is."""
+"""Attributes that a subclass of the upstream saver may override: the saver uses them as they are."""
 
 FOREIGN_SCHEMES = tuple(f"postgresql+{driver}" for driver in ("psycopg", "psycopg2", "asyncpg", "pg8000"))
 FOREIGN_PARAMETERS = {

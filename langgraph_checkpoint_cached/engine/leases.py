@@ -53,7 +53,7 @@ class Lease:
     """Number of appends without a reply."""
     appended_at: float = 0.0
     changes: int = 0
-    """How often the identity of Postgres had changed when its row was known to be there."""
+    """Number of changes of Postgres' identity when its row was known to be there."""
     flushed: int = 0
     """Number in the journal up to which Postgres has it."""
     pending: deque[PendingWrite] = field(default_factory=deque)

@@ -54,8 +54,10 @@ class Recovery:
         self._polling: asyncio.Task[None] | None = None
         self._replaying: asyncio.Task[bool] | None = None
         self._replayed_at = self._used_at = -math.inf
-        self.is_used = self.is_started = False
-        """Whether there was a call since the last heartbeat, and whether heartbeats have begun."""
+        self.is_used = False
+        """True if there was a call since the last heartbeat."""
+        self.is_started = False
+        """True if heartbeats have begun."""
         self._again = self._closed = self._is_late = self._is_alone = False
         self._tasks = BackgroundTasks()
 

@@ -107,7 +107,7 @@ class WriteThrough:
             share_min=SHARE_MIN,
             late_seconds=LATE_SECONDS,
             late_max=LATE_BATCHES_MAX if store.is_pooled else 0,
-            before=self._gather,
+            before=self._confirm_fence,  # LangGraph stores a checkpoint a moment after the writes before it
         )
         self._tasks = BackgroundTasks()
 
@@ -152,14 +152,6 @@ class WriteThrough:
         self._fences.release_all()
         await self._entries.drain()
         await self._tasks.drain()
-
-    async def _gather(self, write: _Write) -> None:
-        """Wait for the fence (or one event-loop iteration) so that concurrent writes join this batch.
-
-        LangGraph stores a checkpoint a moment after the writes before it.
-        """
-        await asyncio.sleep(0)
-        await self._confirm_fence(write)
 
     async def _confirm_fence(self, write: _Write) -> None:
         """Wait for the write's fence. Without one its thread is stale, and COMMIT drops the entry."""
@@ -273,12 +265,8 @@ class WriteThrough:
             result = parse_commit(committing.result())
             self._fences.end_write(write.fence, was_active=result.was_fenced)
             self._stats.entry_updates += result.updated
-            if isinstance(outcome, Exception):
-                answer(write.done, outcome)
-            elif self._right.until > self._boot_clock():
-                self._stats.writes += 1
-                if not write.done.done():
-                    write.done.set_result(None)
+            if self._right.until > self._boot_clock() or isinstance(outcome, Exception):
+                self._finish(write, outcome)
             else:
                 self._tasks.start(self._finish_under_right(write, outcome, recorded=write.fence_ack is None))
         elif isinstance(error, RedisUnavailable):

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from langgraph_checkpoint_cached.utils.room import Room
@@ -64,7 +64,8 @@ class BatchQueue(Generic[Op]):
         late_seconds: Time after which a batch is late: then the queue goes on as if it did not run, except for its
             keys. By default never.
         late_max: Number of batches that may be late at the same time. When they are, the queue waits.
-        before: Awaited with the first operation before its batch is put together: what arrives meanwhile joins it.
+        before: Awaited with the first operation, after one event-loop iteration, before its batch is put together:
+            what arrives meanwhile joins it.
     """
 
     def __init__(
@@ -125,11 +126,14 @@ class BatchQueue(Generic[Op]):
 
     async def _work(self, began: asyncio.Event) -> None:
         began.set()
-        loop, batch = asyncio.get_running_loop(), cast("Sequence[Op]", ())
+        loop = asyncio.get_running_loop()
+        batch: Sequence[Op] = ()
         try:
             while self.waiting:
                 if self._before is not None:
-                    await self._before(self.waiting[0])
+                    first = self.waiting[0]
+                    await asyncio.sleep(0)
+                    await self._before(first)
                 batch = self._take() if self._key is None else self._take_share(self._key)
                 if not batch:  # all that waits has keys of running batches: their workers go on with it
                     return

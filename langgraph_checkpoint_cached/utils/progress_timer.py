@@ -7,10 +7,7 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout
+from langgraph_checkpoint_cached.utils.timeout import timeout
 
 SLICES = 4
 """Parts of a time limit. A part counts when it ends without progress, and the loop was not blocked at its end."""

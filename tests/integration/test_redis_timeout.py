@@ -43,35 +43,32 @@ async def assert_well(saver: CachedPostgresSaver) -> None:
     assert stats["hits"] >= len(IDS)
 
 
+async def outlast_blocked_loop(postgres_url: str, redis_url: str, prefix: str) -> None:
+    async with open_saver(postgres_url, redis_url, prefix=prefix, redis_timeout=TIMEOUT_SECONDS) as saver:
+        await read_with_blocked_loop(saver, 8)
+        await assert_well(saver)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("query", ["", "?max_connections=8"])
 async def test_blocked_loop_is_not_a_late_redis(
     migrated_database_url: str, redis_url: str, prefix: str, query: str
 ) -> None:
-    url = f"{redis_url}{query}"
-    async with open_saver(migrated_database_url, url, prefix=prefix, redis_timeout=TIMEOUT_SECONDS) as saver:
-        await read_with_blocked_loop(saver, 8)
-        await assert_well(saver)
+    await outlast_blocked_loop(migrated_database_url, f"{redis_url}{query}", prefix)
 
 
 @pytest.mark.slow
 async def test_blocked_loop_is_not_a_late_cluster(
     migrated_database_url: str, cluster: Cluster, prefix: str
 ) -> None:
-    options = {"prefix": prefix, "redis_timeout": TIMEOUT_SECONDS}
-    async with open_saver(migrated_database_url, cluster.url, **options) as saver:
-        await read_with_blocked_loop(saver, 8)
-        await assert_well(saver)
+    await outlast_blocked_loop(migrated_database_url, cluster.url, prefix)
 
 
 @pytest.mark.slow
 async def test_blocked_loop_is_no_lack_of_sentinels(
     migrated_database_url: str, service: Service, prefix: str
 ) -> None:
-    options = {"prefix": prefix, "redis_timeout": TIMEOUT_SECONDS}
-    async with open_saver(migrated_database_url, service.url, **options) as saver:
-        await read_with_blocked_loop(saver, 8)
-        await assert_well(saver)
+    await outlast_blocked_loop(migrated_database_url, service.url, prefix)
 
 
 @pytest.mark.slow

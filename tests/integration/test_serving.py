@@ -72,16 +72,21 @@ async def until_hits(reader: CachedPostgresSaver, conversation: Conversation) ->
 # -- a process that alone lacks Redis --------------------------------------------------------------------------
 
 
+async def write_and_read(conversation: Conversation, reader: CachedPostgresSaver) -> None:
+    """Read after every write, and be served from Redis for most of it."""
+    for _ in range(ROUNDS):
+        await conversation.turn()
+        await conversation.check(reader)
+        await conversation.check(reader)
+    assert reader.stats()["hits"] > ROUNDS
+
+
 async def test_no_read_after_write_without_redis_is_stale(
     migrated_database_url: str, addresses: tuple[Proxy, Proxy], prefix: str
 ) -> None:
     async with two_savers(migrated_database_url, addresses, prefix) as (conversation, reader):
         addresses[0].stop()
-        for _ in range(ROUNDS):
-            await conversation.turn()
-            await conversation.check(reader)
-            await conversation.check(reader)
-        assert reader.stats()["hits"] > ROUNDS
+        await write_and_read(conversation, reader)
 
 
 async def test_no_process_serves_is_no_wait(
@@ -134,11 +139,7 @@ async def test_locked_stale_thread_stops_no_poll(
             conn.commit()
             conn.execute(f"select from {TABLE} where thread_id = 'locked' for update")
             addresses[0].stop()
-            for _ in range(ROUNDS):
-                await conversation.turn()
-                await conversation.check(reader)
-                await conversation.check(reader)
-            assert reader.stats()["hits"] > ROUNDS
+            await write_and_read(conversation, reader)
             conn.rollback()
 
 

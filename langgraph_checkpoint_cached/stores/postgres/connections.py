@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import copy
 import math
-import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -21,19 +21,16 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from langgraph_checkpoint_cached.errors import ClosedError
 from langgraph_checkpoint_cached.stores.postgres import time_limit
-from langgraph_checkpoint_cached.stores.postgres.bulk_insert import numbered
 from langgraph_checkpoint_cached.stores.postgres.errors import outcome_unknown
 from langgraph_checkpoint_cached.stores.postgres.pool import CheckedPool, Pool
 from langgraph_checkpoint_cached.stores.postgres.queries import query
 from langgraph_checkpoint_cached.stores.postgres.time_limit import TimeLimit
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout
+from langgraph_checkpoint_cached.utils.timeout import timeout
 
 CLOSED = "the saver was closed while this waited for Postgres: nothing was read or written"
 ONE_SNAPSHOT = query("one_snapshot")
+raw_cursor = partial(AsyncRawCursor, row_factory=dict_row)
+"""Cursor for one `numbered` statement, which knows the count of rows when a pipeline is over."""
 DRAIN_SECONDS_MIN = 1.0
 """Time between two replacements of all connections, should Postgres stay as it is."""
 
@@ -123,10 +120,11 @@ class Connections:
                     finally:
                         limit.stop()
                 return
+            wait_seconds = pool.timeout if seconds is None else min(pool.timeout, seconds)
             if isinstance(pool, CheckedPool):
-                conn = await pool.getconn(pool.timeout if seconds is None else min(pool.timeout, seconds))
+                conn = await pool.getconn(wait_seconds)
             else:
-                conn = await self._take_unchecked(pool, seconds)
+                conn = await _take_unchecked(pool, wait_seconds)
             try:
                 if self.is_closed:
                     raise ClosedError(CLOSED)
@@ -143,18 +141,6 @@ class Connections:
             if error is exc:
                 raise
             raise error from exc
-
-    async def _take_unchecked(self, pool: Pool, seconds: float | None) -> AsyncConnection[DictRow]:
-        """Take a connection from a pool of the caller's, which may check it without a time limit."""
-        wait_seconds = pool.timeout if seconds is None else min(pool.timeout, seconds)
-        try:
-            async with timeout(wait_seconds + time_limit.CHECK_SECONDS_MAX):
-                return await pool.getconn(wait_seconds)
-        except asyncio.TimeoutError as exc:
-            raise PoolTimeout(
-                f"no connection passed the pool's check within {wait_seconds + time_limit.CHECK_SECONDS_MAX:.3g} "
-                "seconds: Postgres does not answer"
-            ) from exc
 
     @asynccontextmanager
     async def pipeline(self, conn: AsyncConnection[DictRow]) -> AsyncIterator[None]:
@@ -193,6 +179,13 @@ class _Lender(Pool):
         return self._connections.connection(time_limit.LONG_OPERATION_SECONDS_MAX)
 
 
-async def execute(conn: AsyncConnection[DictRow], sql: str, parameters: Sequence[Any]) -> AsyncCursor[DictRow]:
-    """Execute a statement on a cursor of its own, which knows the count of rows when a pipeline is over."""
-    return await AsyncRawCursor(conn, row_factory=dict_row).execute(numbered(sql), parameters)
+async def _take_unchecked(pool: Pool, wait_seconds: float) -> AsyncConnection[DictRow]:
+    """Take a connection from a pool of the caller's, which may check it without a time limit."""
+    seconds_max = wait_seconds + time_limit.CHECK_SECONDS_MAX
+    try:
+        async with timeout(seconds_max):
+            return await pool.getconn(wait_seconds)
+    except asyncio.TimeoutError as exc:
+        raise PoolTimeout(
+            f"no connection passed the pool's check within {seconds_max:.3g} seconds: Postgres does not answer"
+        ) from exc

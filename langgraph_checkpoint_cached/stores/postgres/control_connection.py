@@ -6,9 +6,6 @@ import asyncio
 import inspect
 import logging
 import math
-import os
-import socket
-import sys
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,15 +19,13 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed
 from langgraph_checkpoint_cached.stores.postgres.own_table import SET_LOCK_TIMEOUT, Cursors
 from langgraph_checkpoint_cached.stores.postgres.pool import BACKEND_PID
 from langgraph_checkpoint_cached.stores.postgres.queries import query
+from langgraph_checkpoint_cached.stores.postgres.time_limit import shut_down
+from langgraph_checkpoint_cached.utils.background_tasks import BackgroundTasks
 from langgraph_checkpoint_cached.utils.forks import cut_off, notify_in_children
+from langgraph_checkpoint_cached.utils.timeout import timeout
 
 LOCK_SECONDS_MAX = 0.5
 """Longest wait of a statement for a lock. Postgres must end it: it does not notice that nobody waits any more."""
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout
-
 SET_SESSION_LOCK_TIMEOUT = query("set_session_lock_timeout")
 CONNECT_SECONDS_MAX = 0.5
 RECONNECT_SECONDS = 10.0
@@ -63,7 +58,7 @@ class ControlConnection:
         self._source, self._cursor, self._loop = source, cursor, loop
         self._connect_at = -math.inf
         self._held: _Held | None = None
-        self._turn = asyncio.Lock()
+        self._turn, self._tasks = asyncio.Lock(), BackgroundTasks()
         self._running: asyncio.Task[list[DictRow]] | None = None
         notify_in_children(self)
 
@@ -81,14 +76,13 @@ class ControlConnection:
         async with self._turn:
             if self._running is not None and not self._running.done():
                 raise psycopg.OperationalError("an earlier statement has not ended yet")
-            running = self._running = self._loop.create_task(self._execute(sql, parameters))
+            running = self._running = self._tasks.start(self._execute(sql, parameters))
             try:
                 await asyncio.wait({running}, timeout=STATEMENT_SECONDS_MAX)
             finally:
                 if not running.done() and self._held is not None:
-                    self._held.abort()  # its reply must not meet another statement
+                    shut_down(self._held.conn)  # its reply must not meet another statement
             if not running.done():
-                running.add_done_callback(_ignore)
                 raise psycopg.OperationalError(f"no answer in {STATEMENT_SECONDS_MAX:g} seconds")
             return running.result()
 
@@ -211,12 +205,6 @@ class _Held:
         if not was_known and self.on_notified is not None:  # it came while a statement was under way
             self.on_notified()
 
-    def abort(self) -> None:
-        """End the statement under way with an error, whatever the network does."""
-        if not self.conn.closed:
-            with socket.socket(fileno=os.dup(self.conn.fileno())) as duplicate:
-                duplicate.shutdown(socket.SHUT_RDWR)
-
     def close(self) -> None:
         self.stop_reading()
         self.conn.pgconn.finish()
@@ -238,8 +226,3 @@ async def _resolve(value: Any) -> Any:
     if callable(value):
         value = value()
     return await value if inspect.isawaitable(value) else value
-
-
-def _ignore(running: asyncio.Task[list[DictRow]]) -> None:
-    if not running.cancelled():
-        running.exception()  # marks it as seen

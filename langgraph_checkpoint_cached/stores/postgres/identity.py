@@ -28,7 +28,7 @@ FACTS = {
     "started_at": "pg_postmaster_start_time()",
     "reset_at": "pg_stat_get_bgwriter_stat_reset_time()",
 }
-"""What identifies a Postgres. Statistics are reset when it recovers from a crash, which may lose commits."""
+"""Expressions that identify a Postgres. A recovery from a crash, which may lose commits, resets statistics."""
 COMPARED = ("started_at", "reset_at")
 """Facts that every transaction and load compares: they take a microsecond."""
 STATISTICS_IN_MEMORY_VERSION = 150_000

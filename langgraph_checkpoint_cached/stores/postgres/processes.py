@@ -40,7 +40,7 @@ class Beat(NamedTuple):
     may_skip: bool
     """True if others could see there that this process lacks Redis, and none of them served."""
     asked: int
-    """How often processes had been asked to look for stale threads."""
+    """Number of times that processes had been asked to look for stale threads."""
     stale: list[StaleThread]
     """The first `STALE_THREADS_AT_ONCE_MAX` stale threads, in the order of their ids."""
 

@@ -17,9 +17,9 @@ import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from psycopg import AsyncCursor, AsyncRawCursor
+from psycopg import AsyncCursor
 from psycopg.errors import DeadlockDetected, SerializationFailure
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow
 
 from langgraph_checkpoint_cached.records import History, Latest, LeaseRow, Namespace, Put, PutWrites, Record
 from langgraph_checkpoint_cached.runtime import Runtime
@@ -31,7 +31,7 @@ from langgraph_checkpoint_cached.stores.postgres.bulk_insert import (
     row_batches,
     statements,
 )
-from langgraph_checkpoint_cached.stores.postgres.connections import Connections, execute
+from langgraph_checkpoint_cached.stores.postgres.connections import Connections, raw_cursor
 from langgraph_checkpoint_cached.stores.postgres.control_connection import ControlConnection
 from langgraph_checkpoint_cached.stores.postgres.delta_history import RawSerializer, raw_histories
 from langgraph_checkpoint_cached.stores.postgres.errors import ATTEMPTS_MAX, RETRY_SECONDS_MAX
@@ -298,14 +298,14 @@ class PostgresStore:
             alone = count == 1 and self.is_pooled  # a transaction without a pipeline, which costs less
             connections = self._connections
             async with connections.connection(None) if alone else connections.together(statements=count) as conn:
-                cursor = partial(AsyncRawCursor, conn, row_factory=dict_row)
                 if single is None:
-                    await cursor().execute(numbered(GUARD.format(guard=guard.condition)), guard.parameters)
+                    await raw_cursor(conn).execute(numbered(GUARD.format(guard=guard.condition)), guard.parameters)
                 for statement in needed:
-                    cur = await cursor().execute(numbered(statement.sql), statement.parameters)
+                    cur = await raw_cursor(conn).execute(numbered(statement.sql), statement.parameters)
                     inserted.append((statement, cur))
                 for position, put in doubtful:
-                    existing.append((position, await cursor().execute(numbered(FIND_VALUES), _valueless(put))))
+                    cur = await raw_cursor(conn).execute(numbered(FIND_VALUES), _valueless(put))
+                    existing.append((position, cur))
         finally:
             self._stats.postgres_store.record(time.perf_counter() - started)
         known = [True] * len(operations)
@@ -353,7 +353,7 @@ class PostgresStore:
                         await self.stale_threads.insert(cur, marked)
                     for batches in row_batches(self._upstream, operations):
                         for one in statements(batches.values()):
-                            await execute(cur.connection, one.sql, one.parameters)
+                            await raw_cursor(cur.connection).execute(numbered(one.sql), one.parameters)
                     await self.leases.move(cur, valid)
         self._stats.replayed += len(operations)
         self._stats.leases_lost += len(lost)

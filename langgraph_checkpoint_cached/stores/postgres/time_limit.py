@@ -76,7 +76,7 @@ class TimeLimit:
         """End the time now."""
         if self._conn is not None:
             self.is_over = True
-            _shut_down(self._conn)
+            shut_down(self._conn)
 
     def error(self) -> PostgresTimeoutError:
         """Return the error for the operation's caller."""
@@ -87,7 +87,8 @@ class TimeLimit:
         )
 
 
-def _shut_down(conn: AsyncConnection[Any]) -> None:
+def shut_down(conn: AsyncConnection[Any]) -> None:
+    """End the statement under way on a connection with an error, whatever the network does."""
     try:
         number = conn.fileno()
     except psycopg.Error:
