@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from langgraph_checkpoint_cached.utils.timeout import timeout
-
 SLICES = 4
 """Parts of a time limit. A part counts when it ends without progress, and the loop was not blocked at its end."""
 SLICES_MAX = 16
@@ -90,25 +88,32 @@ class ProgressTimer:
 
 
 class running_timeout:  # noqa: N801 - used as `asyncio.timeout` is
-    """`asyncio.timeout` that counts the time in which the event loop was running."""
+    """`asyncio.timeout` that counts the time in which the event loop was running.
+
+    It cancels the task itself: Python 3.10's `async_timeout` cannot be told by a timer that its time is up.
+    """
 
     def __init__(self, seconds: float) -> None:
-        self._scope = timeout(None)
         self._timer = ProgressTimer(seconds, lambda: (self, None), self._expire)
+        self._is_expired = False
 
     async def __aenter__(self) -> None:
-        await self._scope.__aenter__()
+        if (task := asyncio.current_task()) is None:
+            raise RuntimeError("running_timeout needs a task: await this in a coroutine that a task runs")
+        self._task = task
+        self._cancelling = task.cancelling() if sys.version_info >= (3, 11) else 0
         self._timer.start()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._timer.stop()
-        await self._scope.__aexit__(kind, exc, traceback)  # raises `TimeoutError`, and swallows nothing
+        if not self._is_expired:
+            return
+        still_cancelling = self._task.uncancel() if sys.version_info >= (3, 11) else 0
+        if kind is asyncio.CancelledError and still_cancelling <= self._cancelling:
+            raise asyncio.TimeoutError from exc
 
     def _expire(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if sys.version_info >= (3, 11):
-            self._scope.reschedule(now)
-        else:
-            self._scope.update(now)
+        self._is_expired = True
+        self._task.cancel()

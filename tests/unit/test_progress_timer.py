@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 
 import pytest
@@ -91,6 +92,32 @@ async def test_running_timeout_raises_and_keeps_other_errors() -> None:
     with pytest.raises(KeyError):
         async with running_timeout(SECONDS):
             raise KeyError
+
+
+async def test_cancelled_task_is_not_told_of_a_timeout() -> None:
+    async def work() -> None:
+        async with running_timeout(10.0):
+            await asyncio.sleep(10)
+
+    task = asyncio.ensure_future(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio counts cancellations since 3.11")
+async def test_task_cancelled_while_its_timeout_ends_stays_cancelled() -> None:
+    async def work() -> None:
+        async with running_timeout(SECONDS):
+            try:
+                await asyncio.sleep(10)
+            finally:
+                task.cancel()
+
+    task = asyncio.ensure_future(work())
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_always_late_loop_is_no_reason_to_wait_for_good() -> None:
