@@ -31,6 +31,7 @@ from langgraph_checkpoint_cached import ArgumentError, CachedPostgresSaver, Cach
 from langgraph_checkpoint_cached.cli.saver_counters import SaverCountersReader
 from langgraph_checkpoint_cached.demo.embedded import RedisServer
 from langgraph_checkpoint_cached.stores.postgres import leases, processes, stale_threads
+from langgraph_checkpoint_cached.stores.redis.entries import LARGE_BYTES
 from langgraph_checkpoint_cached.stores.redis.health import RedisUnavailable
 from tests.support.agreement import new_checkpoint, on_thread
 from tests.support.inspect import inspect
@@ -66,6 +67,11 @@ async def use_everything(saver: CachedPostgresSaver) -> None:
         for _ in range(2):
             await saver.aput_writes(config, [("__interrupt__", turn)], "task")
         assert await saver.aget_tuple(on_thread("t")) == await saver.aget_tuple(config)
+    versions = {"messages": version}
+    large = new_checkpoint(channel_values={"messages": ["x" * (LARGE_BYTES + 1)]}, channel_versions=versions)
+    await saver.aput(on_thread("large", checkpoint_ns=""), large, {}, versions)
+    for _ in range(2):
+        assert await saver.aget_tuple(on_thread("large")) is not None
     for namespace in ("sub", "sub2"):
         await saver.aput_writes(on_thread("u", checkpoint_ns=namespace, checkpoint_id="x"), [("a", 1)], "task")
         assert await saver.aget_tuple(on_thread("u", checkpoint_ns=f"{namespace} not there")) is None
