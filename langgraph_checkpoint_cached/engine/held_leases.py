@@ -348,9 +348,9 @@ class HeldLeases:
                 self._stats.unflushed,
                 "Postgres is too slow, or down" if late else closing.exception(),
             )
-        closing.cancel()
+        self._tasks.cancel(closing)
         if self._flusher is not None:
-            self._flusher.cancel()
+            self._tasks.cancel(self._flusher)
         await self._tasks.drain(CLOSE_SECONDS_MAX)
 
     async def _close(self) -> None:

@@ -98,6 +98,7 @@ async def test_inspect_shows_fences_stale_threads_leases_differences(
     await conversation.turn()
     code, reply = await ask_cli("inspect", "t")
     assert (code, reply["namespaces"][0]["agreement"]) == (1, "differ")
+    await inspect(tiers.saver).recovery.close()  # whose heartbeat would end the stale thread
     async with await psycopg.AsyncConnection.connect(migrated_database_url) as conn:
         await conn.execute(
             "insert into checkpoint_cache_stale_threads (prefix, thread_id, mark, since)"

@@ -100,7 +100,7 @@ class ControlConnection:
         """Close the connection; the next statement opens another."""
         async with self._turn:
             if self._running is not None and not self._running.done():
-                self._running.cancel()
+                self._tasks.cancel(self._running)
                 await asyncio.wait({self._running}, timeout=STATEMENT_SECONDS_MAX)
             self._drop()
 
