@@ -131,7 +131,7 @@ with opening() as saver:
 with opening() as saver:
     graph = graph_of(saver, seconds=0.02)
     with ThreadPoolExecutor(8) as executor:
-        runs = [executor.submit(graph.invoke, {"steps": []}, on(n)) for n in range(200)]
+        runs = [executor.submit(graph.invoke, {"steps": []}, on(n)) for n in range(1000)]
         ready()
         try:
             while wait(runs, 0.05).not_done:
@@ -143,7 +143,7 @@ with opening() as saver:
 saver = opening().__enter__()
 graph = graph_of(saver, seconds=0.02)
 executor = ThreadPoolExecutor(8)
-runs = [executor.submit(graph.invoke, {"steps": []}, on(n)) for n in range(100)]
+runs = [executor.submit(graph.invoke, {"steps": []}, on(n)) for n in range(400)]
 ready()
 while wait(runs, 0.05).not_done:
     pass
