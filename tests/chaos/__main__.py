@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from tests.chaos.nemesis import BEHIND, FAULTS, OF_REDIS, OF_THE_REST
-from tests.chaos.order import GRACE_SECONDS
 from tests.chaos.report import lines_of, write_json
 from tests.chaos.run import Settings, run
 from tests.chaos.savers import NAMES
@@ -28,7 +27,6 @@ def main() -> int:
     parser.add_argument("--mode", default="write_through", choices=MODES, help="how workers write")
     parser.add_argument("--redis", default="memory", choices=BEHIND, help="what survives; see world.py")
     parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--grace", type=float, default=GRACE_SECONDS, help="seconds; see order.py")
     parser.add_argument("--json", type=Path, help="where to write the report to")
     parser.add_argument("--keep", type=Path, help="where to leave the history")
     options = parser.parse_args()
@@ -39,7 +37,6 @@ def main() -> int:
         kinds_of(options.nemesis, every),
         options.saver,
         options.workers,
-        options.grace,
         options.mode,
         options.redis,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.chaos.history import DELETE, FAILED, OK, PUT, PUT_WRITES, History, Operation, Place, Seen
-from tests.chaos.order import Visibility, deletes_by_thread
+from tests.chaos.order import Losses, deletes_by_thread
 from tests.chaos.read_checks import Violation, what_is_wrong
 
 POSTGRES_RECOVERY_SECONDS = 12.0
@@ -47,14 +47,14 @@ class End:
     """Workers that did not end when told to."""
 
 
-def lost(history: History, end: End, visibility: Visibility) -> Iterator[Violation]:
+def lost(history: History, end: End, losses: Losses) -> Iterator[Violation]:
     """Every acknowledged write is in Postgres in the end, and nothing is there that nobody has written."""
-    deletes = deletes_by_thread(history, visibility)
-    without_rewinds = deletes_by_thread(history, visibility, ())
+    deletes = deletes_by_thread(history, losses)
+    without_rewinds = deletes_by_thread(history, losses, ())
 
     def is_kept(write: Operation) -> bool:
         since = without_rewinds[write.thread].last_before(float("inf"))
-        return write.outcome == OK and write.start >= since and not visibility.may_be_lost(write)
+        return write.outcome == OK and write.start >= since and not losses.may_have(write)
 
     rows = {(place, seen.id): seen for place, found in end.rows.items() for seen in found}
     for put in history.of_kind(PUT):

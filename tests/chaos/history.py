@@ -93,10 +93,6 @@ class History:
 
     operations: list[Operation] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    downs: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    """Periods in which each process knew its Redis to be unusable."""
-    emptied: list[float] = field(default_factory=list)
-    """When nothing that Redis held before could be served any more: restarts, failovers, flushes."""
     rewinds: list[tuple[float, float]] = field(default_factory=list)
     """Periods whose commits Postgres has lost, each until it was back."""
     stats: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -150,7 +146,6 @@ def load(directory: Path) -> History:
         _Reader(history).read(_lines(path))
     history.operations.sort(key=lambda o: o.start)
     history.faults.sort(key=lambda f: f.begin)
-    history.emptied.sort()
     for operation in history.operations:
         if operation.end == math.inf and operation.process in history.killed:
             operation.end = history.killed[operation.process]
@@ -189,22 +184,12 @@ class _Reader:
         operation.error, operation.answers = line.get("error"), line.get("answers")
         operation.seen = Seen(**line["seen"]) if line.get("seen") else None
 
-    def _redis(self, process: str, at: float, line: dict[str, Any]) -> None:
-        downs = self._history.downs.setdefault(process, [])
-        if not line["up"]:
-            downs.append((at, math.inf))
-        elif downs and downs[-1][1] == math.inf:
-            downs[-1] = (downs[-1][0], at)
-
     def _fault(self, process: str, at: float, line: dict[str, Any]) -> None:
         self._faults[line["number"]] = fault = Fault(line["kind"], line["detail"], at)
         self._history.faults.append(fault)
 
     def _healed(self, process: str, at: float, line: dict[str, Any]) -> None:
         self._faults[line["number"]].heal = at
-
-    def _emptied(self, process: str, at: float, line: dict[str, Any]) -> None:
-        self._history.emptied.append(at)
 
     def _rewound(self, process: str, at: float, line: dict[str, Any]) -> None:
         self._history.rewinds.append((line["since"], at))

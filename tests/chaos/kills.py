@@ -85,7 +85,6 @@ async def redis_and_workers_kill(world: World, rng: random.Random, seconds: floa
     async with world.disturb():
         redis = world.in_thread(world.redis.restart, seconds, keep_snapshot=False)
         await _together(rng, redis, _kill_all(world))
-        world.recorder.note("emptied")
         await asyncio.gather(*(worker.spawn() for worker in world.workers))
 
 
@@ -107,7 +106,6 @@ async def fail_over(world: World, seconds: float) -> None:
     pair.replication.shut()
     for gate in world.redis_gates:
         gate.point_at(pair.master.port)
-    world.recorder.note("emptied")
     await asyncio.sleep(seconds)
     pair.replication.target_port = pair.master.port
     pair.replication.open()

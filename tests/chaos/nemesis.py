@@ -36,6 +36,7 @@ LAG_SECONDS = 1.5
 FULL_BYTES = 200_000
 EVICTING_BYTES = 300_000
 DROP_BYTES_MAX = 6000
+LARGE_BYTES_MAX = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,12 @@ class Step:
 
 async def redis_kill(world: World, rng: random.Random, seconds: float) -> None:
     await world.in_thread(world.redis.restart, seconds, keep_snapshot=False)
-    world.recorder.note("emptied")
 
 
 async def redis_snapshot(world: World, rng: random.Random, seconds: float) -> None:
     await world.in_thread(world.redis.save)
     await asyncio.sleep(seconds)  # what is written now is not in it
     await world.in_thread(world.redis.restart, 0.1, keep_snapshot=True)
-    world.recorder.note("emptied")
 
 
 async def redis_failover(world: World, rng: random.Random, seconds: float) -> None:
@@ -120,11 +119,7 @@ async def redis_delete(world: World, rng: random.Random, seconds: float) -> None
 
 
 async def redis_flush(world: World, rng: random.Random, seconds: float) -> None:
-    def flush() -> None:
-        world.redis.admin.flushall()
-        world.recorder.note("emptied")
-
-    await _repeat(world, rng, seconds, flush)
+    await _repeat(world, rng, seconds, lambda: world.redis.admin.flushall())
 
 
 async def redis_scripts(world: World, rng: random.Random, seconds: float) -> None:
@@ -136,6 +131,11 @@ async def _repeat(world: World, rng: random.Random, seconds: float, work: Callab
     while time.monotonic() < until:
         await world.in_thread(work)
         await asyncio.sleep(rng.uniform(0.02, 0.3))
+
+
+async def redis_client_kill(world: World, rng: random.Random, seconds: float) -> None:
+    """Drops every connection to Redis, again and again: what was sent may have been done or not."""
+    await _repeat(world, rng, seconds, lambda: world.redis.admin.client_kill_filter(_type="normal", skipme=True))
 
 
 async def redis_stall(world: World, rng: random.Random, seconds: float) -> None:
@@ -205,6 +205,18 @@ async def pg_silent(world: World, rng: random.Random, seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
+async def pg_standby_away(world: World, rng: random.Random, seconds: float) -> None:
+    """Has commits wait for a synchronous standby that is not there."""
+
+    def wait_for(standby: str) -> None:
+        world.postgres_do(f"alter system set synchronous_standby_names = '{standby}'")
+        world.postgres_do("select pg_reload_conf()")
+
+    await world.in_thread(wait_for, "away")
+    await asyncio.sleep(seconds)
+    await world.in_thread(wait_for, "")
+
+
 async def pg_cut(world: World, rng: random.Random, seconds: float) -> None:
     """Drops connections in the midst of a request or of its reply, many of them during a commit."""
     gates, until = [rng.choice(world.postgres_gates)], time.monotonic() + seconds
@@ -232,6 +244,18 @@ async def pg_cut_alone(world: World, rng: random.Random, seconds: float) -> None
         world.redis_gates[slot].open()
 
 
+async def worker_block(world: World, rng: random.Random, seconds: float) -> None:
+    """Blocks a worker's event loop, for up to twice the time that a right to serve lasts."""
+    rng.choice(world.workers).say(f"block {seconds:.3f}")
+    await asyncio.sleep(seconds)
+
+
+async def worker_large(world: World, rng: random.Random, seconds: float) -> None:
+    """Has a worker write states of some MB, and all read them."""
+    rng.choice(world.workers).say(f"large {rng.randrange(LARGE_BYTES_MAX)}")
+    await asyncio.sleep(seconds)
+
+
 Fault = Callable[[World, random.Random, float], Awaitable[None]]
 
 OF_REDIS: dict[str, Fault] = {
@@ -243,6 +267,7 @@ OF_REDIS: dict[str, Fault] = {
     "redis-delete": redis_delete,
     "redis-flush": redis_flush,
     "redis-scripts": redis_scripts,
+    "redis-client-kill": redis_client_kill,
     "redis-stall": redis_stall,
     "cut-one": cut_one,
     "stall-one": stall_one,
@@ -253,11 +278,14 @@ OF_REDIS: dict[str, Fault] = {
 OF_THE_REST: dict[str, Fault] = {
     "worker-kill": worker_kill,
     "worker-stop": worker_stop,
+    "worker-block": worker_block,
+    "worker-large": worker_large,
     "pg-terminate": pg_terminate,
     "pg-restart": pg_restart,
     "pg-cut": pg_cut,
     "pg-silent": pg_silent,
     "pg-rewind": pg_rewind,
+    "pg-standby-away": pg_standby_away,
 }
 ON_DEMAND: dict[str, Fault] = {
     "worker-freeze": worker_freeze,
@@ -274,6 +302,7 @@ KEEP_DATA = [
     "redis-evict",
     "redis-delete",
     "redis-scripts",
+    "redis-client-kill",
     "redis-stall",
     "cut-one",
     "stall-one",
@@ -282,7 +311,17 @@ KEEP_DATA = [
 ]
 """Faults after which Redis still has its journals."""
 LOSE_DATA = ["redis-kill", "redis-snapshot", "redis-failover", "redis-flush"]
-LEAVE_WORKERS = ["worker-stop", "pg-terminate", "pg-restart", "pg-cut", "pg-silent", "pg-away"]
+LEAVE_WORKERS = [
+    "worker-stop",
+    "worker-block",
+    "worker-large",
+    "pg-terminate",
+    "pg-restart",
+    "pg-cut",
+    "pg-silent",
+    "pg-away",
+    "pg-standby-away",
+]
 KILL_WORKERS = [*LEAVE_WORKERS, "worker-kill", "worker-kill-all"]
 BEHIND: dict[str, list[str]] = {
     "memory": [*KEEP_DATA, *KILL_WORKERS],

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tests.chaos.history import OK, PUT, PUT_WRITES, READ, READ_BY_ID, TURN, History, Operation, Seen
-from tests.chaos.order import Deletes, Required, Visibility, deletes_by_thread
+from tests.chaos.order import Deletes, Losses, Required, deletes_by_thread
 from tests.chaos.turns import TURNS_KEPT, answers_of
 from tests.chaos.values import NO_VALUE
 
@@ -23,12 +23,12 @@ class Violation:
     """When it was seen; 0 for what is seen after the run."""
 
 
-def older(history: History, visibility: Visibility) -> Iterator[Violation]:
+def older(history: History, losses: Losses) -> Iterator[Violation]:
     """No read is older than a write that was acknowledged before it began. A delete is a write too."""
-    deletes = deletes_by_thread(history, visibility)
+    deletes = deletes_by_thread(history, losses)
     puts, writes = history.by_place(PUT), history.by_place(PUT_WRITES)
     for place, reads in history.by_place(READ, READ_BY_ID).items():
-        required = Required(puts.get(place, ()), visibility)
+        required = Required(puts.get(place, ()))
         by_id = {put.id: put for put in puts.get(place, ())}
         writes_by_id = defaultdict(list)
         for write in writes.get(place, ()):
@@ -38,10 +38,10 @@ def older(history: History, visibility: Visibility) -> Iterator[Violation]:
                 continue
             gone = deletes[read.thread]
             since = gone.last_before(read.end)
-            yield from _too_old(read, required, by_id, since, visibility)
+            yield from _too_old(read, required, by_id, since)
             if read.seen is None:
                 continue
-            yield from _writes_missing(read, read.seen, writes_by_id[read.seen.id], since, visibility)
+            yield from _writes_missing(read, read.seen, writes_by_id[read.seen.id], since)
             yield from _deleted(read, read.seen, by_id.get(read.seen.id), gone)
 
 
@@ -50,7 +50,6 @@ def _too_old(
     required: Required,
     by_id: dict[str, Operation],
     since: float,
-    visibility: Visibility,
 ) -> Iterator[Violation]:
     if read.kind == READ:
         put = required.at(read.start, since)
@@ -60,18 +59,16 @@ def _too_old(
     put = by_id.get(read.id)
     if read.seen is not None or put is None or put.outcome != OK or put.start < since:
         return
-    if visibility.visible_by(put) < read.start:
+    if put.end < read.start:
         yield Violation("older", "an acknowledged checkpoint is not found by its id", [put, read], read.end)
 
 
-def _writes_missing(
-    read: Operation, seen: Seen, writes: Sequence[Operation], since: float, visibility: Visibility
-) -> Iterator[Violation]:
+def _writes_missing(read: Operation, seen: Seen, writes: Sequence[Operation], since: float) -> Iterator[Violation]:
     there = {task for task, _ in seen.writes}
     for write in writes:
         if write.outcome != OK or write.task in there or write.start < since:
             continue
-        if visibility.visible_by(write) < read.start:
+        if write.end < read.start:
             yield Violation("older", "acknowledged pending writes are missing", [write, read], read.end)
 
 
@@ -80,15 +77,9 @@ def _deleted(read: Operation, seen: Seen, put: Operation | None, gone: Deletes) 
         yield Violation("older", "a checkpoint is read after its thread was deleted", [put, read], read.end)
 
 
-def backwards(history: History, visibility: Visibility) -> Iterator[Violation]:
+def backwards(history: History, losses: Losses) -> Iterator[Violation]:
     """For one reader, the latest checkpoint never goes back, nor do its pending writes vanish."""
-    deletes = deletes_by_thread(history, visibility)
-    puts = {put.id: put for put in history.of_kind(PUT)}
-    writes = {write.task: write for write in history.of_kind(PUT_WRITES)}
-
-    def excused(write: Operation | None, read: Operation) -> bool:
-        return bool(write and visibility.is_degraded(write) and read.start < visibility.visible_by(write))
-
+    deletes = deletes_by_thread(history, losses)
     for place, reads in history.by_place(READ).items():
         readers = defaultdict(list)
         for read in reads:
@@ -96,12 +87,6 @@ def backwards(history: History, visibility: Visibility) -> Iterator[Violation]:
                 readers[read.process].append(read)
         for own in readers.values():
             for before, read, lost in _steps_back(own, deletes[place[0]]):
-                if (
-                    all(excused(writes.get(task), read) for task in lost)
-                    if lost
-                    else excused(puts.get(before.seen.id if before.seen else ""), read)
-                ):
-                    continue
                 message = "pending writes vanish" if lost else "the latest checkpoint goes back"
                 yield Violation("backwards", f"for one reader, {message}", [before, read], read.end)
 
@@ -122,8 +107,8 @@ def _steps_back(reads: Sequence[Operation], gone: Deletes) -> Iterator[tuple[Ope
                 highest = earlier
             for task, _ in earlier.seen.writes:
                 tasks[earlier.seen.id][task] = earlier
-        if gone.seen_before(read.end) > since:  # what was seen before a delete may be gone: seen anew
-            since = gone.seen_before(read.end)
+        if gone.last_before(read.end) > since:  # what was seen before a delete may be gone: seen anew
+            since = gone.last_before(read.end)
             highest = None
             tasks.clear()
         if highest is None or highest.seen is None or highest.start < since:
@@ -136,9 +121,9 @@ def _steps_back(reads: Sequence[Operation], gone: Deletes) -> Iterator[tuple[Ope
                 yield first, read, sorted(vanished)
 
 
-def values(history: History, visibility: Visibility) -> Iterator[Violation]:
+def values(history: History, losses: Losses) -> Iterator[Violation]:
     """Every value that was read had been written, whole, to that thread and namespace."""
-    deletes = deletes_by_thread(history, visibility)
+    deletes = deletes_by_thread(history, losses)
     puts = {(put.place, put.id): put for put in history.of_kind(PUT)}
     writes = {(w.place, w.id, w.task): w for w in history.of_kind(PUT_WRITES)}
     for read in history.of_kind(READ, READ_BY_ID):
@@ -180,7 +165,7 @@ def failed(history: History) -> Iterator[Violation]:
                 yield Violation("failed", "a write that had failed is read", [write, read], read.end)
 
 
-def turns(history: History, visibility: Visibility) -> Iterator[Violation]:
+def turns(history: History, losses: Losses) -> Iterator[Violation]:
     """The answers of a graph's thread grow by exactly those of its turns, which did not interleave."""
     for thread_turns in history.by_place(TURN).values():
         excused: set[str] = set()
@@ -188,7 +173,7 @@ def turns(history: History, visibility: Visibility) -> Iterator[Violation]:
             if turn.answers is None:
                 continue
             recent = thread_turns[max(0, number - TURNS_KEPT) : number]
-            yield from _answers_lost(turn, recent, excused, visibility)
+            yield from _answers_lost(turn, recent, excused, losses)
             if len(set(turn.answers)) != len(turn.answers):
                 yield Violation("turns", "an answer is there twice", [turn], turn.end)
             if turn.answers[-3:] != answers_of(turn.id):
@@ -196,18 +181,17 @@ def turns(history: History, visibility: Visibility) -> Iterator[Violation]:
 
 
 def _answers_lost(
-    turn: Operation, recent: Sequence[Operation], excused: set[str], visibility: Visibility
+    turn: Operation, recent: Sequence[Operation], excused: set[str], losses: Losses
 ) -> Iterator[Violation]:
     """Turns before this one whose answers it lacks. Each is told of once."""
     for position, earlier in enumerate(recent):
         if earlier.outcome != OK or earlier.id in excused or _holds(turn.answers or [], earlier):
             continue
-        if visibility.may_be_lost(earlier):
+        if losses.may_have(earlier):
             continue
         excused.add(earlier.id)
-        # One that began before the earlier one was visible to all may have gone on without it, for good.
-        visible = visibility.visible_by(earlier)
-        if not any(later.start < visible for later in (*recent[position + 1 :], turn)):
+        # One that began before the earlier one ended may have gone on without it, for good.
+        if not any(later.start < earlier.end for later in (*recent[position + 1 :], turn)):
             yield Violation("turns", "answers of an earlier turn are lost", [earlier, turn], turn.end)
 
 

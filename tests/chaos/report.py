@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.history import FAILED, OK, UNKNOWN
-from tests.chaos.order import Visibility
 from tests.chaos.run import Result
 from tests.chaos.second_opinion import bounds
 
@@ -47,16 +46,12 @@ def lines_of(result: Result) -> Iterator[str]:
 
 
 def totals_of(result: Result) -> dict[str, int]:
-    """The savers' counters, and how many writes are given the grace of those whose Redis is not usable."""
+    """The savers' counters."""
     totals: Counter[str] = Counter()
     for stats in result.history.stats.values():
         totals.update(stats)
-    visibility = Visibility(result.history, result.settings.grace)
-    graced = sum(
-        visibility.visible_by(o) > o.end for o in result.history.of_kind("put", "put writes") if o.outcome == OK
-    )
     counters = COUNTERS if result.settings.mode == "write_through" else (*COUNTERS, *OF_LEASES)
-    return {**{name: round(totals[name]) for name in counters}, "writes with grace": graced}
+    return {name: round(totals[name]) for name in counters}
 
 
 def write_json(result: Result, path: Path) -> None:

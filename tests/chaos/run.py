@@ -17,7 +17,7 @@ from tests.chaos.audit import audit
 from tests.chaos.end_checks import End
 from tests.chaos.history import History, load
 from tests.chaos.nemesis import plan, torment
-from tests.chaos.order import GRACE_SECONDS, Visibility
+from tests.chaos.order import Losses
 from tests.chaos.read_checks import Violation
 from tests.chaos.savers import NAMES
 from tests.chaos.worker import FLUSH_SECONDS_MAX
@@ -36,7 +36,6 @@ class Settings:
     kinds: Sequence[str]
     saver: str = "ours"
     workers: int = 3
-    grace: float = GRACE_SECONDS
     mode: str = "write_through"
     redis: str = "memory"
 
@@ -78,19 +77,19 @@ def run(settings: Settings, keep: Path | None = None) -> Result:
             old.unlink()
         end = asyncio.run(_run(settings, directory))
         history = load(directory)
-        return Result(settings, history, end, check(history, end, settings.grace))
+        return Result(settings, history, end, check(history, end))
 
 
-def check(history: History, end: End, grace: float) -> list[Violation]:
+def check(history: History, end: End) -> list[Violation]:
     """Return the violations that all checkers find, in the order of time."""
-    visibility = Visibility(history, grace)
+    losses = Losses(history)
     checkers: list[Callable[[], Iterator[Violation]]] = [
-        lambda: read_checks.older(history, visibility),
-        lambda: read_checks.backwards(history, visibility),
-        lambda: read_checks.values(history, visibility),
+        lambda: read_checks.older(history, losses),
+        lambda: read_checks.backwards(history, losses),
+        lambda: read_checks.values(history, losses),
         lambda: read_checks.failed(history),
-        lambda: read_checks.turns(history, visibility),
-        lambda: end_checks.lost(history, end, visibility),
+        lambda: read_checks.turns(history, losses),
+        lambda: end_checks.lost(history, end, losses),
         lambda: end_checks.orphans(history, end),
         lambda: end_checks.failed_there(history, end),
         lambda: end_checks.tiers(end),

@@ -35,7 +35,7 @@ from tests.chaos.history import (
 )
 from tests.chaos.mutants import MUTANTS
 from tests.chaos.nemesis import OF_REDIS, OF_THE_REST, plan
-from tests.chaos.order import Visibility
+from tests.chaos.order import Losses
 from tests.chaos.read_checks import Violation
 from tests.chaos.report import lines_of
 from tests.chaos.run import Result, Settings, run
@@ -86,11 +86,9 @@ def took(name: str, start: float, end: float, *turns: str) -> Operation:
     return did(TURN, start, end, id=name, answers=answers)
 
 
-def found_by(
-    checker: Callable[..., Iterator[Violation]], *operations: Operation, grace: float = 5, **history: object
-) -> list[str]:
+def found_by(checker: Callable[..., Iterator[Violation]], *operations: Operation, **history: object) -> list[str]:
     made = History(sorted(operations, key=lambda o: o.start), **history)  # type: ignore[arg-type]
-    return [violation.message for violation in checker(made, Visibility(made, grace))]
+    return [violation.message for violation in checker(made, Losses(made))]
 
 
 def test_read_older_than_acknowledged_write_is_found() -> None:
@@ -131,17 +129,6 @@ def test_a_deleted_checkpoint_that_is_read_is_found() -> None:
     assert found_by(read_checks.older, *late, read(5, 6, None)) == []
 
 
-def test_worker_without_redis_has_grace_until_redis_is_emptied() -> None:
-    history = put("a", 1, 2), put("b", 3, 4), read(6, 7, saw("a"))
-    downs = {"1": [(2.5, 20.0)]}
-    assert found_by(read_checks.older, *history, downs=downs) == []
-    assert len(found_by(read_checks.older, *history, downs=downs, grace=1)) == 1
-    assert len(found_by(read_checks.older, *history, downs=downs, emptied=[5.0])) == 1
-    assert len(found_by(read_checks.older, *history, downs={"1": [(2.5, 5.0)]})) == 1
-    assert len(found_by(read_checks.older, *history, downs={"1": [(4.5, 20.0)]})) == 1
-    assert len(found_by(read_checks.older, *history, downs={"2": [(2.5, 20.0)]})) == 1
-
-
 def test_latest_going_back_for_one_reader_is_found() -> None:
     written = put("a", 1, 2), put("b", 3, 99, UNKNOWN)
     back = ["for one reader, the latest checkpoint goes back"]
@@ -151,13 +138,6 @@ def test_latest_going_back_for_one_reader_is_found() -> None:
     assert found_by(read_checks.backwards, *written, read(4, 5, saw("b")), read(6, 7, saw("a"), process="3")) == []
     deleted = did(DELETE, 5.5, 5.8)
     assert found_by(read_checks.backwards, *written, deleted, read(4, 5, saw("b")), read(6, 7, None)) == []
-    early = did(DELETE, 2.1, 2.9)  # by one that has no Redis until 5.5: another may read on until then
-    two_reads = read(4, 5, saw("b")), read(6, 7, None)
-    others = put("b", 3, 99, UNKNOWN, process="4")
-    assert found_by(read_checks.backwards, others, early, *two_reads) == back
-    assert found_by(read_checks.backwards, others, early, *two_reads, downs={"1": [(2.0, 5.5)]}) == []
-    downs = {"1": [(2.5, 20.0)]}
-    assert found_by(read_checks.backwards, *written, read(4, 5, saw("b")), read(6, 7, saw("a")), downs=downs) == []
 
 
 def test_vanishing_pending_writes_are_found() -> None:
@@ -227,7 +207,6 @@ def test_lost_answers_of_a_graph_are_found() -> None:
     broken_off = did(TURN, 3, 4, UNKNOWN, id="2")
     assert found_by(read_checks.turns, one, broken_off, took("3", 5, 6, "1", "3")) == []
     assert found_by(read_checks.turns, one, broken_off, took("3", 5, 6, "3")) == lost
-    assert found_by(read_checks.turns, one, took("2", 3, 4, "2"), downs={"1": [(0, 9.0)]}) == []
     assert "an answer is there twice" in found_by(read_checks.turns, one, took("2", 3, 4, "1", "1", "2"))
     assert found_by(read_checks.turns, took("1", 1, 2, "1", "0")) == ["a turn does not end with its own answers"]
 
@@ -236,7 +215,7 @@ def test_lost_and_unwritten_rows_are_found() -> None:
     written = History([put("a", 1, 2), wrote("a", "x", 3, 4), put("u", 5, 6, UNKNOWN)])
 
     def lost(history: History, *rows: Seen) -> list[str]:
-        return [v.message for v in end_checks.lost(history, End({("t", ""): list(rows)}), Visibility(history))]
+        return [v.message for v in end_checks.lost(history, End({("t", ""): list(rows)}), Losses(history))]
 
     assert lost(written, saw("a", "x")) == []
     assert lost(written) == ["an acknowledged checkpoint is not in Postgres"]

@@ -1,7 +1,7 @@
 """One worker process: real graphs and raw operations on threads that all workers share, until it is told to end.
 
-Told on stdin: `settle`, then `stop`; the end of stdin ends it too. It says on stdout: `ready`, `settled`, and
-`redis up` or `redis down` whenever what it knows of its Redis changes.
+Told on stdin: `block SECONDS` and `large BYTES` at any time, then `settle`, then `stop`; the end of stdin ends it
+too. It says on stdout: `ready`, `settled`, and `redis up` or `redis down` when what it knows of its Redis changes.
 """
 
 from __future__ import annotations
@@ -108,6 +108,8 @@ class Worker:
         self._graph = turns.build(opened.saver)
         self._turns = 0
         self._stopping = asyncio.Event()
+        self._bulk_bytes = 0
+        """Size of the channel that the next checkpoint shall have in addition."""
 
     async def run(self) -> None:
         """Works until `stop`."""
@@ -122,6 +124,18 @@ class Worker:
 
     def stop(self) -> None:
         self._stopping.set()
+
+    async def obey(self, lines: asyncio.StreamReader) -> bytes:
+        """Does what it is told, and returns the first line that tells it to end."""
+        while True:
+            line = await lines.readline()
+            order, _, amount = line.decode().partition(" ")
+            if order == "block":
+                time.sleep(float(amount))
+            elif order == "large":
+                self._bulk_bytes = int(amount)
+            else:
+                return line
 
     async def settle(self) -> list[str]:
         """Reads every namespace through Redis. Returns those where that did not succeed in time."""
@@ -179,9 +193,11 @@ class Worker:
 
     async def _put(self, rng: random.Random, place: Place) -> None:
         known, checkpoint_id = self._known[place], str(uuid6())
-        values = {"value": new_value(rng, *place, checkpoint_id)}
+        values: dict[str, Any] = {"value": new_value(rng, *place, checkpoint_id)}
         if "base" not in known.values or rng.random() < 0.3:
             values["base"] = new_value(rng, *place, checkpoint_id)
+        if self._bulk_bytes or known.values.get("bulk"):  # one checkpoint is large, and the next is not
+            values["bulk"], self._bulk_bytes = "x" * self._bulk_bytes, 0
         new = {c: self._saver.get_next_version(known.versions.get(c), None) for c in values}
         versions, values = {**known.versions, **new}, {**known.values, **values}
         checkpoint: Any = {
@@ -271,21 +287,19 @@ def _tell(line: str) -> None:
         sys.stdout.flush()
 
 
-def _record_breakers(recorder: Recorder) -> None:
-    """Has every breaker of this process record when it opens and closes."""
+def _tell_of_breakers() -> None:
+    """Has every breaker of this process tell when it opens and closes."""
     fail, end_probe = CircuitBreaker.fail, CircuitBreaker.end_probe
 
     def failed(self: CircuitBreaker) -> bool:
         opened = fail(self)
         if opened:
-            recorder.note("redis", up=False)
             _tell("redis down")
         return opened
 
     def probed(self: CircuitBreaker, *, succeeded: bool) -> None:
         end_probe(self, succeeded=succeeded)
         if succeeded:
-            recorder.note("redis", up=True)
             _tell("redis up")
 
     CircuitBreaker.fail, CircuitBreaker.end_probe = failed, probed  # type: ignore[method-assign]
@@ -317,7 +331,7 @@ async def _still_running(allowed: set[asyncio.Task[Any]]) -> list[str]:
 async def main(job: Job) -> None:
     own = asyncio.all_tasks()
     recorder = Recorder(Path(job.directory) / f"worker-{job.process}.jsonl", job.process)
-    _record_breakers(recorder)
+    _tell_of_breakers()
     lines = asyncio.StreamReader()
     stdin, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
@@ -328,7 +342,7 @@ async def main(job: Job) -> None:
         work = asyncio.create_task(worker.run())
         pulse = asyncio.create_task(_pulse(recorder, opened))
         own |= {pulse}
-        reply = await lines.readline()
+        reply = await worker.obey(lines)
         worker.stop()
         await work
         if reply:
