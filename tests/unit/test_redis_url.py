@@ -38,6 +38,19 @@ def test_a_server() -> None:
     assert kwargs["socket_connect_timeout"] == 2.0
 
 
+@pytest.mark.parametrize("url", ["redis://a", "redis+cluster://a", "redis+sentinel://a/name"])
+async def test_connections_name_this_package_and_read_no_file(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("redis.driver_info")
+    client = client_of(url)
+    monkeypatch.setattr("importlib.metadata.version", None)
+    if isinstance(client, RedisCluster):
+        (node,) = client.nodes_manager.startup_nodes.values()
+        connection = node.connection_class(**node.connection_kwargs)
+    else:
+        connection = client.connection_pool.make_connection()
+    assert "langgraph-checkpoint-cached_v" in connection.driver_info.formatted_name
+
+
 async def test_a_cluster() -> None:
     client = client_of("redis+cluster://user:p%40ss@a:1,b,[::1]:3/0?client_name=me&max_connections=5")
     assert isinstance(client, RedisCluster)

@@ -5,6 +5,9 @@ The forms with several hosts are those that docket, Prefect, redisvl and LangCha
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -43,6 +46,7 @@ def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> A
         "socket_timeout": None,  # the guard bounds each call; one of the client's own costs a third of a call
         "socket_connect_timeout": CONNECT_TIMEOUTS * timeout_seconds,
         "retry": Retry(NoBackoff(), 1),  # once: a connection may have died while it was idle
+        **_driver_info(),
     }
     try:
         _check_files(url)
@@ -52,6 +56,23 @@ def redis_client(url: str, *, max_connections: int, timeout_seconds: float) -> A
     except (ValueError, TypeError):
         pass  # the next error has neither cause nor context: their text repeats parts of the URL
     raise ArgumentError(f"redis_url does not parse, or has an unknown option: use {FORMS}")
+
+
+@cache
+def _driver_info() -> dict[str, Any]:
+    """Return the option with which `CLIENT LIST` shows this package, if the client knows it.
+
+    Without it the client reads its own version from a file for every connection, while the event loop waits.
+    """
+    if "driver_info" not in signature(RedisCluster).parameters:
+        return {}
+    from redis.driver_info import DriverInfo  # older versions have none
+
+    name = "langgraph-checkpoint-cached"
+    try:
+        return {"driver_info": DriverInfo().add_upstream_driver(name, version(name))}
+    except PackageNotFoundError:  # its source was copied without its metadata
+        return {}
 
 
 def _check_files(url: str) -> None:
