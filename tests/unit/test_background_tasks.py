@@ -87,7 +87,6 @@ def test_ending_loop_waits_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -
 
     asyncio.run(main())
     assert not later[0].done()
-    later[0]._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 async def test_task_cancelled_by_its_owner_waits_for_nothing() -> None:
