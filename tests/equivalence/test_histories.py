@@ -24,7 +24,7 @@ from tests.equivalence.histories import SLOTS, Change, History, How, Put, PutWri
 from tests.equivalence.strategies import histories
 from tests.support import servers
 
-EXAMPLES = int(os.environ.get("EQUIVALENCE_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("EQUIVALENCE_EXAMPLES", "60"))
 SEED = int(os.environ.get("EQUIVALENCE_SEED", secrets.randbelow(2**32)))
 MANY_EXAMPLES = 100
 """From how many on the share of cached reads says something."""

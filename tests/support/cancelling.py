@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
@@ -132,11 +133,14 @@ async def was_cancelled(call: Awaitable[Any], events: Events, moment: int) -> bo
 
 
 async def moments(run: Callable[[int], Awaitable[bool]], *, stride: int = 1) -> None:
-    """Runs something that is cancelled, at each moment until it ended before that, which it does several times."""
+    """Runs something that is cancelled, at each moment until it ended before that, which it does several times.
+
+    With a stride, at the first moment and at some by chance, so far from each other.
+    """
     ended = moment = 0
     while ended < ENDED_IN_A_ROW:
         ended = 0 if await run(moment) else ended + 1
-        moment += stride
+        moment += stride if moment else random.randint(1, stride)
     assert moment > stride * (ENDED_IN_A_ROW + 1) + TICKS, "it was hardly ever cancelled"
 
 
