@@ -70,6 +70,7 @@ def _command(options: argparse.Namespace) -> int:
         return 0
     if options.paths:
         return paths.run(options)
+    options.rounds = options.rounds or (against.ROUNDS if options.against else ROUNDS)
     if options.against:
         return _against(options)
     names = options.contestants.split(",") if options.contestants else list(BY_NAME)
@@ -77,7 +78,6 @@ def _command(options: argparse.Namespace) -> int:
         sys.stderr.write(f"no such contestant: {', '.join(unknown)}; there are {', '.join(BY_NAME)}\n")
         return 2
     options.output = options.output or OUTPUT
-    options.rounds = options.rounds or (against.ROUNDS if options.against else ROUNDS)
     if options.backlog:
         return _backlog(options)
     if options.outage:
