@@ -7,6 +7,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
@@ -137,6 +138,10 @@ CALLS = {
 }
 
 
+STRIDE = int(os.environ.get("CANCELLATION_STRIDE", "4"))
+"""Distance of the moments at which a call is cancelled: with 1 each of them is tried."""
+
+
 # -- the tests ---------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +209,7 @@ async def test_a_call_is_cancelled(
             await world.assert_agree(thread)
             return cancelled
 
-        await moments(run, stride=1 if kind == "pool" and not gone else 3)
+        await moments(run, stride=STRIDE)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -161,6 +161,7 @@ def test_asyncio_run_ends_with_open_saver(run: Callable[..., Ended], script: str
     assert ended.err == ""
 
 
+@pytest.mark.slow
 def test_thread_waits_when_event_loop_ends(run: Callable[..., Ended]) -> None:
     """A thread that is in a call while `asyncio.run` ends hears of it, and so does the next call."""
     ended = run("""
@@ -190,6 +191,7 @@ assert len(errors) >= 2
     assert ended.err == ""
 
 
+@pytest.mark.slow
 def test_forgotten_sync_saver_is_closed(run: Callable[..., Ended]) -> None:
     """As by a notebook that runs its cell again."""
     ended = run("""
@@ -211,6 +213,7 @@ for _ in range(3):
     assert ended.code == 0, ended.err
 
 
+@pytest.mark.slow
 def test_close_is_bounded_without_answer(
     run: Callable[..., Ended], proxies: Callable[[str], Proxy], migrated_database_url: str
 ) -> None:

@@ -149,6 +149,7 @@ async def test_odd_threads_are_served_too(migrated_database_url: str, cluster: C
         assert saver.stats()["hits"] == len(ODD_IDS) - 1
 
 
+@pytest.mark.slow
 async def test_only_these_commands_are_sent_and_no_service_blocks_them(
     migrated_database_url: str, cluster: Cluster, prefix: str
 ) -> None:

@@ -119,6 +119,7 @@ async def test_connections_closed_while_idle_are_replaced(
             assert_no_outage([saver])
 
 
+@pytest.mark.slow
 async def test_server_that_restarts_at_once_is_an_outage(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer]
 ) -> None:

@@ -64,6 +64,7 @@ def entry_bytes(url: str, prefix: str) -> int:
     return sum(len(field) + len(value) for field, value in fields.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["write_through", "write_behind"])
 async def test_entry_that_grows_write_by_write_is_bounded(
     migrated_database_url: str, redis_url: str, prefix: str, mode: str

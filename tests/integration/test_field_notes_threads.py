@@ -192,6 +192,7 @@ async def test_a_read_that_was_cancelled_leaves_no_reply_for_the_next(
     assert saver.stats()["hits"] > 0
 
 
+@pytest.mark.slow
 async def test_reads_that_time_out_leave_no_reply_for_the_next(
     tiers: Tiers, proxies: Callable[[str], Proxy]
 ) -> None:

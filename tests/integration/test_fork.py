@@ -69,6 +69,7 @@ IN_CHILD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", IN_CHILD)
 def test_calls_in_forked_child_raise(run: Callable[..., Ended], last: str) -> None:
     ended = run(f"""{PARENT}
@@ -84,6 +85,7 @@ else:
     assert_fine(ended)
 
 
+@pytest.mark.slow
 def test_child_leaves_block_of_parent(run: Callable[..., Ended]) -> None:
     body = PARENT.replace("saver = opening().__enter__()", "opened = opening()\nsaver = opened.__enter__()")
     assert_fine(
@@ -101,6 +103,7 @@ with contextlib.ExitStack() as stack:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Process", "Pool"])
 def test_multiprocessing_children_raise(run: Callable[..., Ended], kind: str) -> None:
     use = {
@@ -128,6 +131,7 @@ if True:
     )
 
 
+@pytest.mark.slow
 def test_fork_during_calls_spares_parent(run: Callable[..., Ended]) -> None:
     """Children drop all: that neither rolls back nor cancels calls of the parent that are under way."""
     assert_fine(
@@ -254,6 +258,7 @@ IN_ASYNC_CHILD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("child", IN_ASYNC_CHILD)
 def test_async_calls_in_forked_child_raise(run: Callable[..., Ended], child: str) -> None:
     ended = run(ASYNC.replace("FORKED", IN_ASYNC_CHILD[child]))

@@ -138,6 +138,7 @@ async def test_a_stream_that_is_left_early_can_be_gone_on_with(tiers: Tiers) -> 
     assert answer["messages"][-1].content == "It is a thing 0."
 
 
+@pytest.mark.slow
 async def test_many_threads_of_one_process_do_not_mix(tiers: Tiers) -> None:
     threads = 20
 

@@ -67,6 +67,7 @@ def play(tiers: Tiers, two_processes: list[ProcessPoolExecutor]) -> Play:
     return play
 
 
+@pytest.mark.slow
 async def test_an_answer_finds_the_question_of_another_process(play: Play) -> None:
     async def script(turn: Turn) -> Any:
         asked = await turn({"answers": ["hello"]})

@@ -168,6 +168,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_strict_msgpack_holds_for_what_redis_serves(
     migrated_database_url: str, redis_url: str, redis_prefix: str
 ) -> None:

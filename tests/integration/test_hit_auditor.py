@@ -265,6 +265,7 @@ async def test_write_of_process_without_redis_is_no_disagreement(
         await conversation.check(reader)
 
 
+@pytest.mark.slow
 async def test_audits_find_nothing_under_concurrent_load(tiers: Tiers) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")

@@ -243,6 +243,7 @@ async def test_a_write_does_not_wait_for_a_lease_for_long(
         assert await listed(saver, conversation) == conversation.length
 
 
+@pytest.mark.slow
 async def test_a_journal_that_a_failover_brings_back_is_removed_again(
     migrated_database_url: str, redis_url: str, redis_prefix: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

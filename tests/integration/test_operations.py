@@ -301,6 +301,7 @@ async def test_tail_adds_up_what_savers_publish(
     assert lines[-1]["unflushed"] == 0
 
 
+@pytest.mark.slow
 async def test_tail_says_a_line_a_time_and_survives_an_outage(
     tiers: Tiers,
     run_cli: Any,

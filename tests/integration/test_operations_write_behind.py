@@ -84,6 +84,7 @@ async def test_flush_command_removes_ended_journals(
         assert await redis.exists(kept), "of a lease that somebody holds"
 
 
+@pytest.mark.slow
 async def test_flush_command_without_redis_names_unflushed_threads(
     tiers: Tiers,
     proxies: Callable[[str], Proxy],

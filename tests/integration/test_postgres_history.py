@@ -294,6 +294,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 async def test_late_commit_of_a_killed_prune_is_not_hidden(
     postgres: RewindingPostgres, saver: CachedPostgresSaver, redis_url: str, redis_prefix: str
 ) -> None:

@@ -224,6 +224,7 @@ def binary(request: pytest.FixtureRequest) -> Path | None:
     return binary
 
 
+@pytest.mark.slow
 async def test_redis_restarts_from_an_old_snapshot(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer], binary: Path | None
 ) -> None:
@@ -242,6 +243,7 @@ async def test_redis_restarts_from_an_old_snapshot(
         await conversation.turns(2)
 
 
+@pytest.mark.slow
 async def test_returning_primary_does_not_serve_old_entries(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer], binary: Path | None
 ) -> None:

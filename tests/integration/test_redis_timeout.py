@@ -91,6 +91,7 @@ async def test_connecting_to_distant_redis_takes_its_time(
         assert stats["hits"] > len(IDS)
 
 
+@pytest.mark.slow
 async def test_connection_that_never_ends_is_given_up(
     migrated_database_url: str, redis_servers: Callable[..., RedisServer], proxies: Callable[..., Proxy]
 ) -> None:

@@ -263,6 +263,7 @@ def role(migrated_database_url: str) -> Iterator[tuple[psycopg.Connection, str, 
         owner.execute(sql.SQL("DROP ROLE {0}").format(sql.Identifier(name)))
 
 
+@pytest.mark.slow
 async def test_the_documented_grants_are_enough_and_each_is_needed(
     role: tuple[psycopg.Connection, str, str],
     redis: Redis,

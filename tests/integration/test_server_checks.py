@@ -159,6 +159,7 @@ async def test_statement_pooling_is_refused_by_name(
     assert (found["pooler"]["level"], "statement mode" in found["pooler"]["message"]) == ("problem", True)
 
 
+@pytest.mark.slow
 async def test_setups_over_a_session_pooler_need_one_connection_each(
     database_url: str, redis_url: str, redis_prefix: str, started_pgbouncer: Callable[..., str]
 ) -> None:

@@ -103,6 +103,7 @@ async def test_no_process_serves_is_no_wait(
         assert time.monotonic() - started_at < RIGHT_SECONDS
 
 
+@pytest.mark.slow
 async def test_busy_pool_delays_no_heartbeat(
     migrated_database_url: str, addresses: tuple[Proxy, Proxy], prefix: str
 ) -> None:
@@ -227,6 +228,7 @@ async def has_opened(saver: CachedPostgresSaver) -> bool:
     return saver.stats()["breaker_openings"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["reader", "writer"])
 async def test_failover_behind_one_address_hides_no_write(
     migrated_database_url: str,
@@ -257,6 +259,7 @@ async def test_failover_behind_one_address_hides_no_write(
         await until_hits(reader, conversation)
 
 
+@pytest.mark.slow
 async def test_return_to_former_server_finds_it_empty(
     migrated_database_url: str,
     two_servers: tuple[RedisServer, RedisServer],
@@ -275,6 +278,7 @@ async def test_return_to_former_server_finds_it_empty(
             await until_hits(reader, conversation)
 
 
+@pytest.mark.slow
 async def test_second_redis_under_one_prefix_is_refused(
     migrated_database_url: str,
     two_servers: tuple[RedisServer, RedisServer],

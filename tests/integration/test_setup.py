@@ -68,6 +68,7 @@ def set_up_when_all_are_there(all_there: Any, *arguments: str) -> None:
     asyncio.run(set_up(*arguments))
 
 
+@pytest.mark.slow
 async def test_many_processes_may_set_up_one_database_at_once(
     database_url: str, redis_url: str, redis: Redis, redis_prefix: str
 ) -> None:

@@ -122,6 +122,7 @@ async def test_callers_check_of_a_silent_connection_ends_in_time(
         await saver.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 async def test_silent_connection_fails_reads_in_time(
     place: str,
@@ -173,6 +174,7 @@ async def test_idle_connection_that_went_silent_is_replaced(
         assert took < 3 * LIMIT_SECONDS, "one check finds it, and all are replaced"
 
 
+@pytest.mark.slow
 async def test_recent_connections_are_checked_while_one_is_late(
     migrated_database_url: str,
     redis_url: str,
@@ -227,6 +229,7 @@ async def test_other_threads_are_written_past_a_late_batch(
         assert (await late)[1] is None, "the lock is gone, and it is stored"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("idle", [False, True], ids=["statement", "check"])
 async def test_blocked_loop_is_no_silent_connection(
     migrated_database_url: str,
@@ -278,6 +281,7 @@ async def test_statement_of_a_closed_connection_is_ended(
         await eventually(nobody_waits)
 
 
+@pytest.mark.slow
 async def test_aclose_ends_though_postgres_is_silent(
     migrated_database_url: str,
     redis_url: str,

@@ -217,6 +217,7 @@ async def test_locked_row_of_one_stale_thread_stops_no_other(alone: Alone, redis
     await alone.reader_is_told()
 
 
+@pytest.mark.slow
 async def test_locked_table_of_stale_threads_ends_each_poll(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_table, "LOCK_SECONDS_MAX", 0.1)
     async with await psycopg.AsyncConnection.connect(alone.url) as blocker:
