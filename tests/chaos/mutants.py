@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from langgraph_checkpoint_cached.database_identity import DatabaseIdentity
 from langgraph_checkpoint_cached.engine import read_path
 from langgraph_checkpoint_cached.engine.invalidation import StaleThreadInvalidator
 from langgraph_checkpoint_cached.engine.journal_replayer import JournalReplayer
-from langgraph_checkpoint_cached.engine.serving_right import ServingRight
 from langgraph_checkpoint_cached.engine.write_behind import WriteBehindQueue
 from langgraph_checkpoint_cached.stores.postgres import store
 from langgraph_checkpoint_cached.stores.postgres.known_parents import KnownParents
@@ -262,16 +260,6 @@ def _parents_taken_for_granted() -> None:
     KnownParents.check = no_check  # type: ignore[method-assign]
 
 
-def _right_lasts_for_ever() -> None:
-    """A process that has once had the right to serve from Redis keeps it, whatever becomes of its heartbeats."""
-
-    def extend(self: ServingRight, sent_at: float, seconds: float = 0.0) -> None:
-        self.until = math.inf
-
-    ServingRight.extend = extend  # type: ignore[method-assign]
-    ServingRight.end = lambda self: None  # type: ignore[method-assign]
-
-
 MUTANTS: dict[str, Mutant] = {
     "early": Mutant("write-through", _acknowledged_early, "pg-terminate,pg-cut,worker-kill", ("lost",)),
     "invalidation": Mutant(
@@ -326,7 +314,6 @@ MUTANTS: dict[str, Mutant] = {
     "memory": Mutant("memory", _memory_lost, "redis-kill", ("lost", "older", "turns"), mode="write_behind"),
     "identity": Mutant("identity", _built_on_lost, "pg-rewind", ("orphans", "backwards", "tiers")),
     "parent": Mutant("parent", _parents_taken_for_granted, "pg-rewind", ("orphans",)),
-    "right": Mutant("right", _right_lasts_for_ever, "cut-one,pg-away,worker-stop", ("older", "backwards")),
     "recovery": Mutant(
         "others end the leases of who dies",
         _never_recovered,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import redis
 
+from langgraph_checkpoint_cached.engine.serving_right import RIGHT_SECONDS
 from tests.chaos.gates import Direction, Gate
 from tests.chaos.kills import (
     fail_over,
@@ -256,6 +257,18 @@ async def worker_large(world: World, rng: random.Random, seconds: float) -> None
     await asyncio.sleep(seconds)
 
 
+async def cut_apart(world: World, rng: random.Random, seconds: float) -> None:
+    """Cuts a worker off from Redis and another one from Postgres, for longer than a right to serve lasts."""
+    writer, reader = rng.sample(range(len(world.workers)), 2)
+    async with world.disturb():
+        gates = [world.redis_gates[writer], world.postgres_gates[reader]]
+        for gate in gates:
+            gate.shut()
+        await asyncio.sleep(RIGHT_SECONDS + seconds)
+        for gate in gates:
+            gate.open()
+
+
 Fault = Callable[[World, random.Random, float], Awaitable[None]]
 
 OF_REDIS: dict[str, Fault] = {
@@ -272,6 +285,7 @@ OF_REDIS: dict[str, Fault] = {
     "cut-one": cut_one,
     "stall-one": stall_one,
     "cut-all": cut_all,
+    "pg-cut-apart": cut_apart,
     "pg-cut-alone": pg_cut_alone,
     "worker-kill-cut": worker_kill_cut,
 }
@@ -307,6 +321,7 @@ KEEP_DATA = [
     "cut-one",
     "stall-one",
     "cut-all",
+    "pg-cut-apart",
     "pg-cut-alone",
 ]
 """Faults after which Redis still has its journals."""
