@@ -29,7 +29,7 @@ TESTS = Path(__file__).parent
 LEVELS = ("unit", "models", "contract", "conformance", "chaos", "equivalence", "integration")
 """Directories of tests, the fast ones first. Of chaos, only the slow tests take long."""
 LONG_FILES = ("test_cancellation", "test_graphs", "test_snippets")
-WORKERS = 2
+WORKERS = 3
 TIMES = {
     "not slow": 'the fast tests, on two cores about 5 minutes; all of them: make test-all, or pytest -m ""',
     "": "all tests, on two cores about 15 minutes; the fast ones: make test, or pytest",

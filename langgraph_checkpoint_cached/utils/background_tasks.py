@@ -21,7 +21,8 @@ class BackgroundTasks:
     without an answer.
 
     When an event loop ends, asyncio cancels all tasks and waits for those, but not for the ones that they, or the
-    replies that come meanwhile, begin then. So a cancelled task waits for them.
+    replies that come meanwhile, begin then. So a cancelled task waits for them. What is left behind where none
+    could wait is not reported: it ends as in a process that dies.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class BackgroundTasks:
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start the work and keep it alive. An error nobody waits for any more is not reported again."""
         task = asyncio.create_task(_outlast_later_work(work), name=getattr(work, "__qualname__", None))
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._running.add(task)
         _active(task.get_loop()).add(task)
         task.add_done_callback(partial(self._forget, work))

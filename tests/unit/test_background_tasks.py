@@ -70,6 +70,20 @@ def test_work_that_begins_while_the_loop_ends_is_waited_for(caplog: pytest.LogCa
     assert not left_behind(caplog)
 
 
+def test_work_left_behind_by_a_loop_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
+    tasks = BackgroundTasks()
+
+    async def main() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda _: loop.call_soon(tasks.start, never()))
+
+    asyncio.run(main())
+    assert len(tasks) == 1
+    tasks = BackgroundTasks()
+    assert not left_behind(caplog)
+
+
 def test_ending_loop_waits_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background_tasks, "LINGER_SECONDS_MAX", SECONDS)
     tasks = BackgroundTasks()
