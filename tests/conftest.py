@@ -30,9 +30,10 @@ LEVELS = ("unit", "models", "contract", "conformance", "chaos", "equivalence", "
 """Directories of tests, the fast ones first. Of chaos, only the slow tests take long."""
 LONG_FILES = ("test_cancellation", "test_graphs", "test_snippets")
 WORKERS = 3
+"""Processes, which wait for servers and timers more than they compute."""
 TIMES = {
     "not slow": 'the fast tests, on two cores about 5 minutes; all of them: make test-all, or pytest -m ""',
-    "": "all tests, on two cores about 15 minutes; the fast ones: make test, or pytest",
+    "": "all tests, on two cores about 20 minutes; the fast ones: make test, or pytest",
 }
 MEMORY, MEMORY_BYTES_MIN = "/dev/shm", 2 * 1024**3
 
@@ -47,10 +48,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run everything in two processes, each with servers of its own, where nothing speaks against it."""
+    """Run everything in several processes, each with servers of its own, where nothing speaks against it."""
     if runs_everything(config) and not hasattr(config, "workerinput"):
         make_room(config)
-        if (os.cpu_count() or 1) >= WORKERS and config.pluginmanager.hasplugin("xdist") and not given_servers():
+        if (os.cpu_count() or 1) > 1 and config.pluginmanager.hasplugin("xdist") and not given_servers():
             share_out(config)
 
 
