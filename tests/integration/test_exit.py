@@ -187,9 +187,8 @@ def frames_of_ours(stacks: str) -> list[str]:
     Where none is, Python or LangGraph have lost a thread or a lock of an executor to the Ctrl-C, as they do over
     upstream's saver too.
     """
-    return [
-        line for line in stacks.splitlines() if "langgraph_checkpoint_cached/" in line and "in _serve" not in line
-    ]
+    lines = stacks.partition("Fatal Python error")[2].splitlines()  # before that stands where Ctrl-C came
+    return [line for line in lines if "langgraph_checkpoint_cached/" in line and "in _serve" not in line]
 
 
 def test_exit_flushes_write_behind(run: Callable[..., Ended], migrated_database_url: str) -> None:
