@@ -344,14 +344,9 @@ class SharedFence:
     stays: bool = False  # a write under it may not have ended
 
 
-def all_but(dropped: str | None) -> Callable[[str], bool]:
-    """Say of each rule whether it holds. A function, so that copies of a state share it and nothing else."""
-    return lambda rule: rule != dropped
-
-
 class World:
     def __init__(self, rng: random.Random, dropped: str | None, redis: Redis | None = None) -> None:
-        self.rng, self.on = rng, all_but(dropped)
+        self.rng, self.on = rng, command.all_but(dropped)
         self.redis = redis or Redis(self.on)
         self.snapshot = self.redis.snapshot()
         self.checkpoints: dict[int, Values] = {}  # what Postgres holds

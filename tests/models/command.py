@@ -7,6 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Collection
 
 
+def all_but(dropped: str | None) -> Callable[[str], bool]:
+    """Say of each rule whether it holds. A function, so that copies of a state share it and nothing else."""
+    return lambda rule: rule != dropped
+
+
 def run(description: str, rules: Collection[str], explore: Callable[[int, str | None], dict[str, int]]) -> int:
     """Explore one interleaving per seed; print the first violation, or how often what happened.
 

@@ -280,14 +280,9 @@ class Process:
     alive: bool = True
 
 
-def all_but(dropped: str | None) -> Callable[[str], bool]:
-    """Say of each rule whether it holds. A function, so that copies of a state share it and nothing else."""
-    return lambda rule: rule != dropped
-
-
 class World:
     def __init__(self, rng: random.Random, dropped: str | None) -> None:
-        self.rng, self.on = rng, all_but(dropped)
+        self.rng, self.on = rng, command.all_but(dropped)
         self.second_looks = random.Random(0)  # of its own, so that what else happens is as it was without them
         self.ids = itertools.count(1)
         self.redis, self.postgres = Redis(self.on), Postgres()

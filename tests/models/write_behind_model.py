@@ -312,7 +312,7 @@ class Transaction:
 
 class World:
     def __init__(self, rng: random.Random, dropped: str | None) -> None:
-        self.rng, self.on = rng, all_but(dropped)
+        self.rng, self.on = rng, command.all_but(dropped)
         # Each run has its own mixture: some violations need many faults of one kind, and few of another.
         self.longest_pause = rng.choice((1, 10, 80))
         self.fault_weights = [weight * rng.choice((0.3, 1, 3)) for weight in FAULTS.values()]
@@ -1138,11 +1138,6 @@ class World:
                 steps.close()
         self.in_flight = [step for step in self.in_flight if step[0] is None]
         self.requests.clear()
-
-
-def all_but(dropped: str | None) -> Callable[[str], bool]:
-    """Say of each rule whether it holds. A function, so that copies of a state share it and nothing else."""
-    return lambda rule: rule != dropped
 
 
 def explore(seed: int, dropped: str | None = None) -> dict[str, int]:

@@ -103,7 +103,7 @@ class Process:
 IMPORTS = """
 import asyncio, contextlib, gc, multiprocessing, os, signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts the tests in the background has it ignored
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from langgraph_checkpoint_cached import *
 from tests.support.scripts import graph_of, on, opening, opening_async, ready, sockets
 """
